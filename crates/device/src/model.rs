@@ -1,0 +1,92 @@
+//! What a device model is.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::{Clock, GuestMemory, Interrupts, StateError, StateRecord};
+
+/// A PCI device's function without its configuration space.
+///
+/// A model is a state machine without threads: it acts only inside these calls, which its owner
+/// makes one at a time. Its state is plain data apart from the code that works on it, and complete
+/// whenever a call has returned, so it can be saved between any two calls.
+///
+/// All values that come from the guest (offsets, register values, descriptors) may be hostile. No
+/// call may panic, allocate without bound, or loop longer than its budget; what the datasheet
+/// leaves undefined is ignored.
+pub trait Model: Send {
+    /// The guest reads `data.len()` bytes (1, 2, 4 or 8) at `offset` of BAR `bar`.
+    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8], access: &Access<'_>);
+
+    /// The guest writes `data` (1, 2, 4 or 8 bytes) at `offset` of BAR `bar`.
+    fn write(&mut self, bar: u8, offset: u64, data: &[u8], access: &Access<'_>);
+
+    /// Returns the device to its state after power-on or a function-level reset.
+    fn reset(&mut self, kind: Reset);
+
+    /// Does work that is due: received frames, rest of a ring, an expired timer. Bounded; says
+    /// when it wants to be called again.
+    fn poll(&mut self, access: &Access<'_>) -> Progress;
+
+    /// The descriptor whose readiness makes a [`poll`](Self::poll) worthwhile.
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether [`poll_fd`](Self::poll_fd) is to be waited on for writing too.
+    fn poll_write(&self) -> bool {
+        false
+    }
+
+    /// The state that [`load`](Self::load) needs to go on from here on another host.
+    ///
+    /// # Errors
+    /// When the device is in a state that cannot be carried.
+    fn save(&self) -> Result<StateRecord, StateError>;
+
+    /// Takes over a saved state, whole or not at all.
+    ///
+    /// # Errors
+    /// When the record is of another device or version, or does not hold together.
+    fn load(&mut self, record: &StateRecord) -> Result<(), StateError>;
+
+    /// Called once after [`load`](Self::load) when the VM is about to run here: raise interrupts
+    /// that may have been lost on the way, announce addresses to the network.
+    fn resume(&mut self, access: &Access<'_>);
+}
+
+/// What a model may use during one call.
+#[derive(Clone, Copy)]
+pub struct Access<'a> {
+    /// Guest memory, or `None` while the function is not a bus master or is halted. Work that
+    /// needs it stays where it is until a later [`Model::poll`].
+    pub memory: Option<&'a dyn GuestMemory>,
+    /// The function's interrupts.
+    pub interrupts: &'a dyn Interrupts,
+    /// Time.
+    pub clock: &'a dyn Clock,
+}
+
+impl std::fmt::Debug for Access<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access")
+            .field("memory", &self.memory.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// When a model wants its next [`Model::poll`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// At once: the budget of this call ran out.
+    More,
+    /// When its descriptor is ready, the guest writes to it, or this much time has passed.
+    Idle(Option<Duration>),
+}
+
+/// What reset a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reset {
+    /// The whole machine or the bus: everything, as after power-on.
+    Bus,
+    /// Function-level reset, asked for by the guest in configuration space.
+    Function,
+}

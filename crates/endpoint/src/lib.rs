@@ -1,0 +1,1 @@
+//! One PCI endpoint of a VM: joins model, configuration space, MSI-X and guest memory.

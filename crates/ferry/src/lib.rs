@@ -1,0 +1,1 @@
+//! The migration itself: phases, strategies, check, link, report.

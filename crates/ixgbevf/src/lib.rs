@@ -1,0 +1,1 @@
+//! Intel 82599 virtual function: registers and model.

@@ -1,0 +1,2 @@
+//! What runs inside the lab guest.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The built-in lab: Debian root, QEMU, guests, load.

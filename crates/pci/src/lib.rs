@@ -1,0 +1,1 @@
+//! PCI configuration space, capabilities, BARs and MSI-X of an endpoint.

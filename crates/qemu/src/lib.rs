@@ -1,0 +1,1 @@
+//! QMP client, and what vferry asks of QEMU.

@@ -1,0 +1,2 @@
+//! The vferry command.
+fn main() {}
