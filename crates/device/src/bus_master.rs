@@ -1,2 +1,212 @@
-//! (being written)
-pub struct BusMaster;
+//! The gate through which all of a function's DMA goes.
+//!
+//! A burst of DMA runs under a [`Dma`] permit. [`BusMaster::halt`] waits for the permits that are
+//! out, closes the gate and only then returns: from that moment no byte of guest memory changes by
+//! this function's hand until [`BusMaster::unhalt`]. Nothing is inferred from elapsed time.
+//!
+//! Memory maps change only under the same lock, so an unmap that has returned is final too.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::memory::{DirtySink, DmaError, GuestMemory, MapError, MapRequest, MemoryMap};
+
+/// One function's access to guest memory.
+#[derive(Debug, Default)]
+pub struct BusMaster {
+    gate: RwLock<Gate>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    map: MemoryMap,
+    /// Bus Master Enable of the Command register (PCI Local Bus 3.0, 6.2.2).
+    enabled: bool,
+    halted: bool,
+}
+
+impl BusMaster {
+    /// Asks for a burst of DMA. `None` while the guest has bus mastering off or after a halt.
+    ///
+    /// The burst ends when the permit is dropped; it must be short, as `halt` waits for it.
+    pub fn begin(&self) -> Option<Dma<'_>> {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        (gate.enabled && !gate.halted).then_some(Dma { gate })
+    }
+
+    /// The guest switched bus mastering on or off. Off means off: waits for bursts under way.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.close().enabled = enabled;
+    }
+
+    /// Stops all DMA: waits for bursts under way, refuses new ones.
+    pub fn halt(&self) {
+        self.close().halted = true;
+    }
+
+    /// Lets DMA go on after a halt (a migration that was given up, or has arrived).
+    pub fn unhalt(&self) {
+        self.close().halted = false;
+    }
+
+    /// Maps `request`'s range, from `fd` if there is one.
+    ///
+    /// # Errors
+    /// See [`MapError`]; nothing changed then.
+    pub fn map(&self, request: MapRequest, fd: Option<OwnedFd>) -> Result<(), MapError> {
+        self.close().map.insert(request, fd.map(File::from))
+    }
+
+    /// Unmaps exactly one mapped range.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] when no mapping has this address and size.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<(), MapError> {
+        self.close().map.remove(iova, size)
+    }
+
+    /// Unmaps everything.
+    pub fn unmap_all(&self) {
+        self.close().map.clear();
+    }
+
+    /// Moves the dirty bits gathered since the last call to `sink`. Devices may go on meanwhile;
+    /// what they write then is in this drain or in the next.
+    pub fn drain_dirty(&self, sink: &mut dyn DirtySink) {
+        // Bits of ranges that were unmapped are kept in the map itself, hence the exclusive lock.
+        let kept = self.close().map.take_unmapped_dirty();
+        for (first_page, word) in kept {
+            sink.mark_words(first_page, &[word]);
+        }
+        self.gate
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map
+            .drain_dirty(sink);
+    }
+
+    /// Forgets the dirty bits gathered so far: a full copy of memory starts after this call.
+    pub fn discard_dirty(&self) {
+        struct Nowhere;
+        impl DirtySink for Nowhere {
+            fn mark_words(&mut self, _: u64, _: &[u64]) {}
+        }
+        self.drain_dirty(&mut Nowhere);
+    }
+
+    /// The distinct files behind the mapped memory, in the order of their lowest address: guest
+    /// RAM as the VMM holds it, for digests.
+    pub fn memory_files(&self) -> Vec<File> {
+        self.gate
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map
+            .files()
+    }
+
+    fn close(&self) -> RwLockWriteGuard<'_, Gate> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Permission for one burst of DMA.
+#[derive(Debug)]
+#[must_use]
+pub struct Dma<'a> {
+    gate: RwLockReadGuard<'a, Gate>,
+}
+
+impl GuestMemory for Dma<'_> {
+    fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.gate.map.read(iova, buf)
+    }
+
+    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
+        self.gate.map.write(iova, data)
+    }
+
+    fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaError> {
+        self.gate.map.store_u64(iova, value)
+    }
+
+    fn store_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
+        self.gate.map.store_u32(iova, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::memory::tests::{memfd, request};
+
+    fn bus(pages: u64) -> (BusMaster, File) {
+        let file = memfd(pages);
+        let bus = BusMaster::default();
+        bus.set_enabled(true);
+        bus.map(request(0, pages), Some(file.try_clone().unwrap().into()))
+            .unwrap();
+        (bus, file)
+    }
+
+    #[test]
+    fn no_burst_without_bus_master_enable() {
+        let (bus, _file) = bus(1);
+        bus.set_enabled(false);
+        assert!(bus.begin().is_none());
+        bus.set_enabled(true);
+        assert!(bus.begin().is_some());
+    }
+
+    #[test]
+    fn halt_outlasts_bus_master_enable_and_ends_with_unhalt() {
+        let (bus, _file) = bus(1);
+        bus.halt();
+        bus.set_enabled(true);
+        assert!(bus.begin().is_none());
+        bus.unhalt();
+        assert!(bus.begin().is_some());
+    }
+
+    /// The promise of `halt`: a burst that has begun is over, with all its writes, when it returns.
+    #[test]
+    fn halt_returns_only_after_the_burst_under_way() {
+        let (bus, file) = bus(1);
+        let bus = Arc::new(bus);
+        let halted = Arc::new(AtomicBool::new(false));
+        let dma = bus.begin().unwrap();
+        let other = std::thread::spawn({
+            let (bus, halted) = (Arc::clone(&bus), Arc::clone(&halted));
+            move || {
+                bus.halt();
+                halted.store(true, Ordering::SeqCst);
+                let mut word = [0; 8];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut word, 0).unwrap();
+                u64::from_le_bytes(word)
+            }
+        });
+        for value in 1..=100_000 {
+            dma.store_u64(0, value).unwrap();
+            assert!(!halted.load(Ordering::SeqCst), "halted during a burst");
+        }
+        drop(dma);
+        assert_eq!(other.join().unwrap(), 100_000);
+        assert!(bus.begin().is_none());
+    }
+
+    #[test]
+    fn dirty_bits_survive_the_unmapping_of_their_range() {
+        let (bus, _file) = bus(4);
+        bus.begin().unwrap().write(0x1fff, &[1, 2]).unwrap();
+        bus.unmap(0, 0x4000).unwrap();
+        let mut seen = Vec::new();
+        bus.drain_dirty(&mut |page| seen.push(page));
+        assert_eq!(seen, [1, 2]);
+        seen.clear();
+        bus.drain_dirty(&mut |page| seen.push(page));
+        assert!(seen.is_empty(), "drained twice");
+    }
+}

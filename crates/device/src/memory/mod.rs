@@ -1,5 +1,10 @@
 //! Guest memory as a device sees it: addresses on its bus, and errors instead of faults.
 
+mod map;
+
+pub(crate) use map::MemoryMap;
+pub use map::{MapError, MapRequest};
+
 /// Reads and writes of guest memory by DMA.
 ///
 /// An access that is not wholly inside mapped memory fails and may have moved a part of it.
@@ -97,3 +102,28 @@ impl GuestMemory for FlatMemory {
         self.write(iova, &value.to_le_bytes())
     }
 }
+
+/// Bytes of a page, the unit of dirty tracking.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Where dirty pages are reported to.
+pub trait DirtySink {
+    /// Bit `n` of `words[i]` stands for guest page `first_page + 64 * i + n`.
+    fn mark_words(&mut self, first_page: u64, words: &[u64]);
+}
+
+/// A closure that takes one page number at a time.
+impl<F: FnMut(u64)> DirtySink for F {
+    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+        for (index, &word) in (0u64..).zip(words) {
+            let mut bits = word;
+            while bits != 0 {
+                self(first_page + index * 64 + u64::from(bits.trailing_zeros()));
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,7 @@
+use device::lifecycle::{Migratable, Running};
+
+fn migrate<D: Migratable>(running: Running<D>) {
+    let _ = running.mark(&mut |_page| {});
+}
+
+fn main() {}

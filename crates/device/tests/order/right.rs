@@ -1,0 +1,9 @@
+use device::lifecycle::{HandedOver, Migratable, Running};
+
+fn migrate<D: Migratable>(running: Running<D>) -> Option<(D::State, HandedOver<D>)> {
+    let marked = running.halt().ok()?.mark(&mut |_page| {}).ok()?;
+    let state = marked.save().ok()?;
+    Some((state, marked.hand_over()))
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use device::lifecycle::{Marked, Migratable};
+
+fn migrate<D: Migratable>(marked: Marked<D>) {
+    let _gone = marked.hand_over();
+    let _here = marked.resume();
+}
+
+fn main() {}

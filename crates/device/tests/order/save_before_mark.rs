@@ -1,0 +1,7 @@
+use device::lifecycle::{Halted, Migratable};
+
+fn migrate<D: Migratable>(halted: Halted<D>) {
+    let _ = halted.save();
+}
+
+fn main() {}
