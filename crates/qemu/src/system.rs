@@ -1,0 +1,101 @@
+//! Stop, continue, quit, and the run state.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{Qmp, QmpError};
+
+/// QEMU's `RunState`, as far as vferry tells them apart.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum RunState {
+    /// The vCPUs run.
+    Running,
+    /// Stopped by `stop`, or loaded by a migration that was told not to start.
+    Paused,
+    /// Started with `-S`, never run.
+    Prelaunch,
+    /// Waits for an incoming migration, or is receiving one.
+    InMigrate,
+    /// The source after its migration completed. It must not run again.
+    PostMigrate,
+    /// The source while the last part of its state is sent.
+    FinishMigrate,
+    /// The guest is suspended to RAM.
+    Suspended,
+    /// The guest shut down.
+    Shutdown,
+    /// The guest panicked and told QEMU.
+    GuestPanicked,
+    /// Any other, in QEMU's words.
+    Other(String),
+}
+
+impl From<String> for RunState {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "prelaunch" => Self::Prelaunch,
+            "inmigrate" => Self::InMigrate,
+            "postmigrate" => Self::PostMigrate,
+            "finish-migrate" => Self::FinishMigrate,
+            "suspended" => Self::Suspended,
+            "shutdown" => Self::Shutdown,
+            "guest-panicked" => Self::GuestPanicked,
+            _ => Self::Other(name),
+        }
+    }
+}
+
+/// The answer to `query-status`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RunStatus {
+    /// Whether the vCPUs run.
+    pub running: bool,
+    /// Why, or why not.
+    pub status: RunState,
+}
+
+impl Qmp {
+    /// `query-status`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn run_status(&self) -> Result<RunStatus, QmpError> {
+        self.query("query-status")
+    }
+
+    /// `stop`: pauses the vCPUs. QEMU answers when they and all devices have stopped, which includes
+    /// the sidecar's stop hook.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn stop(&self) -> Result<(), QmpError> {
+        self.execute("stop", json!({})).map(drop)
+    }
+
+    /// `cont`: lets the vCPUs run. While waiting for a migration it only takes back `-S`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn cont(&self) -> Result<(), QmpError> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
+    /// `quit`: ends QEMU at once, without telling the guest. It counts as done when QEMU answers or
+    /// is gone, for it may exit before its answer is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`], except for a lost connection.
+    pub fn quit(&self) -> Result<(), QmpError> {
+        match self.execute("quit", json!({})) {
+            Ok(_) | Err(QmpError::Disconnected { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
