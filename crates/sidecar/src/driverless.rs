@@ -7,9 +7,12 @@
 //!
 //! # What it does not do
 //!
-//! It assigns no BAR and switches no decoding on: without a firmware or an operating system that
-//! did, there is nothing to migrate yet. It does not see a driver that binds at the very same
-//! moment; that driver begins with a reset and starts the device itself.
+//! * It assigns no BAR and switches no decoding on: without a firmware or an operating system that
+//!   did, there is nothing to migrate yet.
+//! * It cannot lock out the guest. Linux resets a virtio device when its bus driver finds it, not
+//!   when the file system driver is loaded later, so a driver that comes after [`start`] finds a
+//!   device that runs already, and its mounts hang. Hence: start it just before a migration, and
+//!   [`release`] it when that is over, here or on the destination.
 
 use std::io;
 
@@ -67,6 +70,8 @@ const DEVICE_FEATURE: u64 = 0x04;
 const DRIVER_FEATURE_SELECT: u64 = 0x08;
 const DRIVER_FEATURE: u64 = 0x0c;
 const DEVICE_STATUS: u64 = 0x14;
+const QUEUE_SELECT: u64 = 0x16;
+const QUEUE_ENABLE: u64 = 0x1c;
 const COMMON_LEN: u32 = 0x38;
 
 // Virtio 1.2, 2.1.
@@ -74,6 +79,7 @@ const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
+const RUNNING: u8 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 /// `VIRTIO_F_VERSION_1`, bit 32: bit 0 of the upper word. The only feature that is taken; no other
 /// makes a difference to a device without queues.
@@ -82,22 +88,41 @@ const VERSION_1: u32 = 1;
 /// Reads of the status until a reset must be over.
 const RESET_READS: usize = 1000;
 
-/// Brings the device from reset to `DRIVER_OK`, unless a driver has it.
+/// Brings the device to `DRIVER_OK`, unless a guest driver has it.
 ///
 /// # Errors
-/// [`DriverlessError`]; nothing was written except in the last three cases, where the device is
-/// left reset.
+/// [`DriverlessError`]. Nothing was written if the reason is that the device is absent, cannot be
+/// reached yet or is bound; in the other cases it is left without a driver.
 pub fn start(window: &mut dyn PciWindow) -> Result<(), DriverlessError> {
-    let common = find_common(window)?;
-    let mut device = Common { window, at: common };
+    let mut device = Common::find(window)?;
+    // ACKNOWLEDGE alone is the guest's bus driver: it has seen the device and knows no driver.
     match device.status()? {
-        0 => {}
+        0 | ACKNOWLEDGE => {}
         status => return Err(DriverlessError::DriverBound { status }),
     }
     device.initialise().inspect_err(|_| {
         // Best effort: the error that matters is the one at hand.
-        let _ = device.set_status(0);
+        let _ = device.abandon();
     })
+}
+
+/// Undoes [`start`], also where the VM has moved to meanwhile, so that a guest driver that comes
+/// later finds the device as it should be. Does nothing to a device that does not run.
+///
+/// # Errors
+/// [`DriverlessError`], in particular [`DriverBound`](DriverlessError::DriverBound) when a guest
+/// driver has set up a queue: then the device is its own.
+pub fn release(window: &mut dyn PciWindow) -> Result<(), DriverlessError> {
+    let mut device = Common::find(window)?;
+    if device.status()? != RUNNING {
+        return Ok(());
+    }
+    // A file system driver always has its request queue, behind the one for high priority.
+    device.write_u16(QUEUE_SELECT, 1)?;
+    if device.read_u16(QUEUE_ENABLE)? != 0 {
+        return Err(DriverlessError::DriverBound { status: RUNNING });
+    }
+    device.abandon()
 }
 
 /// Why the device was not started.
@@ -131,8 +156,11 @@ pub enum DriverlessError {
          disabled it"
     )]
     DecodeOff,
-    /// A guest driver has the device.
-    #[error("a guest driver has the sidecar (device status {status:#04x}): it starts it itself")]
+    /// A guest driver, or an earlier [`start`], has the device.
+    #[error(
+        "the sidecar is in use (device status {status:#04x}): a guest driver has it, which starts \
+         it itself, or it was started before"
+    )]
     DriverBound {
         /// The device status.
         status: u8,
@@ -221,7 +249,12 @@ struct Common<'w> {
     at: u64,
 }
 
-impl Common<'_> {
+impl<'w> Common<'w> {
+    fn find(window: &'w mut dyn PciWindow) -> Result<Self, DriverlessError> {
+        let at = find_common(window)?;
+        Ok(Self { window, at })
+    }
+
     fn initialise(&mut self) -> Result<(), DriverlessError> {
         self.reset()?;
         let mut status = ACKNOWLEDGE;
@@ -251,6 +284,12 @@ impl Common<'_> {
         }
     }
 
+    /// Leaves the device as the guest's bus driver does that found no driver for it.
+    fn abandon(&mut self) -> Result<(), DriverlessError> {
+        self.reset()?;
+        Ok(self.set_status(ACKNOWLEDGE)?)
+    }
+
     fn reset(&mut self) -> Result<(), DriverlessError> {
         self.set_status(0)?;
         let mut status = 0;
@@ -272,6 +311,17 @@ impl Common<'_> {
 
     fn set_status(&mut self, status: u8) -> io::Result<()> {
         self.window.memory_write(self.at + DEVICE_STATUS, &[status])
+    }
+
+    fn read_u16(&mut self, field: u64) -> io::Result<u16> {
+        let mut data = [0; 2];
+        self.window.memory_read(self.at + field, &mut data)?;
+        Ok(u16::from_le_bytes(data))
+    }
+
+    fn write_u16(&mut self, field: u64, value: u16) -> io::Result<()> {
+        self.window
+            .memory_write(self.at + field, &value.to_le_bytes())
     }
 
     fn read_u32(&mut self, field: u64) -> io::Result<u32> {

@@ -15,6 +15,8 @@ struct Fake {
     refuses_features: bool,
     refuses_driver_ok: bool,
     resets: bool,
+    queue_select: u16,
+    queue_enabled: [u16; 2],
 }
 
 impl Fake {
@@ -29,6 +31,8 @@ impl Fake {
             refuses_features: false,
             refuses_driver_ok: false,
             resets: true,
+            queue_select: 0,
+            queue_enabled: [0; 2],
         };
         fake.put(0, &[0xf4, 0x1a, 0x5a, 0x10, 0x06, 0, 0x10, 0]);
         // BAR 4, 64-bit, prefetchable.
@@ -68,6 +72,10 @@ impl PciWindow for Fake {
                 let word = self.offered >> (32 * self.select[0]);
                 data.copy_from_slice(&word.to_le_bytes()[..4]);
             }
+            QUEUE_ENABLE => {
+                let enabled = self.queue_enabled[usize::from(self.queue_select)];
+                data.copy_from_slice(&enabled.to_le_bytes());
+            }
             other => panic!("read of field {other:#x}"),
         }
         Ok(())
@@ -85,6 +93,9 @@ impl PciWindow for Fake {
                     s => s,
                 };
             }
+            QUEUE_SELECT => {
+                self.queue_select = u16::from_le_bytes(data.try_into().expect("2 bytes wide"));
+            }
             DEVICE_FEATURE_SELECT => self.select[0] = word(),
             DRIVER_FEATURE_SELECT => self.select[1] = word(),
             DRIVER_FEATURE => self.accepted |= u64::from(word()) << (32 * self.select[1]),
@@ -96,16 +107,43 @@ impl PciWindow for Fake {
 
 #[test]
 fn a_free_device_is_started_in_the_order_of_the_specification() {
+    // Never touched, or seen by a bus driver that has no driver for it.
+    for status in [0, 1] {
+        let mut fake = Fake::new();
+        fake.status = status;
+        start(&mut fake).expect("nothing stands against it");
+        assert_eq!(fake.written, [0, 1, 3, 11, 15]);
+        assert_eq!(fake.status, 15);
+        assert_eq!(fake.accepted, 1 << 32);
+    }
+}
+
+#[test]
+fn a_release_leaves_the_device_to_a_later_driver() {
     let mut fake = Fake::new();
     start(&mut fake).expect("nothing stands against it");
-    assert_eq!(fake.written, [0, 1, 3, 11, 15]);
+    fake.written.clear();
+    release(&mut fake).expect("no queue is enabled");
+    assert_eq!(fake.written, [0, 1]);
+    release(&mut fake).expect("there is nothing to do");
+    assert_eq!(fake.written, [0, 1]);
+}
+
+#[test]
+fn a_release_spares_a_driver_with_queues() {
+    let mut fake = Fake::new();
+    fake.status = 15;
+    fake.queue_enabled = [0, 1];
+    assert!(matches!(
+        release(&mut fake),
+        Err(DriverlessError::DriverBound { status: 15 })
+    ));
     assert_eq!(fake.status, 15);
-    assert_eq!(fake.accepted, 1 << 32);
 }
 
 #[test]
 fn a_bound_driver_is_left_alone() {
-    for status in [1, 3, 15, 0x80] {
+    for status in [3, 15, 0x80] {
         let mut fake = Fake::new();
         fake.status = status;
         let error = start(&mut fake).expect_err("a driver is there");
@@ -165,14 +203,14 @@ fn broken_capability_lists_end() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_the_device_reset() {
+fn a_start_that_fails_leaves_the_device_without_a_driver() {
     let mut legacy = Fake::new();
     legacy.offered = 1 << 28;
     let mut picky = Fake::new();
     picky.refuses_features = true;
     for mut fake in [legacy, picky] {
         assert!(matches!(start(&mut fake), Err(DriverlessError::Features)));
-        assert_eq!(fake.status, 0);
+        assert_eq!(fake.status, 1);
     }
     let mut unserved = Fake::new();
     unserved.refuses_driver_ok = true;
@@ -180,7 +218,7 @@ fn a_start_that_fails_leaves_the_device_reset() {
         start(&mut unserved),
         Err(DriverlessError::NotStarted { status: 11 })
     ));
-    assert_eq!(unserved.status, 0);
+    assert_eq!(unserved.status, 1);
 }
 
 #[test]
