@@ -31,9 +31,22 @@ pub trait Model: Send {
     /// The descriptor whose readiness makes a [`poll`](Self::poll) worthwhile.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Whether [`poll_fd`](Self::poll_fd) is to be waited on for reading: not while the model could
+    /// not take what it would bring (no buffers, halted), or its owner would spin.
+    fn poll_read(&self) -> bool {
+        true
+    }
+
     /// Whether [`poll_fd`](Self::poll_fd) is to be waited on for writing too.
     fn poll_write(&self) -> bool {
         false
+    }
+
+    /// Whether a register access left something that only a [`poll`](Self::poll) finds out: rest
+    /// of a ring, an earlier deadline, another answer of `poll_read` or `poll_write`. Saves the
+    /// owner a wake-up per access where not.
+    fn needs_poll(&self) -> bool {
+        true
     }
 
     /// The state that [`load`](Self::load) needs to go on from here on another host.
@@ -47,6 +60,11 @@ pub trait Model: Send {
     /// # Errors
     /// When the record is of another device or version, or does not hold together.
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError>;
+
+    /// What the model shows of itself in reports: counters, no guest data.
+    fn inspect(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// Called once after [`load`](Self::load) when the VM is about to run here: raise interrupts
     /// that may have been lost on the way, announce addresses to the network.

@@ -1,1 +1,223 @@
-//! One PCI endpoint of a VM: joins model, configuration space, MSI-X and guest memory.
+//! One PCI endpoint of a VM, as a vfio-user server presents it.
+//!
+//! An [`Endpoint`] joins a device model with its configuration space, its MSI-X vectors and the
+//! gate to guest memory. Two threads act on it: the connection's (register accesses, through
+//! [`Frontend`]) and the engine's ([`engine`]: the network, rest of rings, timers). The model is
+//! behind one lock; DMA runs under a permit of its `BusMaster`; both are held for one bounded call.
+//!
+//! [`Endpoints`] is all of a VM's, with the life cycle of a migration.
+//!
+//! # What it does not do
+//!
+//! It opens no sockets (`vfio-user` does), knows no particular device, and never talks to QEMU's
+//! monitor: what the VMM keeps of a function is rebuilt by `ferry`, from [`Endpoint::restore_plan`].
+
+pub mod engine;
+mod frontend;
+mod migrate;
+mod vectors;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use device::{Access, BusMaster, MonotonicClock, Model, Reset};
+use pci::{ConfigSpace, MsixTable};
+
+pub use frontend::Frontend;
+pub use migrate::{EndpointError, EndpointState, Endpoints};
+
+use engine::Kick;
+use vectors::Vectors;
+
+/// One PCI function.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    model: Mutex<Box<dyn Model>>,
+    config: Mutex<ConfigSpace>,
+    bus: BusMaster,
+    vectors: Vectors,
+    clock: MonotonicClock,
+    kick: Kick,
+    stopping: AtomicBool,
+    client: Mutex<Option<vfio_user::Client>>,
+}
+
+impl Endpoint {
+    /// A function called `name` (in messages and saved state) as after power-on.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left for the engine's wake-up.
+    pub fn new(name: &str, config: ConfigSpace, model: Box<dyn Model>) -> std::io::Result<Self> {
+        let vectors = config.msix().map_or(0, |(_, layout)| layout.vectors);
+        Ok(Self(Arc::new(Inner {
+            name: name.into(),
+            model: Mutex::new(model),
+            config: Mutex::new(config),
+            bus: BusMaster::default(),
+            vectors: Vectors::new(vectors),
+            clock: MonotonicClock::default(),
+            kick: Kick::new()?,
+            stopping: AtomicBool::new(false),
+            client: Mutex::new(None),
+        })))
+    }
+
+    /// The function's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What a vfio-user connection talks to.
+    pub fn frontend(&self) -> Frontend {
+        Frontend::new(self.clone())
+    }
+
+    /// The gate to guest memory.
+    pub fn bus(&self) -> &BusMaster {
+        &self.0.bus
+    }
+
+    /// What the model shows of itself, for reports.
+    pub fn inspect(&self) -> serde_json::Value {
+        self.lock_model().inspect()
+    }
+
+    /// The writes that bring a fresh VMM's side of this function to where `image` has it.
+    ///
+    /// # Errors
+    /// When the image is of another function.
+    pub fn restore_plan(
+        &self,
+        image: &pci::ConfigImage,
+    ) -> Result<Vec<pci::restore::Step>, pci::ImageError> {
+        let mut config = self.lock_config().clone();
+        config.load(image)?;
+        Ok(pci::restore::plan(&config))
+    }
+
+    /// The saved configuration space.
+    pub fn config_image(&self) -> pci::ConfigImage {
+        self.lock_config().save()
+    }
+
+    /// The MSI-X table, which the VMM keeps: read from the function's own BAR by DMA messages.
+    /// `None` while no BAR shows it.
+    ///
+    /// # Errors
+    /// When the VMM does not answer; never call this while the VMM waits for us.
+    pub fn read_msix_table(&self) -> Result<Option<MsixTable>, EndpointError> {
+        let Some((at, entries)) = self.msix_table_address() else { return Ok(None) };
+        let mut table = Vec::with_capacity(entries);
+        for entry in 0..entries {
+            let offset = (entry * pci::msix::ENTRY_LEN) as u64;
+            let bytes = self.read_through_vmm(at + offset, pci::msix::ENTRY_LEN)?;
+            table.extend(MsixTable::from_bytes(&bytes).0);
+        }
+        Ok(Some(MsixTable(table)))
+    }
+
+    /// Writes to guest-physical memory through the VMM, which may be a device's BAR.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub fn write_through_vmm(&self, at: u64, data: &[u8]) -> Result<(), EndpointError> {
+        self.client()?.dma_write(at, data).map_err(|e| self.error(&e))
+    }
+
+    /// Reads guest-physical memory through the VMM, which may be a device's BAR.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub fn read_through_vmm(&self, at: u64, len: usize) -> Result<Vec<u8>, EndpointError> {
+        self.client()?.dma_read(at, len).map_err(|e| self.error(&e))
+    }
+
+    /// Whether the VMM is connected.
+    pub fn is_connected(&self) -> bool {
+        self.0.client.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Whether the guest has bus mastering on, without which no message to the VMM gets through.
+    pub fn is_bus_master(&self) -> bool {
+        self.lock_config().bus_master()
+    }
+
+    /// Sends the message of every vector once: one that was on its way when the VM stopped may
+    /// have been lost, one too many does no harm.
+    pub fn raise_all(&self) {
+        self.0.vectors.signal_all();
+    }
+
+    /// Where the MSI-X table lies in guest-physical memory, and its number of entries; `None`
+    /// while no BAR shows it.
+    pub fn msix_table_address(&self) -> Option<(u64, usize)> {
+        let config = self.lock_config();
+        let (_, layout) = config.msix()?;
+        let bar = config.bar_address(layout.bar)?;
+        let at = bar.checked_add(u64::from(layout.table_offset))?;
+        Some((at, usize::from(layout.vectors)))
+    }
+
+    /// Number of MSI-X vectors.
+    pub fn vector_count(&self) -> usize {
+        self.lock_config().msix().map_or(0, |(_, layout)| usize::from(layout.vectors))
+    }
+
+    fn reset(&self, kind: Reset) {
+        let mut model = self.lock_model();
+        self.lock_config().reset();
+        self.0.bus.set_enabled(false);
+        self.0.vectors.forget_pending();
+        model.reset(kind);
+    }
+
+    /// Runs `f` on the model with what it may use; wakes the engine if that left work for it.
+    fn with_model<R>(&self, f: impl FnOnce(&mut dyn Model, &Access<'_>) -> R) -> R {
+        let mut model = self.lock_model();
+        let dma = self.0.bus.begin();
+        let access = Access {
+            memory: dma.as_ref().map(|dma| dma as &dyn device::GuestMemory),
+            interrupts: &self.0.vectors,
+            clock: &self.0.clock,
+        };
+        let result = f(model.as_mut(), &access);
+        if model.needs_poll() {
+            self.0.kick.kick();
+        }
+        result
+    }
+
+    fn lock_model(&self) -> MutexGuard<'_, Box<dyn Model>> {
+        self.0.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.0.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self) -> Result<vfio_user::Client, EndpointError> {
+        let client = self.0.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        client.ok_or_else(|| EndpointError::NotConnected(self.0.name.clone()))
+    }
+
+    fn set_client(&self, client: Option<vfio_user::Client>) {
+        *self.0.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    fn error(&self, why: &dyn std::fmt::Display) -> EndpointError {
+        EndpointError::Vmm { endpoint: self.0.name.clone(), why: why.to_string() }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}

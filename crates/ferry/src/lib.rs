@@ -1,1 +1,40 @@
-//! The migration itself: phases, strategies, check, link, report.
+//! The migration itself: which phases it has, and what is done in each.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`phase`] | the phases, one enum for code, trace, progress, report and docs |
+//! | [`strategy`] | how a device's state gets to the other side |
+//! | [`vm`] | one VM's devices between QEMU's hooks and the migration: who may halt, mark, hand over |
+//! | [`check`] | what must agree on both sides before anything is touched |
+//! | [`link`] | the messages between the two vferry processes |
+//! | [`source`], [`destination`] | the two sides' part of a migration |
+//! | [`restore`] | programming PCI configuration and MSI-X into the destination's QEMU |
+//! | [`digest`] | digests of guest memory, to prove that every page arrived |
+//! | [`report`] | what happened, for people and machines |
+//!
+//! Memory and device state travel in QEMU's own stream; the link carries only what QEMU has no
+//! place for. The destination's VM is held until the source has seen its own QEMU complete and says
+//! `Run`: that message is the one point at which the VM changes hosts.
+//!
+//! # What it does not do
+//!
+//! It opens no socket: QEMU's monitor, the link and the devices are handed to it. It knows no
+//! device model and no file format of configuration.
+
+pub mod check;
+pub mod destination;
+pub mod digest;
+pub mod driverless;
+pub mod link;
+pub mod phase;
+pub mod report;
+pub mod restore;
+pub mod source;
+pub mod state;
+pub mod strategy;
+pub mod vm;
+
+pub use phase::Phase;
+pub use report::Report;
+pub use strategy::Strategy;
+pub use vm::{Controls, Vm};

@@ -1,0 +1,150 @@
+//! What a vfio-user connection asks of an endpoint.
+
+use std::os::fd::OwnedFd;
+
+use device::{MapError, MapRequest, Reset};
+use rustix::io::Errno;
+use vfio_user::{
+    Backend, Client, DeviceInfo, DmaMap, DmaUnmap, IrqChange, IrqEvent, IrqInfo, IrqSet, Region,
+};
+
+use crate::Endpoint;
+
+/// `VFIO_PCI_CONFIG_REGION_INDEX` (linux/vfio.h).
+const CONFIG_REGION: u32 = 7;
+/// `VFIO_PCI_MSIX_IRQ_INDEX`.
+const MSIX_INDEX: u32 = 2;
+
+/// The endpoint, on the thread of its connection.
+#[derive(Debug)]
+pub struct Frontend(Endpoint);
+
+impl Frontend {
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
+        Self(endpoint)
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let change = self.0.lock_config().write(offset, data);
+        if change.function_reset {
+            self.0.reset(Reset::Function);
+        } else if let Some(on) = change.bus_master {
+            self.0.0.bus.set_enabled(on);
+            // What was left undone for want of bus mastering may go on now.
+            self.0.0.kick.kick();
+        }
+    }
+}
+
+impl Backend for Frontend {
+    fn device_info(&self) -> DeviceInfo {
+        DeviceInfo::default()
+    }
+
+    fn region_info(&self, index: u32) -> Option<Region> {
+        if index == CONFIG_REGION {
+            return Some(Region::trapped(pci::registers::CONFIG_SIZE as u64));
+        }
+        let config = self.0.lock_config();
+        let bar = config.bars().iter().find(|bar| u32::from(bar.index) == index)?;
+        Some(Region::trapped(bar.size))
+    }
+
+    fn irq_info(&self, index: u32) -> IrqInfo {
+        if index == MSIX_INDEX { IrqInfo::msix(self.0.0.vectors.count()) } else { IrqInfo::default() }
+    }
+
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        if region == CONFIG_REGION {
+            self.0.lock_config().read(offset, data);
+        } else {
+            let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
+            self.0.with_model(|model, access| model.read(bar, offset, data, access));
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if region == CONFIG_REGION {
+            self.write_config(offset, data);
+        } else {
+            let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
+            self.0.with_model(|model, access| model.write(bar, offset, data, access));
+        }
+        Ok(())
+    }
+
+    fn dma_map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let DmaMap { iova, size, offset, readable: _, writable } = map;
+        let request = MapRequest { iova, size, offset, writable };
+        self.0.0.bus.map(request, fd).map_err(|error| {
+            tracing::warn!(device = self.0.name(), %error, "guest memory not mapped");
+            match error {
+                MapError::Overlap(_) => Errno::EXIST,
+                MapError::System(_) => Errno::NOMEM,
+                _ => Errno::INVAL,
+            }
+        })
+    }
+
+    fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno> {
+        match unmap {
+            DmaUnmap::All => self.0.0.bus.unmap_all(),
+            DmaUnmap::Range { iova, size } => {
+                self.0.0.bus.unmap(iova, size).map_err(|_| Errno::NOENT)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, set: IrqSet<'_>) -> Result<(), Errno> {
+        let IrqSet { index, start, count, change } = set;
+        // QEMU connects the error and request interrupts where a device has them; this has none.
+        if index != MSIX_INDEX {
+            return Err(Errno::INVAL);
+        }
+        let vectors = &self.0.0.vectors;
+        let all = start..start.saturating_add(count).min(vectors.count());
+        match change {
+            IrqChange::DisableAll => vectors.clear(),
+            IrqChange::Connect { event: IrqEvent::Trigger, eventfds } => {
+                for (vector, eventfd) in all.zip(eventfds) {
+                    vectors.set(vector, Some(eventfd));
+                }
+            }
+            IrqChange::Disconnect { event: IrqEvent::Trigger } => {
+                for vector in all {
+                    vectors.set(vector, None);
+                }
+            }
+            IrqChange::Do { event: IrqEvent::Trigger, only } => {
+                for (position, vector) in all.enumerate() {
+                    let wanted = only.is_none_or(|only| only.get(position).is_some_and(|&b| b != 0));
+                    if wanted && let Ok(vector) = u16::try_from(vector) {
+                        device::Interrupts::signal(vectors, vector);
+                    }
+                }
+            }
+            // The VMM masks MSI-X vectors by itself.
+            _ => return Err(Errno::NOTSUP),
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.0.reset(Reset::Bus);
+        Ok(())
+    }
+
+    fn connected(&mut self, client: Client) {
+        tracing::info!(device = self.0.name(), "VMM connected");
+        self.0.set_client(Some(client));
+    }
+
+    fn disconnected(&mut self) {
+        tracing::info!(device = self.0.name(), "VMM gone");
+        self.0.set_client(None);
+        self.0.0.bus.unmap_all();
+        self.0.0.vectors.clear();
+    }
+}

@@ -1,0 +1,129 @@
+//! A VM's endpoints on their way to another host.
+
+use device::lifecycle::Migratable;
+use device::{DirtySink, Interrupts, StateError, StateRecord};
+use pci::{ConfigImage, ImageError};
+use serde::{Deserialize, Serialize};
+
+use crate::Endpoint;
+
+/// All endpoints of a VM.
+#[derive(Debug, Clone)]
+pub struct Endpoints(pub Vec<Endpoint>);
+
+/// One endpoint's saved state, version 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointState {
+    /// Name of the endpoint.
+    pub name: String,
+    /// Its configuration space.
+    pub config: ConfigImage,
+    /// Vectors whose interrupt has not reached the VMM.
+    pub pending: Vec<u16>,
+    /// The model's state.
+    pub model: StateRecord,
+}
+
+/// Why an endpoint could not be saved, loaded or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The two sides have other devices.
+    #[error("the source has devices [{found}], this side has [{expected}]: give both the same devices in the same order")]
+    Devices {
+        /// Names in the state.
+        found: String,
+        /// Names here.
+        expected: String,
+    },
+    /// The configuration space does not fit.
+    #[error("device `{0}`: {1}")]
+    Config(String, ImageError),
+    /// The model's state does not fit.
+    #[error("device `{0}`: {1}")]
+    Model(String, StateError),
+    /// No VMM is connected.
+    #[error("device `{0}` is not connected to a VMM: start QEMU with the arguments of `vferry qemu-args`")]
+    NotConnected(String),
+    /// The VMM refused or did not answer.
+    #[error("device `{endpoint}`: the VMM did not carry out a DMA message: {why}")]
+    Vmm {
+        /// The device.
+        endpoint: String,
+        /// What happened.
+        why: String,
+    },
+}
+
+impl Migratable for Endpoints {
+    type State = Vec<EndpointState>;
+    type Error = EndpointError;
+
+    fn halt(&mut self) -> Result<(), EndpointError> {
+        for endpoint in &self.0 {
+            endpoint.0.bus.halt();
+        }
+        Ok(())
+    }
+
+    fn unhalt(&mut self) {
+        for endpoint in &self.0 {
+            endpoint.0.bus.unhalt();
+            endpoint.0.kick.kick();
+        }
+    }
+
+    fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), EndpointError> {
+        for endpoint in &self.0 {
+            endpoint.0.bus.drain_dirty(sink);
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Vec<EndpointState>, EndpointError> {
+        self.0.iter().map(save).collect()
+    }
+
+    fn load(&mut self, states: Vec<EndpointState>) -> Result<(), EndpointError> {
+        if !self.0.iter().map(|e| e.name()).eq(states.iter().map(|s| s.name.as_str())) {
+            let list = |names: Vec<&str>| names.join(", ");
+            return Err(EndpointError::Devices {
+                found: list(states.iter().map(|s| s.name.as_str()).collect()),
+                expected: list(self.0.iter().map(Endpoint::name).collect()),
+            });
+        }
+        self.0.iter().zip(&states).try_for_each(|(endpoint, state)| load(endpoint, state))
+    }
+
+    fn restart(&mut self) {
+        for endpoint in &self.0 {
+            endpoint.with_model(|model, access| model.resume(access));
+            endpoint.0.kick.kick();
+        }
+    }
+}
+
+fn save(endpoint: &Endpoint) -> Result<EndpointState, EndpointError> {
+    let model = endpoint.lock_model();
+    Ok(EndpointState {
+        name: endpoint.name().into(),
+        config: endpoint.lock_config().save(),
+        pending: endpoint.0.vectors.pending(),
+        model: model.save().map_err(|e| EndpointError::Model(endpoint.name().into(), e))?,
+    })
+}
+
+fn load(endpoint: &Endpoint, state: &EndpointState) -> Result<(), EndpointError> {
+    let name = || endpoint.name().to_owned();
+    let mut model = endpoint.lock_model();
+    let mut config = endpoint.lock_config();
+    let mut changed = config.clone();
+    changed.load(&state.config).map_err(|e| EndpointError::Config(name(), e))?;
+    model.load(&state.model).map_err(|e| EndpointError::Model(name(), e))?;
+    *config = changed;
+    endpoint.0.bus.set_enabled(config.bus_master());
+    for &vector in &state.pending {
+        endpoint.0.vectors.signal(vector);
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! What must agree on both sides before anything is touched.
+
+use qemu::machine::Machine;
+use qemu::system::RunState;
+use qemu::{PciAddress, Qmp};
+use serde::{Deserialize, Serialize};
+
+use crate::Strategy;
+
+/// One side, as the other needs to know it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// vferry's version.
+    pub vferry: String,
+    /// Name of the VM in the configuration.
+    pub vm: String,
+    /// QEMU's machine.
+    pub machine: Machine,
+    /// The VM's devices, in order.
+    pub devices: Vec<DeviceFacts>,
+    /// Where the sidecar sits.
+    pub sidecar: PciAddress,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFacts {
+    /// Name in the configuration.
+    pub name: String,
+    /// Kind of model.
+    pub model: String,
+    /// Where it sits.
+    pub address: PciAddress,
+}
+
+/// Why a migration was refused before anything was touched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct Refused(pub Vec<String>);
+
+/// What stands against taking a VM away from here.
+pub fn source(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
+    let mut reasons = side("the source", &facts.machine, qtree);
+    match state {
+        RunState::Running => {}
+        RunState::Paused => reasons.push(
+            "the VM is paused, so what its devices write is not logged: let it run (QMP `cont`), \
+             then migrate"
+                .into(),
+        ),
+        RunState::PostMigrate => {
+            reasons.push("this VM has migrated away already: this QEMU can be ended".into());
+        }
+        other => reasons.push(format!("the VM is in state {other:?}; it must be running")),
+    }
+    reasons
+}
+
+/// What stands against taking a VM in.
+pub fn destination(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
+    let mut reasons = side("the destination", &facts.machine, qtree);
+    if *state != RunState::InMigrate {
+        reasons.push(format!(
+            "the destination's QEMU is in state {state:?} and not waiting for a VM: start it with \
+             `-incoming defer`"
+        ));
+    }
+    reasons
+}
+
+/// What differs between the two sides.
+pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut same = |what: &str, here: String, there: String| {
+        if here != there {
+            reasons.push(format!(
+                "{what} differs: {here} at the source, {there} at the destination"
+            ));
+        }
+    };
+    let (a, b) = (&source.machine, &destination.machine);
+    same("the machine type", a.machine_type.clone(), b.machine_type.clone());
+    same("the vCPUs", a.cpus.join(", "), b.cpus.join(", "));
+    same("the memory", mib(a), mib(b));
+    same("the accelerator", accelerator(a).into(), accelerator(b).into());
+    same("the devices", devices(source), devices(destination));
+    same("the sidecar's address", source.sidecar.to_string(), destination.sidecar.to_string());
+    let order = |m: &Machine| (m.version.major, m.version.minor);
+    if order(b) < order(a) {
+        reasons.push(format!(
+            "the destination's QEMU {} is older than the source's {}: QEMU migrates only forwards",
+            b.version, a.version
+        ));
+    }
+    reasons
+}
+
+/// The strategy for these devices: all of them are models whose state vferry holds.
+pub fn strategy(_: &Facts, wanted: Option<Strategy>) -> Strategy {
+    wanted.unwrap_or_default()
+}
+
+/// The tree of QEMU's devices, in which a virtual IOMMU shows.
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub fn device_tree(qmp: &Qmp) -> Result<String, qemu::QmpError> {
+    qmp.human_monitor("info qtree")
+}
+
+fn side(name: &str, machine: &Machine, qtree: &str) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !machine.version.is_supported() {
+        let (major, minor) = qemu::machine::OLDEST_SUPPORTED;
+        reasons.push(format!(
+            "{name}'s QEMU {} is too old: {major}.{minor} or newer is needed",
+            machine.version
+        ));
+    }
+    if !machine.main_memory_is_shared() {
+        reasons.push(format!(
+            "{name}'s guest memory is not shared with vferry: start QEMU with the arguments of \
+             `vferry qemu-args`"
+        ));
+    }
+    for iommu in ["intel-iommu", "amd-iommu", "virtio-iommu-pci"] {
+        if qtree.lines().any(|line| line.trim().starts_with(&format!("dev: {iommu},"))) {
+            reasons.push(format!(
+                "{name} has a virtual IOMMU ({iommu}), behind which addresses of DMA are not \
+                 guest-physical: this version cannot mark what devices write there; leave it out"
+            ));
+        }
+    }
+    reasons
+}
+
+fn mib(machine: &Machine) -> String {
+    format!("{} MiB", (machine.base_memory.saturating_add(machine.plugged_memory)) >> 20)
+}
+
+fn accelerator(machine: &Machine) -> &'static str {
+    if machine.kvm { "KVM" } else { "emulation" }
+}
+
+fn devices(facts: &Facts) -> String {
+    let one = |d: &DeviceFacts| format!("{} ({} at {})", d.name, d.model, d.address);
+    facts.devices.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

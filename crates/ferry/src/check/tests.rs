@@ -1,0 +1,71 @@
+use qemu::Version;
+use qemu::machine::MemoryBackend;
+
+use super::*;
+
+fn facts() -> Facts {
+    let memory = MemoryBackend { id: Some("ram".into()), size: 512 << 20, share: true };
+    Facts {
+        vferry: "0.1.0".into(),
+        vm: "web".into(),
+        machine: Machine {
+            version: Version { major: 11, minor: 1, micro: 3, package: String::new() },
+            machine_type: "pc-q35-11.1".into(),
+            cpus: vec!["max-x86_64-cpu".into(); 2],
+            base_memory: 512 << 20,
+            plugged_memory: 0,
+            memory_backends: vec![memory],
+            main_memory: Some("ram".into()),
+            kvm: false,
+        },
+        devices: vec![DeviceFacts {
+            name: "net0".into(),
+            model: "ixgbevf".into(),
+            address: "00:05.0".parse().unwrap(),
+        }],
+        sidecar: "00:06.0".parse().unwrap(),
+    }
+}
+
+#[test]
+fn two_sides_that_fit_are_not_refused() {
+    assert_eq!(compare(&facts(), &facts()), [""; 0]);
+    assert_eq!(source(&facts(), &RunState::Running, ""), [""; 0]);
+    assert_eq!(destination(&facts(), &RunState::InMigrate, ""), [""; 0]);
+}
+
+#[test]
+fn every_difference_is_named_with_both_values() {
+    type Spoil = fn(&mut Facts);
+    let cases: [(Spoil, &str); 7] = [
+        (|f| f.machine.machine_type = "pc-q35-11.0".into(), "pc-q35-11.0"),
+        (|f| f.machine.cpus.truncate(1), "vCPUs"),
+        (|f| f.machine.base_memory = 256 << 20, "512 MiB at the source, 256 MiB"),
+        (|f| f.machine.kvm = true, "KVM"),
+        (|f| f.devices[0].name = "lan".into(), "lan (ixgbevf at 00:05.0)"),
+        (|f| f.sidecar = "00:07.0".parse().unwrap(), "00:07.0"),
+        (|f| f.machine.version.major = 10, "older"),
+    ];
+    for (spoil, expected) in cases {
+        let mut other = facts();
+        spoil(&mut other);
+        let reasons = compare(&facts(), &other);
+        assert!(reasons.len() == 1 && reasons[0].contains(expected), "{reasons:?}");
+    }
+}
+
+#[test]
+fn a_side_that_cannot_be_migrated_says_what_to_do() {
+    let old = |f: &mut Facts| f.machine.version.minor = 0;
+    let private = |f: &mut Facts| f.machine.memory_backends[0].share = false;
+    for (spoil, expected) in [(old as fn(&mut Facts), "too old"), (private, "qemu-args")] {
+        let mut facts = facts();
+        spoil(&mut facts);
+        assert!(source(&facts, &RunState::Running, "")[0].contains(expected));
+    }
+    let iommu = "bus: main\n  dev: intel-iommu, id \"\"\n";
+    assert!(source(&facts(), &RunState::Running, iommu)[0].contains("virtual IOMMU"));
+    assert!(source(&facts(), &RunState::Paused, "")[0].contains("cont"));
+    assert!(source(&facts(), &RunState::PostMigrate, "")[0].contains("migrated away"));
+    assert!(destination(&facts(), &RunState::Running, "")[0].contains("-incoming defer"));
+}

@@ -1,0 +1,318 @@
+//! The control link between the vferry processes of the two hosts.
+//!
+//! A thin conversation beside QEMU's stream: each message is a length (32 bits, big endian) and
+//! that many bytes of JSON. The source speaks first and asks; the destination answers each message
+//! with one.
+
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use pci::{ConfigImage, MsixTable};
+use serde::{Deserialize, Serialize};
+
+use crate::check::Facts;
+use crate::digest::BlockDigests;
+
+/// Version of the conversation.
+pub const PROTOCOL: u32 = 1;
+/// No message is longer, in bytes.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Message {
+    /// Source: I want to send you a VM. Destination: this is how I am.
+    Check {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// What the sender is.
+        facts: Box<Facts>,
+    },
+    /// Source: get ready.
+    Prepare {
+        /// What the guest has programmed so far.
+        functions: Vec<Function>,
+        /// Take digests of memory at LOAD.
+        verify: bool,
+    },
+    /// Destination: QEMU listens there.
+    Prepared {
+        /// For QEMU's `migrate`.
+        uri: String,
+    },
+    /// Source: my QEMU has completed and will not run the VM again. Run it.
+    Run {
+        /// What the guest had programmed when it stopped.
+        functions: Vec<Function>,
+    },
+    /// Destination: it runs.
+    Running(Arrival),
+    /// Source: the digests of memory file `file`, please.
+    Digests {
+        /// Number of the file.
+        file: usize,
+    },
+    /// Destination: here; `None` if there is no such file.
+    BlockDigests(Option<BlockDigests>),
+    /// Source: the digests of the pages of one block.
+    BlockPages {
+        /// Number of the file.
+        file: usize,
+        /// Number of the block.
+        block: usize,
+    },
+    /// Destination: here.
+    PageDigests(Vec<String>),
+    /// Either: it is over, for this reason.
+    Abort {
+        /// For the operator.
+        reason: String,
+    },
+    /// Source: thank you.
+    Goodbye,
+}
+
+/// One PCI function as the guest has programmed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Function {
+    /// Name of the device.
+    pub name: String,
+    /// Its configuration space.
+    pub config: ConfigImage,
+    /// Its MSI-X table, if it can be read (see `endpoint`).
+    pub table: Option<MsixTable>,
+}
+
+/// How the VM arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arrival {
+    /// Loading the devices' state, in milliseconds.
+    pub restore_ms: f64,
+    /// Of that, taking digests of memory.
+    pub digest_ms: f64,
+    /// From the word to run until the vCPUs and devices ran, in milliseconds.
+    pub resume_ms: f64,
+    /// Functions whose configuration had to be corrected after the VM stopped.
+    pub corrected: usize,
+}
+
+/// Why the link failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other side is gone.
+    #[error("the other host's vferry closed the control link")]
+    Closed,
+    /// No answer in time.
+    #[error("the other host's vferry did not answer within {0:?}")]
+    Timeout(Duration),
+    /// A message too long.
+    #[error("the other host's vferry sent a message of {0} bytes, more than the {MAX_MESSAGE} allowed: it is not a vferry, or a hostile one")]
+    TooLong(usize),
+    /// Not a message.
+    #[error("the other host's vferry sent what is not a message of this version: {0}")]
+    Malformed(String),
+    /// The other side gave up.
+    #[error("the other host gave up: {0}")]
+    Aborted(String),
+    /// A message that does not belong here.
+    #[error("the other host's vferry sent `{0}` out of order")]
+    Unexpected(String),
+    /// The system failed.
+    #[error("the control link failed: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A connected stream with time limits.
+pub trait Stream: Read + Write + Send {
+    /// Limits every following read and write; `None` waits for ever.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()>;
+}
+
+/// One end of the link.
+pub struct Link {
+    stream: Box<dyn Stream>,
+}
+
+impl Link {
+    /// Speaks over `stream`.
+    pub fn new(stream: Box<dyn Stream>) -> Self {
+        Self { stream }
+    }
+
+    /// Sends a message, within `limit`.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn send(&mut self, message: &Message, limit: Duration) -> Result<(), LinkError> {
+        let body = serde_json::to_vec(message).map_err(io::Error::from)?;
+        let len = u32::try_from(body.len()).ok().filter(|len| *len as usize <= MAX_MESSAGE);
+        let len = len.ok_or(LinkError::TooLong(body.len()))?;
+        self.stream.set_timeout(Some(limit))?;
+        let mut frame = len.to_be_bytes().to_vec();
+        frame.extend_from_slice(&body);
+        self.stream.write_all(&frame).map_err(|e| ended(e, limit))
+    }
+
+    /// Waits up to `limit` for a message.
+    ///
+    /// # Errors
+    /// See [`LinkError`]; an `Abort` of the other side is one too.
+    pub fn receive(&mut self, limit: Duration) -> Result<Message, LinkError> {
+        let deadline = Instant::now() + limit;
+        let mut len = [0; 4];
+        self.fill(&mut len, deadline, limit)?;
+        let len = u32::from_be_bytes(len) as usize;
+        if len > MAX_MESSAGE {
+            return Err(LinkError::TooLong(len));
+        }
+        // Memory is taken as bytes arrive, not as they are announced.
+        let mut body = Vec::new();
+        while body.len() < len {
+            let start = body.len();
+            body.resize(len.min(start + (1 << 16)), 0);
+            self.fill(&mut body[start..], deadline, limit)?;
+        }
+        parse(&body)
+    }
+
+    /// Sends `question` and waits for the answer, `limit` for each.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn ask(&mut self, question: &Message, limit: Duration) -> Result<Message, LinkError> {
+        self.send(question, limit)?;
+        self.receive(limit)
+    }
+
+    fn fill(
+        &mut self,
+        mut rest: &mut [u8],
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<(), LinkError> {
+        while !rest.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LinkError::Timeout(limit));
+            }
+            self.stream.set_timeout(Some(left.max(Duration::from_millis(1))))?;
+            match self.stream.read(rest) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(count) => rest = &mut rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ended(error, limit)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+/// Parses one message's body. For fuzzers too.
+///
+/// # Errors
+/// [`LinkError::Malformed`], or [`LinkError::Aborted`] for an `Abort`.
+pub fn parse(body: &[u8]) -> Result<Message, LinkError> {
+    match serde_json::from_slice(body) {
+        Ok(Message::Abort { reason }) => Err(LinkError::Aborted(printable(&reason))),
+        Ok(message) => Ok(message),
+        Err(error) => Err(LinkError::Malformed(error.to_string())),
+    }
+}
+
+/// A message that was not expected, as an error.
+pub fn unexpected(message: &Message) -> LinkError {
+    let value = serde_json::to_value(message).unwrap_or_default();
+    let name = value.get("message").and_then(|name| name.as_str()).unwrap_or("?");
+    LinkError::Unexpected(name.into())
+}
+
+/// What the other side wrote goes to a terminal: bounded, and without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2000).collect()
+}
+
+fn ended(error: io::Error, limit: Duration) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => LinkError::Timeout(limit),
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => LinkError::Closed,
+        _ => LinkError::System(error),
+    }
+}
+
+mod streams {
+    use super::{Duration, Stream, io};
+
+    impl Stream for std::os::unix::net::UnixStream {
+        fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+            self.set_read_timeout(limit)?;
+            self.set_write_timeout(limit)
+        }
+    }
+
+    impl Stream for std::net::TcpStream {
+        fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+            self.set_read_timeout(limit)?;
+            self.set_write_timeout(limit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::net::UnixStream;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn pair() -> (Link, UnixStream) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (Link::new(Box::new(a)), b)
+    }
+
+    #[test]
+    fn a_message_arrives_as_it_was_sent() {
+        let (mut a, b) = pair();
+        let mut b = Link::new(Box::new(b));
+        let message = Message::Prepared { uri: "unix:/run/mig".into() };
+        a.send(&message, SOON).unwrap();
+        assert_eq!(b.receive(SOON).unwrap(), message);
+        a.send(&Message::Abort { reason: "no\x1b[2J".into() }, SOON).unwrap();
+        let error = b.receive(SOON).unwrap_err();
+        assert_eq!(error.to_string(), "the other host gave up: no [2J");
+    }
+
+    #[test]
+    fn silence_closing_and_boasting_are_told_apart() {
+        let (mut a, b) = pair();
+        let silence = a.receive(Duration::from_millis(20));
+        assert!(matches!(silence, Err(LinkError::Timeout(_))));
+        (&b).write_all(&[0xff; 4]).unwrap();
+        assert!(matches!(a.receive(SOON), Err(LinkError::TooLong(0xffff_ffff))));
+        let (mut a, b) = pair();
+        (&b).write_all(&[0, 0, 0, 9, b'{']).unwrap();
+        drop(b);
+        assert!(matches!(a.receive(SOON), Err(LinkError::Closed)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error(body in proptest::collection::vec(any::<u8>(), 0..256)) {
+            prop_assert!(parse(&body).is_err());
+        }
+    }
+}

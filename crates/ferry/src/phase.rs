@@ -1,0 +1,60 @@
+//! The phases of a migration.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a migration is. The same names in the code, the trace, the progress line, the report and
+/// the documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Both sides compare themselves. Nothing is touched.
+    Check,
+    /// The destination programs PCI configuration and MSI-X, and waits.
+    Prepare,
+    /// QEMU copies memory; devices run and every page they write is logged.
+    Precopy,
+    /// Bus master off, DMA drained.
+    Halt,
+    /// Every page that was written and not yet carried is marked.
+    Mark,
+    /// QEMU's last pass, then the devices' state.
+    Copy,
+    /// The destination loads the state, and compares memory when asked.
+    Restore,
+    /// The destination runs; the network is told.
+    Resume,
+}
+
+impl Phase {
+    /// All, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Check,
+        Self::Prepare,
+        Self::Precopy,
+        Self::Halt,
+        Self::Mark,
+        Self::Copy,
+        Self::Restore,
+        Self::Resume,
+    ];
+
+    /// Its one name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Prepare => "prepare",
+            Self::Precopy => "precopy",
+            Self::Halt => "halt",
+            Self::Mark => "mark",
+            Self::Copy => "copy",
+            Self::Restore => "restore",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}

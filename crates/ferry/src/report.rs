@@ -1,0 +1,136 @@
+//! What happened in a migration.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::Arrival;
+use crate::vm::Timeline;
+use crate::{Phase, Strategy};
+
+/// A migration that succeeded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// How the devices' state went over.
+    pub strategy: Strategy,
+    /// Milliseconds in each phase, as far as it was entered.
+    pub phases_ms: BTreeMap<Phase, f64>,
+    /// The VM's pause as the source's QEMU reports it, in milliseconds.
+    pub vm_pause_ms: f64,
+    /// From the halt of the devices until the destination said that they run, in milliseconds, on
+    /// the source's clock.
+    pub devices_paused_ms: f64,
+    /// Pages that devices had written, by who found them.
+    pub pages_marked: BTreeMap<String, Marks>,
+    /// Bytes of memory that QEMU sent.
+    pub transferred: u64,
+    /// Passes over memory.
+    pub passes: u64,
+    /// Functions whose PCI configuration changed while memory was copied.
+    pub functions_corrected: usize,
+    /// Pages of guest memory that differed at LOAD; `None` when not verified.
+    pub stale_pages: Option<usize>,
+    /// Their guest-physical addresses, at most [`STALE_LISTED`].
+    pub stale_at: Vec<u64>,
+}
+
+/// Most stale pages whose addresses are listed.
+pub const STALE_LISTED: usize = 64;
+
+/// Pages newly marked in QEMU's log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// While the VM ran.
+    pub precopy: u64,
+    /// After the halt.
+    pub at_halt: u64,
+}
+
+impl Marks {
+    /// All.
+    pub fn total(&self) -> u64 {
+        self.precopy + self.at_halt
+    }
+}
+
+/// Progress, for a display.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Progress {
+    /// A phase begins.
+    Phase {
+        /// Which.
+        phase: Phase,
+    },
+    /// Memory is on its way.
+    Memory {
+        /// Bytes sent.
+        transferred: u64,
+        /// Bytes of guest memory.
+        total: u64,
+        /// Bytes left in this pass.
+        remaining: u64,
+        /// Mbit/s.
+        mbps: f64,
+        /// Pages that devices wrote, marked so far.
+        marked: u64,
+    },
+}
+
+/// The clock of one migration, at the source.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    phases: BTreeMap<Phase, f64>,
+    current: Option<(Phase, Instant)>,
+}
+
+impl Stopwatch {
+    pub(crate) fn new() -> Self {
+        Self { phases: BTreeMap::new(), current: None }
+    }
+
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        let now = Instant::now();
+        self.leave(now);
+        self.current = Some((phase, now));
+    }
+
+    /// What is known only afterwards: the times that the hooks noted, and the destination's.
+    pub(crate) fn finish(
+        mut self,
+        source: &Timeline,
+        completed: Instant,
+        arrival: &Arrival,
+        running: Instant,
+    ) -> (BTreeMap<Phase, f64>, f64) {
+        self.leave(Instant::now());
+        let stopping = source.stopping.unwrap_or(completed);
+        let halted = source.halted.unwrap_or(stopping);
+        let marked = source.marked.unwrap_or(halted);
+        let (_, precopy_began) = self.current.take().unwrap_or((Phase::Precopy, stopping));
+        let mut put = |phase, from: Instant, to: Instant| {
+            self.phases.insert(phase, millis(to.saturating_duration_since(from)));
+        };
+        put(Phase::Precopy, precopy_began, stopping);
+        put(Phase::Halt, stopping, halted);
+        put(Phase::Mark, halted, marked);
+        // The destination's part of the copy is its own phase.
+        let restore = Duration::from_secs_f64((arrival.restore_ms / 1000.0).clamp(0.0, 3600.0));
+        put(Phase::Copy, marked, completed.checked_sub(restore).unwrap_or(marked).max(marked));
+        self.phases.insert(Phase::Restore, arrival.restore_ms);
+        let resumed = millis(running.saturating_duration_since(completed));
+        self.phases.insert(Phase::Resume, resumed);
+        (self.phases, millis(running.saturating_duration_since(stopping)))
+    }
+
+    fn leave(&mut self, now: Instant) {
+        if let Some((phase, since)) = self.current {
+            self.phases.insert(phase, millis(now - since));
+        }
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

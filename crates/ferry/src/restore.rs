@@ -1,0 +1,126 @@
+//! Programming PCI configuration and MSI-X into the destination's QEMU.
+//!
+//! QEMU keeps its own BARs, Command register and MSI-X table of a vfio-user function and does not
+//! migrate them. The writes are made while it waits for the VM, with the port accesses of its
+//! monitor and, for the table, by a DMA message to the function's own BAR; they survive the load.
+//! What the guest changes afterwards is corrected between the load and the VM's first instruction.
+
+use endpoint::{Endpoint, EndpointError};
+use pci::restore::{ConfigWrite, Step};
+use pci::{ImageError, MsixTable};
+use qemu::monitor::Width;
+use qemu::{PciAddress, Qmp, QmpError};
+
+use crate::link::Function;
+
+/// Why a function could not be programmed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The sides have other devices.
+    #[error("the source speaks of device `{0}`, which is not here")]
+    UnknownDevice(String),
+    /// The configuration space does not fit.
+    #[error("device `{0}`: {1}")]
+    Image(String, ImageError),
+    /// The table has another length.
+    #[error("device `{0}`: the MSI-X table that the source sent does not have the device's number of vectors")]
+    Table(String),
+    /// QEMU's monitor refused.
+    #[error("programming PCI configuration: {0}")]
+    Qmp(#[from] QmpError),
+    /// QEMU did not take the table.
+    #[error("programming MSI-X: {0}")]
+    Endpoint(#[from] EndpointError),
+}
+
+/// One function and where it sits.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// The function.
+    pub endpoint: Endpoint,
+    /// Its address.
+    pub address: PciAddress,
+}
+
+/// Programs all of `functions` that are not as in `known` already. Returns how many were not.
+///
+/// # Errors
+/// See [`RestoreError`]; some functions may be programmed then.
+pub fn program(
+    qmp: &Qmp,
+    slots: &[Slot],
+    functions: &[Function],
+    known: &[Function],
+) -> Result<usize, RestoreError> {
+    let mut count = 0;
+    for function in functions.iter().filter(|function| !known.contains(function)) {
+        let slot = slots.iter().find(|slot| slot.endpoint.name() == function.name);
+        let slot = slot.ok_or_else(|| RestoreError::UnknownDevice(function.name.clone()))?;
+        program_one(qmp, slot, function)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// What the guest has programmed into each function, with the MSI-X tables.
+///
+/// # Errors
+/// When QEMU does not answer.
+pub fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<Function>, RestoreError> {
+    slots.iter().map(|slot| read_one(qmp, &slot.endpoint)).collect()
+}
+
+fn read_one(qmp: &Qmp, endpoint: &Endpoint) -> Result<Function, RestoreError> {
+    let table = if endpoint.is_bus_master() {
+        endpoint.read_msix_table()?
+    } else {
+        // Messages do not get through; the monitor still reads what the BAR shows.
+        match endpoint.msix_table_address() {
+            Some((at, entries)) => Some(table_of(&qmp.read_physical(at, entries * 4)?)),
+            None => None,
+        }
+    };
+    Ok(Function { name: endpoint.name().into(), config: endpoint.config_image(), table })
+}
+
+fn table_of(words: &[u32]) -> MsixTable {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    MsixTable::from_bytes(&bytes)
+}
+
+fn program_one(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<(), RestoreError> {
+    let name = || function.name.clone();
+    let steps = slot
+        .endpoint
+        .restore_plan(&function.config)
+        .map_err(|error| RestoreError::Image(name(), error))?;
+    let vectors = slot.endpoint.vector_count();
+    if function.table.as_ref().is_some_and(|table| table.0.len() != vectors) {
+        return Err(RestoreError::Table(name()));
+    }
+    for step in steps {
+        match step {
+            Step::Config(write) => config_write(qmp, slot.address, write)?,
+            Step::MsixTable { at } => {
+                if let Some(table) = &function.table {
+                    for (entry, offset) in table.0.iter().zip((0..).step_by(pci::msix::ENTRY_LEN)) {
+                        slot.endpoint.write_through_vmm(at + offset, &entry.to_bytes())?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config_write(qmp: &Qmp, address: PciAddress, write: ConfigWrite) -> Result<(), QmpError> {
+    let offset = u8::try_from(write.offset).map_err(|_| {
+        QmpError::InvalidArgument("extended configuration space has no port".into())
+    })?;
+    let width = match write.size {
+        1 => Width::Byte,
+        2 => Width::Half,
+        _ => Width::Word,
+    };
+    qmp.with_pci_config(|config| config.write(address, offset, width, write.value))
+}

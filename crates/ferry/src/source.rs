@@ -1,0 +1,271 @@
+//! The source's part of a migration.
+
+mod precopy;
+mod verify;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use qemu::migration::MigrationSettings;
+use qemu::{Qmp, QmpError};
+
+use crate::check::{self, Facts, Refused};
+use crate::driverless::{self, StartError};
+use crate::link::{self, Arrival, Function, Link, LinkError, Message};
+use crate::report::{Progress, Stopwatch};
+use crate::restore::{self, RestoreError, Slot};
+use crate::{Phase, Report, Strategy, Vm};
+
+/// How long the other side may take for an answer that needs no work.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long the destination may take to let the VM run, once told to.
+const RUN: Duration = Duration::from_secs(30);
+/// How long digests of all memory may take.
+const DIGESTS: Duration = Duration::from_secs(600);
+
+/// What to do.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Compare all guest memory at the destination with the source's.
+    pub verify: bool,
+    /// Use this strategy and no other.
+    pub strategy: Option<Strategy>,
+    /// Limits for QEMU.
+    pub settings: MigrationSettings,
+}
+
+/// The source's side.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The VM.
+    pub vm: &'a Vm,
+    /// Its QEMU.
+    pub qmp: &'a Qmp,
+    /// Its functions and where they sit.
+    pub slots: &'a [Slot],
+    /// What it is, but for the machine, which is asked for.
+    pub facts: Facts,
+    /// Set to give up.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// Why a migration did not happen, and where the VM is.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// Nothing was touched.
+    #[error("refused, nothing was touched: {0}")]
+    Refused(#[from] Refused),
+    /// The operator cancelled.
+    #[error("cancelled; the VM runs on here")]
+    Cancelled,
+    /// It failed, and the VM runs on here.
+    #[error("the migration failed in phase {phase}, and the VM runs on here: {why}")]
+    Failed {
+        /// Where.
+        phase: Phase,
+        /// Why.
+        why: String,
+    },
+    /// It failed and the VM's state is not known for sure.
+    #[error("the migration failed in phase {phase}: {why}. {whereabouts}")]
+    Uncertain {
+        /// Where.
+        phase: Phase,
+        /// Why.
+        why: String,
+        /// What is known of the VM, and what to do.
+        whereabouts: String,
+    },
+}
+
+/// A step that failed; the phase is added by who took it.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error("{0}")]
+    Refused(#[from] Refused),
+    #[error("cancelled")]
+    Cancelled,
+    #[error("{0}")]
+    Qmp(#[from] QmpError),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    Restore(#[from] RestoreError),
+    #[error("{0}")]
+    Start(#[from] StartError),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Source<'_> {
+    /// Migrates the VM to the side at the other end of `link`.
+    ///
+    /// # Errors
+    /// See [`MigrateError`], which says where the VM is.
+    pub fn migrate(
+        mut self,
+        link: &mut Link,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Report, MigrateError> {
+        let mut watch = Stopwatch::new();
+        let mut phase = Phase::Check;
+        let mut enter = |new: Phase, watch: &mut Stopwatch| {
+            tracing::info!(phase = %new, "phase");
+            watch.enter(new);
+            progress(Progress::Phase { phase: new });
+            phase = new;
+        };
+        self.vm.begin_migration();
+        enter(Phase::Check, &mut watch);
+        let result = self.check(link, options).and_then(|strategy| {
+            enter(Phase::Prepare, &mut watch);
+            let uri = self.prepare(link, options)?;
+            enter(Phase::Precopy, &mut watch);
+            Ok((strategy, uri))
+        });
+        let (strategy, uri) = match result {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(self.give_up(link, phase, error)),
+        };
+        let sent = match precopy::run(&self, &uri, options, progress) {
+            Ok(sent) => sent,
+            Err((phase, error)) => return Err(self.give_up(link, phase, error)),
+        };
+        // QEMU has completed: from here on the VM must not run on this host.
+        self.vm.hand_over();
+        progress(Progress::Phase { phase: Phase::Resume });
+        let arrival = self.tell_to_run(link, &sent.functions)?;
+        let running = Instant::now();
+        let timeline = self.vm.timeline();
+        let (phases_ms, devices_paused_ms) =
+            watch.finish(&timeline, sent.completed, &arrival, running);
+        let stale = if options.verify {
+            Some(verify::stale_pages(self.vm, link).map_err(|error| MigrateError::Uncertain {
+                phase: Phase::Resume,
+                why: format!("comparing guest memory: {error}"),
+                whereabouts: "The VM runs at the destination, but whether all its memory \
+                              arrived is not known"
+                    .into(),
+            })?)
+        } else {
+            None
+        };
+        // Only a courtesy: the other side ends with the connection as well.
+        let _ = link.send(&Message::Goodbye, ANSWER);
+        let marks = self.vm.marks();
+        Ok(Report {
+            strategy,
+            phases_ms,
+            vm_pause_ms: sent.downtime_ms,
+            devices_paused_ms,
+            pages_marked: [("device-log".to_owned(), marks)].into(),
+            transferred: sent.transferred,
+            passes: sent.passes,
+            functions_corrected: arrival.corrected,
+            stale_pages: stale.as_ref().map(|stale| stale.count),
+            stale_at: stale.map(|stale| stale.listed).unwrap_or_default(),
+        })
+    }
+
+    fn check(&mut self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
+        self.facts.machine = self.qmp.machine()?;
+        let state = self.qmp.run_status()?.status;
+        let mut reasons = check::source(&self.facts, &state, &check::device_tree(self.qmp)?);
+        if let Err(error) = self.qmp.refuse_unsound_capabilities() {
+            reasons.push(error.to_string());
+        }
+        if !self.vm.is_sidecar_connected() {
+            reasons.push(
+                "QEMU has no vhost-user-fs device connected to vferry, through which it tells of \
+                 a migration: start it with the arguments of `vferry qemu-args`"
+                    .into(),
+            );
+        }
+        for slot in self.slots.iter().filter(|slot| !slot.endpoint.is_connected()) {
+            reasons.push(format!("device `{}` is not connected to QEMU", slot.endpoint.name()));
+        }
+        let question =
+            Message::Check { protocol: link::PROTOCOL, facts: Box::new(self.facts.clone()) };
+        match link.ask(&question, ANSWER) {
+            Ok(Message::Check { protocol: link::PROTOCOL, facts }) => {
+                reasons.extend(check::compare(&self.facts, &facts));
+            }
+            Ok(Message::Check { protocol, .. }) => reasons.push(format!(
+                "the destination's vferry speaks version {protocol} of the control link, this one \
+                 {}: use the same version on both hosts",
+                link::PROTOCOL
+            )),
+            Ok(other) => return Err(link::unexpected(&other).into()),
+            Err(LinkError::Aborted(reason)) => reasons.push(reason),
+            Err(error) => return Err(error.into()),
+        }
+        if reasons.is_empty() {
+            Ok(check::strategy(&self.facts, options.strategy))
+        } else {
+            Err(Refused(reasons).into())
+        }
+    }
+
+    fn prepare(&self, link: &mut Link, options: &Options) -> Result<String, StepError> {
+        self.stop_if_cancelled()?;
+        if let Some(through) = self.slots.first() {
+            driverless::ensure_started(self.qmp, self.facts.sidecar, through)?;
+        }
+        self.qmp.prepare_migration(&options.settings)?;
+        let functions = restore::read(self.qmp, self.slots)?;
+        let question = Message::Prepare { functions, verify: options.verify };
+        match link.ask(&question, RUN)? {
+            Message::Prepared { uri } => Ok(uri),
+            other => Err(link::unexpected(&other).into()),
+        }
+    }
+
+    /// The commit: the destination may run the VM as soon as this message is sent.
+    fn tell_to_run(
+        &self,
+        link: &mut Link,
+        functions: &[Function],
+    ) -> Result<Arrival, MigrateError> {
+        let uncertain = |why: String| MigrateError::Uncertain {
+            phase: Phase::Resume,
+            why,
+            whereabouts: "All of the VM is at the destination, and this side keeps it paused. \
+                          Look at the destination: if its QEMU runs the VM, end this side's QEMU; \
+                          if it does not and never will, QMP `cont` lets the VM run on here"
+                .into(),
+        };
+        match link.ask(&Message::Run { functions: functions.to_vec() }, RUN) {
+            Ok(Message::Running(arrival)) => Ok(arrival),
+            Ok(other) => Err(uncertain(link::unexpected(&other).to_string())),
+            Err(error) => Err(uncertain(error.to_string())),
+        }
+    }
+
+    /// Before QEMU has completed: the VM stays, and is seen to run.
+    fn give_up(&self, link: &mut Link, phase: Phase, error: StepError) -> MigrateError {
+        let _ = link.send(&Message::Abort { reason: error.to_string() }, ANSWER);
+        if phase > Phase::Check
+            && let Err(why) = precopy::see_running(self)
+        {
+            return MigrateError::Uncertain {
+                phase,
+                why: error.to_string(),
+                whereabouts: format!("The VM did not start again on this host: {why}"),
+            };
+        }
+        match error {
+            StepError::Refused(refused) => MigrateError::Refused(refused),
+            StepError::Cancelled => MigrateError::Cancelled,
+            error => match self.vm.refusal() {
+                Some(refusal) => MigrateError::Failed { phase, why: format!("{error}: {refusal}") },
+                None => MigrateError::Failed { phase, why: error.to_string() },
+            },
+        }
+    }
+
+    fn stop_if_cancelled(&self) -> Result<(), StepError> {
+        if self.cancel.load(Ordering::Acquire) { Err(StepError::Cancelled) } else { Ok(()) }
+    }
+}

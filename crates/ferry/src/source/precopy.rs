@@ -1,0 +1,168 @@
+//! From QEMU's `migrate` to its `completed`: the phases precopy, halt, mark and copy.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use qemu::QmpError;
+use qemu::migration::{MigrationInfo, MigrationStatus};
+
+use super::{Options, Source, StepError};
+use crate::Phase;
+use crate::link::Function;
+use crate::report::{Progress, millis};
+use crate::restore;
+use crate::vm::StageName;
+
+/// How often progress is told and a cancel looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// How long QEMU may take to open the dirty log, or to let the VM run again after a failure.
+const REACT: Duration = Duration::from_secs(10);
+
+/// A VM that has been sent.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) completed: Instant,
+    pub(super) downtime_ms: f64,
+    pub(super) transferred: u64,
+    pub(super) passes: u64,
+    /// What the guest had programmed when it stopped.
+    pub(super) functions: Vec<Function>,
+}
+
+pub(super) fn run(
+    source: &Source<'_>,
+    uri: &str,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sent, (Phase, StepError)> {
+    let mut phase = Phase::Precopy;
+    let sent = send(source, uri, options, progress, &mut phase);
+    sent.map_err(|error| (phase, error))
+}
+
+fn send(
+    source: &Source<'_>,
+    uri: &str,
+    _options: &Options,
+    progress: &mut dyn FnMut(Progress),
+    phase: &mut Phase,
+) -> Result<Sent, StepError> {
+    source.stop_if_cancelled()?;
+    let mut events = source.qmp.events();
+    source.qmp.migrate(uri)?;
+    if !source.vm.wait_logging(REACT) {
+        return Err(no_log(source));
+    }
+    let mut functions = None;
+    let mut cancelled = false;
+    let (info, completed) = loop {
+        let event = match events.next(Instant::now() + TICK) {
+            Ok(event) => Some(event),
+            Err(QmpError::Timeout { .. } | QmpError::EventsLost { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if functions.is_none() && source.vm.stage() == StageName::Marked {
+            for passed in [Phase::Halt, Phase::Mark, Phase::Copy] {
+                *phase = passed;
+                progress(Progress::Phase { phase: passed });
+            }
+            // The guest can no longer change it. QEMU answers as soon as it has sent the rest.
+            functions = Some(restore::read(source.qmp, source.slots)?);
+        }
+        let over = match &event {
+            Some(event) if event.name == "MIGRATION" => {
+                let status = event.data.get("status").and_then(|s| s.as_str()).unwrap_or_default();
+                MigrationStatus::from(status.to_owned()).is_over().then_some(event.received)
+            }
+            Some(_) => None,
+            None => tick(source, progress)?.then(Instant::now),
+        };
+        if let Some(at) = over {
+            break (source.qmp.migration()?, at);
+        }
+        if !cancelled && source.cancel.load(Ordering::Acquire) {
+            source.qmp.migrate_cancel()?;
+            cancelled = true;
+        }
+    };
+    match info.status {
+        MigrationStatus::Completed => {}
+        MigrationStatus::Cancelled => return Err(StepError::Cancelled),
+        _ => return Err(StepError::Other(reason(&info))),
+    }
+    let functions = match functions {
+        Some(functions) => functions,
+        // The stop and the completion came in one.
+        None => restore::read(source.qmp, source.slots)?,
+    };
+    Ok(sent(&info, completed, functions))
+}
+
+/// Tells how far it is; says whether QEMU is done (an event may have been lost).
+fn tick(source: &Source<'_>, progress: &mut dyn FnMut(Progress)) -> Result<bool, StepError> {
+    let info = source.qmp.migration()?;
+    if let Some(ram) = info.ram {
+        progress(Progress::Memory {
+            transferred: ram.transferred,
+            total: ram.total,
+            remaining: ram.remaining,
+            mbps: ram.mbps,
+            marked: source.vm.marks().total(),
+        });
+    }
+    Ok(info.status.is_over())
+}
+
+/// QEMU began without opening the dirty log: what devices write would be lost.
+fn no_log(source: &Source<'_>) -> StepError {
+    let _ = source.qmp.migrate_cancel();
+    let why = source.qmp.migration().ok().and_then(|info| info.error_desc);
+    StepError::Other(match why {
+        Some(why) => why,
+        None => "QEMU did not open the dirty log of vferry's sidecar, so pages that devices write \
+                 would be lost: is the sidecar's device started in the guest?"
+            .into(),
+    })
+}
+
+/// After a failure: QEMU lets the VM run again by itself; the devices follow.
+pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
+    let _ = source.qmp.migrate_cancel();
+    let deadline = Instant::now() + REACT;
+    let mut events = source.qmp.events();
+    loop {
+        let status = source.qmp.run_status().map_err(|error| error.to_string())?;
+        if status.running {
+            // Nothing has come from the rings if the sidecar was the one that failed.
+            source.vm.run_again();
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "QEMU reports {:?}; QMP `cont` lets it run on, unless it runs at the destination",
+                status.status
+            ));
+        }
+        // RESUME is what is waited for; any event is a reason to look again.
+        let _ = events.next(Instant::now() + TICK);
+    }
+}
+
+fn reason(info: &MigrationInfo) -> String {
+    let status = format!("QEMU's migration ended as {:?}", info.status);
+    match &info.error_desc {
+        Some(why) => format!("{status}: {why}"),
+        None => status,
+    }
+}
+
+fn sent(info: &MigrationInfo, completed: Instant, functions: Vec<Function>) -> Sent {
+    let ram = info.ram.unwrap_or_default();
+    Sent {
+        completed,
+        downtime_ms: info.downtime.map_or(0.0, millis),
+        transferred: ram.transferred,
+        passes: ram.dirty_sync_count,
+        functions,
+    }
+}

@@ -1,0 +1,85 @@
+//! The thread that carries dirty bits from the devices to QEMU's log during precopy.
+//!
+//! Each DMA write sets a bit in the device's own map; every few milliseconds the bits move on. It
+//! keeps the rest that is left for the halt small, and lets QEMU see how much the devices write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use device::lifecycle::Migratable;
+use device::DirtySink;
+use sidecar::Marker;
+
+use super::Vm;
+
+/// How often. A page that is written all the time is sent again at most once per pass of QEMU's,
+/// so more often gains nothing; less often leaves more for the halt.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The running thread; stops and joins when dropped.
+#[derive(Debug)]
+pub struct Drainer {
+    vm: Vm,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drainer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(vm: &Vm) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("drain".into()).spawn({
+            let (vm, stop) = (vm.clone(), Arc::clone(&stop));
+            move || run(&vm, &stop)
+        })?;
+        Ok(Self { vm: vm.clone(), stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Drainer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.vm.0.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(vm: &Vm, stop: &AtomicBool) {
+    let stopped = || stop.load(Ordering::Acquire);
+    while !stopped() {
+        // Sleeps without a timer while no migration is under way.
+        vm.wait(Duration::from_secs(3600), |state| state.logging || stopped());
+        if vm.is_logging() && !vm.0.controls.no_log {
+            drain(vm);
+        }
+        vm.wait(INTERVAL, |state| !state.logging || stopped());
+    }
+}
+
+fn drain(vm: &Vm) {
+    let mut endpoints = vm.0.endpoints.clone();
+    let mut marked = 0;
+    vm.0.log.with(|marker| {
+        let mut sink = Sink(marker);
+        if let Err(error) = endpoints.mark(&mut sink) {
+            tracing::warn!(%error, "dirty pages not carried over yet");
+        }
+        marked = sink.0.tally().newly_marked;
+    });
+    vm.lock().marks.precopy += marked;
+}
+
+struct Sink<'a, 'b>(&'a mut Marker<'b>);
+
+impl DirtySink for Sink<'_, '_> {
+    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+        self.0.mark_words(first_page, words);
+    }
+}

@@ -1,0 +1,185 @@
+//! What QEMU does to the VM, and what follows for its devices.
+
+use std::time::Instant;
+
+use device::lifecycle::Migratable;
+use device::DirtySink;
+use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
+
+use super::{Stage, StageName, State, Vm};
+use crate::state;
+
+/// The sidecar's hooks of one VM.
+#[derive(Debug)]
+pub struct VmHooks(pub(super) Vm);
+
+impl Hooks for VmHooks {
+    fn connected(&mut self) {
+        self.change(|state| state.sidecar_connected = true);
+    }
+
+    fn log_started(&mut self, start: LogStart) {
+        if start == LogStart::Fresh {
+            for endpoint in &self.0.0.endpoints.0 {
+                endpoint.bus().discard_dirty();
+            }
+        }
+        self.change(|state| {
+            state.logging = true;
+            state.timeline.log_started.get_or_insert_with(Instant::now);
+        });
+        tracing::info!(?start, "dirty log opened");
+    }
+
+    fn log_stopped(&mut self) {
+        self.change(|state| state.logging = false);
+        tracing::info!("dirty log closed");
+    }
+
+    fn stopping(&mut self, stop: Stop<'_>) -> Result<(), Veto> {
+        // A VM that is merely paused keeps its devices as they are: nobody reads its memory.
+        let Stop::Logged(mut marker) = stop else { return Ok(()) };
+        let controls = self.0.0.controls;
+        let vm = self.0.clone();
+        let mut result = Ok(());
+        self.change(|state| {
+            state.timeline.stopping = Some(Instant::now());
+            state.logging = false;
+            result = if controls.naive_order {
+                mark_only(&vm, state, &mut marker)
+            } else {
+                halt_and_mark(state, &mut Sink { marker, lose: controls.no_log })
+            };
+        });
+        result
+    }
+
+    fn restarted(&mut self) {
+        self.change(|state| {
+            if state.stage.run() {
+                state.timeline.running = Some(Instant::now());
+            }
+        });
+    }
+
+    fn save(&mut self, stopped: Stopped) -> Result<Vec<u8>, Veto> {
+        let controls = self.0.0.controls;
+        let mut result = Err(Veto::new(""));
+        self.change(|state| {
+            if controls.naive_order {
+                // The wrong way round, on purpose: what was written since the marking is lost.
+                let _ = state.stage.halt_and_mark(&mut |_page: u64| {}, || {});
+            }
+            result = save(&state.stage, stopped);
+            state.timeline.saved = Some(Instant::now());
+        });
+        result
+    }
+
+    fn load(&mut self, blob: Vec<u8>) -> Result<(), Veto> {
+        let began = Instant::now();
+        let states = state::unpack(&blob).map_err(|error| Veto::new(error.to_string()))?;
+        let mut state = self.0.lock();
+        state.timeline.load_began = Some(began);
+        let Some(session) = &state.session else {
+            return Err(Veto::new(
+                "this migration was not agreed on by the two vferry processes, so PCI \
+                 configuration and interrupts were not prepared here: start it with `vferry migrate`",
+            ));
+        };
+        if session.verify {
+            let digests = self.0.digest_memory();
+            let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
+            state.timeline.digested = Some(Instant::now());
+            if let Some(session) = &mut state.session {
+                session.digests = digests;
+            }
+        }
+        state.stage.load(states).map_err(|error| match error {
+            Some(error) => Veto::new(error.to_string()),
+            None => Veto::new(format!(
+                "this side's devices are {}, not waiting for an arrival",
+                state.stage.name().as_str()
+            )),
+        })?;
+        state.timeline.loaded = Some(Instant::now());
+        drop(state);
+        self.0.0.changed.notify_all();
+        Ok(())
+    }
+
+    fn refused(&mut self, why: &Veto) {
+        tracing::warn!(%why, "migration refused");
+        self.change(|state| state.refusal = Some(why.to_string()));
+    }
+
+    fn disconnected(&mut self, why: Option<&sidecar::Error>) {
+        if let Some(error) = why {
+            tracing::error!(%error, "QEMU was sent away from the sidecar: its VM cannot be migrated");
+        }
+        self.change(|state| {
+            state.sidecar_connected = false;
+            state.logging = false;
+        });
+    }
+}
+
+impl VmHooks {
+    fn change(&self, f: impl FnOnce(&mut State)) {
+        f(&mut self.0.lock());
+        self.0.0.changed.notify_all();
+    }
+}
+
+fn halt_and_mark(state: &mut State, sink: &mut Sink<'_>) -> Result<(), Veto> {
+    let mut halted = None;
+    let result = state.stage.halt_and_mark(sink, || halted = Some(Instant::now()));
+    state.timeline.halted = halted;
+    state.timeline.marked = Some(Instant::now());
+    state.marks.at_halt = sink.marker.tally().newly_marked;
+    result.map_err(|error| Veto::new(error.to_string()))?;
+    match sink.marker.tally().missed {
+        0 => Ok(()),
+        missed => Err(Veto::new(format!(
+            "devices wrote {missed} pages that QEMU's dirty log does not cover; they would arrive \
+             stale"
+        ))),
+    }
+}
+
+/// The control run of the naive order: devices run on.
+fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), Veto> {
+    let mut endpoints = vm.0.endpoints.clone();
+    let mut sink = |page: u64| marker.mark_page(page << 12);
+    let result = endpoints.mark(&mut sink).map_err(|error| Veto::new(error.to_string()));
+    state.timeline.marked = Some(Instant::now());
+    state.marks.at_halt = marker.tally().newly_marked;
+    result
+}
+
+fn save(stage: &Stage, stopped: Stopped) -> Result<Vec<u8>, Veto> {
+    if stage.name() != StageName::Marked || stopped != Stopped::Logged {
+        return Err(Veto::new(
+            "the VM's devices were not halted while QEMU's dirty log was open, so what they wrote \
+             is not known: let the VM run (QMP `cont`) and migrate again",
+        ));
+    }
+    let states = stage.save().expect("the stage was just seen to be `Marked`");
+    let states = states.map_err(|error| Veto::new(error.to_string()))?;
+    state::pack(states).map_err(|error| Veto::new(error.to_string()))
+}
+
+/// QEMU's log as the devices see it.
+struct Sink<'a> {
+    marker: Marker<'a>,
+    /// The control run without a log.
+    lose: bool,
+}
+
+impl DirtySink for Sink<'_> {
+    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+        if !self.lose {
+            self.marker.mark_words(first_page, words);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The life cycle's types, held where QEMU's calls can find them.
+
+use device::lifecycle::{Arrived, HandedOver, Halted, Marked, Migratable, Running};
+use device::DirtySink;
+use endpoint::{EndpointError, EndpointState, Endpoints};
+
+/// Where the devices are. `Moving` only inside a method: a step consumes the one before it.
+#[derive(Debug, Default)]
+pub(crate) enum Stage {
+    #[default]
+    Moving,
+    Running(Running<Endpoints>),
+    Waiting(Halted<Endpoints>),
+    Marked(Marked<Endpoints>),
+    HandedOver(HandedOver<Endpoints>),
+    Arrived(Arrived<Endpoints>),
+}
+
+/// The names of the stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StageName {
+    Moving,
+    Running,
+    Waiting,
+    Marked,
+    HandedOver,
+    Arrived,
+}
+
+impl StageName {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Moving => "moving",
+            Self::Running => "running",
+            Self::Waiting => "waiting for an arrival",
+            Self::Marked => "halted and marked",
+            Self::HandedOver => "handed over",
+            Self::Arrived => "arrived",
+        }
+    }
+}
+
+impl Stage {
+    pub(crate) fn running(endpoints: Endpoints) -> Self {
+        Self::Running(Running::new(endpoints))
+    }
+
+    pub(crate) fn name(&self) -> StageName {
+        match self {
+            Self::Moving => StageName::Moving,
+            Self::Running(_) => StageName::Running,
+            Self::Waiting(_) => StageName::Waiting,
+            Self::Marked(_) => StageName::Marked,
+            Self::HandedOver(_) => StageName::HandedOver,
+            Self::Arrived(_) => StageName::Arrived,
+        }
+    }
+
+    /// Halt, then mark. `halted` is called in between. Devices that do not run stay as they are.
+    pub(crate) fn halt_and_mark(
+        &mut self,
+        sink: &mut dyn DirtySink,
+        halted: impl FnOnce(),
+    ) -> Result<(), EndpointError> {
+        let running = match std::mem::take(self) {
+            Self::Running(running) => running,
+            other => {
+                *self = other;
+                return Ok(());
+            }
+        };
+        let still = match running.halt() {
+            Ok(still) => still,
+            Err(failed) => {
+                *self = Self::Running(failed.back_to);
+                return Err(failed.error);
+            }
+        };
+        halted();
+        match still.mark(sink) {
+            Ok(marked) => {
+                *self = Self::Marked(marked);
+                Ok(())
+            }
+            Err(failed) => {
+                *self = Self::Running(failed.back_to.resume());
+                Err(failed.error)
+            }
+        }
+    }
+
+    /// The devices' state, if they were halted and marked.
+    pub(crate) fn save(&self) -> Option<Result<Vec<EndpointState>, EndpointError>> {
+        match self {
+            Self::Marked(marked) => Some(marked.save()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn hand_over(&mut self) {
+        *self = match std::mem::take(self) {
+            Self::Marked(marked) => Self::HandedOver(marked.hand_over()),
+            other => other,
+        };
+    }
+
+    pub(crate) fn wait_for_arrival(&mut self) -> Result<(), String> {
+        let (next, result) = match std::mem::take(self) {
+            Self::Running(running) => match running.halt() {
+                Ok(still) => (Self::Waiting(still), Ok(())),
+                Err(failed) => (Self::Running(failed.back_to), Err(failed.error.to_string())),
+            },
+            Self::Arrived(arrived) => (Self::Waiting(arrived.discard()), Ok(())),
+            other @ Self::Waiting(_) => (other, Ok(())),
+            other => {
+                let name = other.name().as_str();
+                (other, Err(format!("this side's devices are {name}")))
+            }
+        };
+        *self = next;
+        result
+    }
+
+    pub(crate) fn discard_arrival(&mut self) {
+        *self = match std::mem::take(self) {
+            Self::Arrived(arrived) => Self::Waiting(arrived.discard()),
+            other => other,
+        };
+    }
+
+    /// Loads what arrived. Only devices that wait take a state.
+    pub(crate) fn load(
+        &mut self,
+        state: <Endpoints as Migratable>::State,
+    ) -> Result<(), Option<EndpointError>> {
+        let (next, result) = match std::mem::take(self) {
+            Self::Waiting(waiting) => match waiting.load(state) {
+                Ok(arrived) => (Self::Arrived(arrived), Ok(())),
+                Err(failed) => (Self::Waiting(failed.back_to), Err(Some(failed.error))),
+            },
+            other => (other, Err(None)),
+        };
+        *self = next;
+        result
+    }
+
+    /// The VM runs here: so do its devices. Says whether that changed anything.
+    pub(crate) fn run(&mut self) -> bool {
+        let (next, changed) = match std::mem::take(self) {
+            Self::Marked(marked) => (Self::Running(marked.resume()), true),
+            Self::HandedOver(gone) => (Self::Running(gone.take_back()), true),
+            Self::Arrived(arrived) => (Self::Running(arrived.run()), true),
+            other => (other, false),
+        };
+        *self = next;
+        changed
+    }
+}
