@@ -1,1 +1,38 @@
-//! The built-in lab: Debian root, QEMU, guests, load.
+//! The built-in lab: Debian's QEMU and kernel, and guests to control.
+//!
+//! [`Lab::ensure`] builds it once, in the target folder, from packages that apt verifies by
+//! Debian's own signatures: a QEMU that has `vfio-user-pci` (the host's own if it is new enough), a
+//! kernel, and a static busybox. Nothing of it is installed on the host but `mmdebstrap`, and it
+//! needs neither mounts nor a chroot to run.
+//!
+//! [`Vm`] boots a guest from it: an initrd made on the spot ([`Initrd`]), a console log, a QMP
+//! connection, and a shell on a serial line that keeps working when the guest has moved to another
+//! QEMU. When a `Vm` is dropped, or the process that made it dies in whatever way, its QEMU dies.
+//!
+//! It serves tests and the demo, so its errors are `anyhow`'s: they are read, not handled.
+//!
+//! # What it does not do
+//!
+//! It knows nothing of vferry's devices; tests and the demo add them as QEMU arguments. It has no
+//! disk images, no network and no distribution in the guest: one kernel, one busybox, and the
+//! files that the caller puts in. It builds on x86-64 Debian and on systems whose apt knows a
+//! Debian mirror, and on nothing else.
+
+mod apt;
+mod control;
+mod cpio;
+mod emulator;
+mod guest;
+mod initrd;
+mod modules;
+mod process;
+mod recipe;
+mod root;
+mod target;
+
+pub use control::Output;
+pub use emulator::{Accelerator, Emulator};
+pub use guest::{Vm, VmBuilder};
+pub use initrd::Initrd;
+pub use root::{Lab, Progress, progress_on_stderr};
+pub use target::target_dir;

@@ -239,8 +239,9 @@ fn socket_path(path: &Path) -> Result<&str, ArgsError> {
         .ok_or_else(|| ArgsError::PathNotText(path.to_owned()))
 }
 
-/// In QEMU's `key=value,...` lists a doubled comma stands for one.
-fn option_value(text: &str) -> String {
+/// A text as a value in QEMU's `key=value,...` lists, where a doubled comma stands for one.
+#[must_use]
+pub fn option_value(text: &str) -> String {
     text.replace(',', ",,")
 }
 

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Process 1 of the lab's guest. The host's half of the conversation below is control.rs.
+export PATH=/bin HOME=/root
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+ip link set lo up
+
+while read -r module; do
+    insmod "/lib/modules/$module.ko" || echo "init: module $module did not load"
+done < /etc/modules
+
+# One request per line: RUN TOKEN SECONDS COMMAND, one answer per line: DONE TOKEN STATUS =STDOUT
+# =STDERR, with command and outputs in base64. What a command prints goes through files, so that
+# what it leaves running in the background holds nothing up.
+exec 3<> /dev/ttyS1
+stty raw -echo <&3
+echo READY >&3
+while :; do
+    read -r word token seconds command <&3 || { sleep 1; continue; }
+    [ "$word" = RUN ] || continue
+    printf %s "$command" | base64 -d > /tmp/.command
+    timeout -s KILL "$seconds" sh /tmp/.command < /dev/null > /tmp/.stdout 2> /tmp/.stderr 3>&-
+    status=$?
+    echo "DONE $token $status =$(head -c 1048576 /tmp/.stdout | base64 -w 0)" \
+        "=$(head -c 65536 /tmp/.stderr | base64 -w 0)" >&3
+    rm -f /tmp/.stdout /tmp/.stderr
+done
