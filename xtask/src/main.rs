@@ -1,2 +1,57 @@
-//! cargo xtask
-fn main() {}
+//! `cargo xtask`: lab, tests and lints for people who work on vferry.
+//!
+//! One module per command. Commands run cargo and git as their user would, from the workspace's
+//! root, and say what they run.
+//!
+//! # What it does not do
+//!
+//! It installs nothing but what the lab needs, changes no file but by `fmt`, and holds no test of
+//! its own beyond those of its lints: what is tested is in the crates.
+
+mod fmt;
+mod house;
+mod lab;
+mod licences;
+mod lint;
+mod test;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Lab, tests and lints for people who work on vferry.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the lab if it is not there yet, and say what is in it.
+    Lab {
+        /// Build it anew, from the latest packages.
+        #[arg(long)]
+        rebuild: bool,
+    },
+    /// Format the source.
+    Fmt {
+        /// Only tell whether it is formatted.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check formatting, clippy's lints, the house's own, and the dependencies.
+    Lint,
+    /// Run all tests, those with a VM too.
+    Test,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Lab { rebuild } => lab::run(rebuild),
+        Command::Fmt { check } => fmt::run(check),
+        Command::Lint => lint::run(),
+        Command::Test => test::run(),
+    }
+}
