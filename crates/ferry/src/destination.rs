@@ -32,7 +32,7 @@ pub struct Destination<'a> {
     pub qmp: &'a Qmp,
     /// Its functions and where they sit.
     pub slots: &'a [Slot],
-    /// What it is, but for the machine, which is asked for.
+    /// What it is.
     pub facts: Facts,
     /// Where QEMU shall listen, as the source's QEMU reaches it.
     pub uri: String,
@@ -66,7 +66,7 @@ impl Destination<'_> {
     /// # Errors
     /// See [`ReceiveError`]. A QEMU that had begun to receive is ended then: what is in it is no
     /// VM, and the source runs on.
-    pub fn receive(mut self, link: &mut Link) -> Result<Arrival, ReceiveError> {
+    pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
         let prepared = self.check(link).and_then(|()| self.prepare(link));
         let prepared = match prepared {
             Ok(prepared) => prepared,
@@ -87,13 +87,12 @@ impl Destination<'_> {
         }
     }
 
-    fn check(&mut self, link: &mut Link) -> Result<(), ReceiveError> {
+    fn check(&self, link: &mut Link) -> Result<(), ReceiveError> {
         tracing::info!(phase = %Phase::Check, "phase");
         let (protocol, theirs) = match link.receive(ANSWER)? {
             Message::Check { protocol, facts } => (protocol, facts),
             other => return Err(link::unexpected(&other).into()),
         };
-        self.facts.machine = self.qmp.machine()?;
         let state = self.qmp.run_status()?.status;
         let tree = check::device_tree(self.qmp)?;
         let mut reasons = check::destination(&self.facts, &state, &tree);

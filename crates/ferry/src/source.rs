@@ -44,7 +44,7 @@ pub struct Source<'a> {
     pub qmp: &'a Qmp,
     /// Its functions and where they sit.
     pub slots: &'a [Slot],
-    /// What it is, but for the machine, which is asked for.
+    /// What it is.
     pub facts: Facts,
     /// Set to give up.
     pub cancel: Arc<AtomicBool>,
@@ -104,7 +104,7 @@ impl Source<'_> {
     /// # Errors
     /// See [`MigrateError`], which says where the VM is.
     pub fn migrate(
-        mut self,
+        self,
         link: &mut Link,
         options: &Options,
         progress: &mut dyn FnMut(Progress),
@@ -169,8 +169,7 @@ impl Source<'_> {
         })
     }
 
-    fn check(&mut self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
-        self.facts.machine = self.qmp.machine()?;
+    fn check(&self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
         let state = self.qmp.run_status()?.status;
         let mut reasons = check::source(&self.facts, &state, &check::device_tree(self.qmp)?);
         if let Err(error) = self.qmp.refuse_unsound_capabilities() {

@@ -126,6 +126,11 @@ impl Vm {
         self.lock().sidecar_connected
     }
 
+    /// Waits for QEMU to connect to the sidecar, however long it takes; `false` if it never does.
+    pub fn wait_connected(&self) -> bool {
+        self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| state.sidecar_connected)
+    }
+
     /// Pages marked so far in the migration under way or the last one.
     pub fn marks(&self) -> Marks {
         self.lock().marks.clone()

@@ -1,2 +1,10 @@
-//! The vferry command.
-fn main() {}
+//! The `vferry` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vferry::commands::{Cli, run};
+
+fn main() -> ExitCode {
+    run(Cli::parse())
+}

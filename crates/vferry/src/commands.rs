@@ -1,0 +1,143 @@
+//! The commands.
+
+mod migrate;
+mod qemu_args;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ferry::{Controls, Strategy};
+
+use crate::config::Config;
+use crate::daemon;
+
+/// Live migration of QEMU virtual machines with their passed-through PCI devices.
+#[derive(Debug, Parser)]
+#[command(name = "vferry", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve one VM's devices, until its QEMU ends. Start it before QEMU.
+    Run(Run),
+    /// Print the QEMU arguments that go with a configuration.
+    QemuArgs(QemuArgs),
+    /// Move a running VM to another host.
+    Migrate(Migrate),
+    /// Tell how a VM's process is.
+    Status(Status),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The VM's configuration file.
+    config: PathBuf,
+    /// UNSOUND, LOSES DATA: switch off one law of migration, to prove that the checks see it.
+    #[arg(long, value_name = "LAW", hide_short_help = true)]
+    unsound_control: Option<UnsoundControl>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum UnsoundControl {
+    /// Mark dirty pages first and halt the devices afterwards.
+    NaiveOrder,
+    /// Do not log what devices write.
+    NoLog,
+}
+
+#[derive(Debug, Args)]
+struct QemuArgs {
+    /// The VM's configuration file.
+    config: PathBuf,
+    /// For the destination: wait for the VM to arrive.
+    #[arg(long)]
+    incoming: bool,
+    /// As a JSON array, instead of a line for the shell.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Migrate {
+    /// The configuration file of the VM on this host.
+    config: PathBuf,
+    /// The `link` of the destination's configuration: `unix:PATH` or `tcp:ADDRESS:PORT`.
+    #[arg(long)]
+    to: String,
+    /// Compare every page of guest memory at the destination with the source. Lengthens the pause.
+    #[arg(long)]
+    verify: bool,
+    /// How the devices' state goes over; chosen by the check if left out.
+    #[arg(long)]
+    strategy: Option<Strategy>,
+    /// Longest pause that QEMU may plan for its last pass, instead of the configuration's.
+    #[arg(long, value_name = "MS")]
+    downtime_limit_ms: Option<u64>,
+    /// Print progress and result as JSON, one object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Status {
+    /// The VM's configuration file.
+    config: PathBuf,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a command. Exit status: 0 done, 1 failed, 2 a wrong command line or configuration.
+pub fn run(cli: Cli) -> ExitCode {
+    start_log(matches!(cli.command, Command::Run(_)));
+    let path = match &cli.command {
+        Command::Run(run) => &run.config,
+        Command::QemuArgs(args) => &args.config,
+        Command::Migrate(migrate) => &migrate.config,
+        Command::Status(status) => &status.config,
+    };
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match cli.command {
+        Command::Run(run) => daemon::run(config, run.controls()),
+        Command::QemuArgs(args) => qemu_args::print(&config, args.incoming, args.json),
+        Command::Migrate(migrate) => migrate::migrate(&config, &migrate),
+        Command::Status(status) => status::print(&config, status.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vferry: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Run {
+    fn controls(&self) -> Controls {
+        Controls {
+            naive_order: matches!(self.unsound_control, Some(UnsoundControl::NaiveOrder)),
+            no_log: matches!(self.unsound_control, Some(UnsoundControl::NoLog)),
+        }
+    }
+}
+
+/// To standard error; `VFERRY_LOG` chooses what, as in `VFERRY_LOG=ferry=debug`.
+fn start_log(serving: bool) {
+    use tracing_subscriber::EnvFilter;
+    let default = if serving { "info" } else { "warn" };
+    let filter =
+        EnvFilter::try_from_env("VFERRY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

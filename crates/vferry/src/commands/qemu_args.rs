@@ -1,0 +1,38 @@
+//! `vferry qemu-args`.
+
+use qemu::args::{Plug, QemuArgs, VfioUser, VhostUserFs};
+
+use crate::config::Config;
+
+/// Prints the arguments for `config`.
+pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Result<()> {
+    let args = qemu_args(config, incoming)?;
+    if json {
+        println!("{}", serde_json::to_string(&args.into_vec())?);
+    } else {
+        println!("{}", args.shell_line());
+    }
+    Ok(())
+}
+
+/// The sidecar comes last: QEMU loads device state in the order of its devices, and all that the
+/// sidecar's LOAD may look at is loaded then.
+fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
+    let mut args =
+        QemuArgs::new().machine(&config.machine, config.memory)?.qmp(&config.qmp)?;
+    for device in &config.devices {
+        args = args.vfio_user(&VfioUser {
+            id: device.name.clone(),
+            socket: device.socket.clone(),
+            plug: Plug { bus: None, address: Some(device.address) },
+            message_timeout: None,
+        })?;
+    }
+    args = args.vhost_user_fs(&VhostUserFs {
+        id: "vferry".into(),
+        socket: config.sidecar.clone(),
+        tag: "vferry".into(),
+        plug: Plug { bus: None, address: Some(config.sidecar_address) },
+    })?;
+    Ok(if incoming { args.args(["-incoming", "defer"]) } else { args })
+}

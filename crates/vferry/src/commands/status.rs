@@ -1,0 +1,43 @@
+//! `vferry status`.
+
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::control::{Control, Reply, Request, Status};
+
+/// Asks the VM's process, and prints what it says.
+pub(super) fn print(config: &Config, json: bool) -> anyhow::Result<()> {
+    let mut control = connect(config)?;
+    control.writer()?.send(&Request::Status)?;
+    match control.receive()? {
+        Some(Reply::Status(status)) if json => println!("{}", serde_json::to_string(&status)?),
+        Some(Reply::Status(status)) => print_text(&status),
+        Some(Reply::Failed { why }) => anyhow::bail!("{why}"),
+        _ => anyhow::bail!("the VM's process did not answer"),
+    }
+    Ok(())
+}
+
+/// Reaches the process that serves the VM of `config`.
+pub(super) fn connect(config: &Config) -> anyhow::Result<Control> {
+    let path = &config.control;
+    let stream = UnixStream::connect(path).with_context(|| {
+        let (name, origin) = (&config.name, config.origin.path.display());
+        format!("VM `{name}` is not served on this host (nobody listens on {}): start `vferry run {origin}` first", path.display())
+    })?;
+    Ok(Control::new(stream))
+}
+
+fn print_text(status: &Status) {
+    let yes = |connected| if connected { "connected to QEMU" } else { "waiting for QEMU" };
+    println!("VM {}: devices {}", status.vm, status.stage);
+    if status.migrating {
+        println!("  a migration is under way, {} pages marked", status.pages_marked);
+    }
+    println!("  sidecar: {}", yes(status.sidecar_connected));
+    for device in &status.devices {
+        println!("  device {}: {}", device.name, yes(device.connected));
+    }
+}

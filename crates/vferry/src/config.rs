@@ -1,0 +1,148 @@
+//! The configuration file of one VM.
+//!
+//! Both hosts of a migration have one; names, addresses and models must agree, sockets need not.
+
+mod file;
+mod problem;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use qemu::PciAddress;
+
+pub use problem::{ConfigError, Problem};
+
+/// A configuration that was found sound.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it came from, and the line of `memory`, for later messages.
+    pub origin: Origin,
+    /// Name of the VM.
+    pub name: String,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// QEMU's `-machine` type.
+    pub machine: String,
+    /// QEMU's monitor.
+    pub qmp: PathBuf,
+    /// Where `vferry migrate` and `vferry status` reach this VM's process.
+    pub control: PathBuf,
+    /// The sidecar's socket.
+    pub sidecar: PathBuf,
+    /// The sidecar's address.
+    pub sidecar_address: PciAddress,
+    /// Where the other host's vferry reaches this one.
+    pub link: Endpoint,
+    /// Where QEMU listens for an incoming migration.
+    pub incoming: Endpoint,
+    /// Longest pause that QEMU may plan for the last pass.
+    pub downtime_limit: Duration,
+    /// Most bytes per second of QEMU's stream; 0 is no limit.
+    pub max_bandwidth: u64,
+    /// The devices.
+    pub devices: Vec<Device>,
+}
+
+/// Where a configuration came from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The file.
+    pub path: PathBuf,
+    /// The line of `memory`.
+    pub memory_line: usize,
+}
+
+/// One device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its name, in messages and saved state.
+    pub name: String,
+    /// Its model.
+    pub model: String,
+    /// Its vfio-user socket.
+    pub socket: PathBuf,
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// A NIC's settings.
+    pub nic: Nic,
+}
+
+/// A NIC's settings.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Queue pairs.
+    pub queues: u8,
+    /// Where its frames go.
+    pub uplink: Uplink,
+}
+
+/// Where a NIC's frames go.
+#[derive(Debug, Clone)]
+pub enum Uplink {
+    /// A TAP interface.
+    Tap(String),
+    /// A unix socket that speaks as QEMU's `-netdev stream` does.
+    Wire(PathBuf),
+}
+
+/// Where somebody listens: `unix:PATH` or `tcp:ADDRESS:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// All that is wrong with it, each with line, reason and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// As [`load`](Self::load), of a text. For tests and fuzzers too.
+    ///
+    /// # Errors
+    /// See [`load`](Self::load).
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let wrong = |problems| ConfigError::Wrong { path: path.into(), problems };
+        let file = file::parse(text).map_err(|problem| wrong(vec![problem]))?;
+        validate::validate(path, text, file).map_err(wrong)
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let explain = || format!("`{text}` is no place to listen: write unix:/PATH or tcp:ADDRESS:PORT");
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() { Err(explain()) } else { Ok(Self::Unix(path.into())) }
+        } else if let Some(address) = text.strip_prefix("tcp:") {
+            address.parse().map(Self::Tcp).map_err(|_| explain())
+        } else {
+            Err(explain())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! The file as it is written.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Problem;
+
+type Text = Spanned<String>;
+
+/// The whole file. Every section refuses keys that it does not know.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) vm: VmSection,
+    pub(super) qemu: QemuSection,
+    pub(super) control: ControlSection,
+    pub(super) sidecar: SidecarSection,
+    pub(super) migration: MigrationSection,
+    #[serde(default)]
+    pub(super) device: Vec<Spanned<DeviceSection>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VmSection {
+    pub(super) name: Text,
+    pub(super) memory: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QemuSection {
+    pub(super) qmp: Text,
+    pub(super) machine: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ControlSection {
+    pub(super) socket: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SidecarSection {
+    pub(super) socket: Text,
+    pub(super) address: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct MigrationSection {
+    pub(super) link: Text,
+    pub(super) incoming: Text,
+    pub(super) downtime_limit_ms: Option<Spanned<u64>>,
+    pub(super) max_bandwidth: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeviceSection {
+    pub(super) name: Text,
+    pub(super) model: Text,
+    pub(super) socket: Text,
+    pub(super) address: Text,
+    pub(super) mac: Option<Text>,
+    pub(super) queues: Option<Spanned<u8>>,
+    pub(super) uplink: Option<Text>,
+}
+
+pub(super) fn parse(text: &str) -> Result<File, Problem> {
+    toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or_default();
+        let message = error.message().trim();
+        let instead = match message.split_once(", expected ") {
+            Some((_, expected)) => expected.to_owned(),
+            None if message.starts_with("missing field") => {
+                format!("the {} in this section", message.trim_start_matches("missing "))
+            }
+            None => "see the example in the README".to_owned(),
+        };
+        Problem::at(text, &span, message, instead)
+    })
+}

@@ -1,0 +1,105 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const GOOD: &str = r#"[vm]
+name = "web"
+memory = "512M"
+
+[qemu]
+qmp = "/tmp/qmp.sock"
+
+[control]
+socket = "/tmp/control.sock"
+
+[sidecar]
+socket = "/tmp/sidecar.sock"
+address = "00:06.0"
+
+[migration]
+link = "tcp:127.0.0.1:7800"
+incoming = "unix:/tmp/incoming.sock"
+
+[[device]]
+name = "net0"
+model = "ixgbevf"
+socket = "/tmp/net0.sock"
+address = "00:05.0"
+mac = "02:00:00:00:00:01"
+uplink = "tap:vf0"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("web.toml"), text)
+}
+
+#[test]
+fn a_sound_file_is_taken_as_it_is_meant() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.memory, 512 << 20);
+    assert_eq!(config.origin.memory_line, 3);
+    assert_eq!(config.link.to_string(), "tcp:127.0.0.1:7800");
+    assert_eq!(config.devices[0].nic.mac, [2, 0, 0, 0, 0, 1]);
+    assert_eq!(config.devices[0].nic.queues, 2);
+}
+
+/// What is written instead of a good line, and what the message must say.
+#[test]
+fn every_mistake_is_refused_with_file_line_and_remedy() {
+    let cases = [
+        ("name = \"web\"", "nmae = \"web\"", 2, "unknown field `nmae`", "`name`"),
+        ("name = \"web\"\n", "", 1, "missing field `name`", "name"),
+        ("memory = \"512M\"", "memory = 512", 3, "invalid type", "a string"),
+        ("memory = \"512M\"", "memory = \"half\"", 3, "`half` is not a number", "512M"),
+        ("memory = \"512M\"", "memory = \"513K\"", 3, "multiple of 2 MiB", "512M"),
+        ("memory = \"512M\"", "memory = \"99999999T\"", 3, "not a number of bytes", "512M"),
+        ("/tmp/qmp.sock", "/nonesuch/qmp.sock", 6, "does not exist: /nonesuch", "mkdir -p /nonesuch"),
+        ("/tmp/qmp.sock", "qmp.sock", 6, "not an absolute path", "begins with `/`"),
+        ("/tmp/net0.sock", "/tmp/sidecar.sock", 22, "socket of line 12 already", "of its own"),
+        ("unix:/tmp/incoming.sock", "unix:/tmp/qmp.sock", 17, "line 6 already", "of its own"),
+        ("\"00:05.0\"", "\"00:06.0\"", 23, "address of line 13 already", "of its own"),
+        ("\"00:05.0\"", "\"5\"", 23, "`5` is not a PCI address", "00:05.0"),
+        ("\"00:05.0\"", "\"00:1f.0\"", 23, "not a free slot", "00:1e.0"),
+        ("\"ixgbevf\"", "\"e1000\"", 21, "no device model `e1000`", "ixgbevf"),
+        ("02:00:00:00:00:01", "03:00:00:00:00:01", 24, "not the address of one station", "even"),
+        ("02:00:00:00:00:01", "02:00", 24, "`02:00` is not a MAC", "six bytes"),
+        ("mac = \"02:00:00:00:00:01\"\n", "", 19, "no `mac`", "mac ="),
+        ("tap:vf0", "vf0", 25, "`vf0` is no uplink", "wire:/PATH"),
+        ("tcp:127.0.0.1:7800", "localhost", 16, "no place to listen", "tcp:"),
+        ("[[device]]", "[device]", 19, "invalid type", "a sequence"),
+        ("[vm]", "[vm", 1, "", ""),
+    ];
+    for (good, bad, line, what, instead) in cases {
+        assert!(GOOD.contains(good), "{good}");
+        let text = GOOD.replacen(good, bad, 1);
+        let Err(error @ ConfigError::Wrong { .. }) = parse(&text) else { panic!("taken: {bad}") };
+        let ConfigError::Wrong { problems, .. } = &error else { unreachable!() };
+        let first = &problems[0];
+        assert_eq!(first.line, line, "{bad}: {error}");
+        assert!(first.what.contains(what), "{bad}: {error}");
+        assert!(first.instead.contains(instead), "{bad}: {error}");
+        assert!(error.to_string().starts_with(&format!("web.toml:{line}: ")));
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let text = GOOD.replace("512M", "half").replace("tap:vf0", "vf0");
+    let Err(ConfigError::Wrong { problems, .. }) = parse(&text) else { panic!("taken") };
+    assert_eq!(problems.iter().map(|p| p.line).collect::<Vec<_>>(), [3, 25]);
+}
+
+#[test]
+fn a_file_without_devices_is_refused() {
+    let text = &GOOD[..GOOD.find("[[device]]").unwrap()];
+    assert!(parse(text).unwrap_err().to_string().contains("no device"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_an_error(at in 0..GOOD.len(), with in "\\PC{0,8}") {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..=at, &with);
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,277 @@
+//! From what is written to what is meant.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use qemu::PciAddress;
+use toml::Spanned;
+
+use super::file::{DeviceSection, File};
+use super::problem::line;
+use super::{Config, Device, Endpoint, Nic, Origin, Problem, Uplink};
+use crate::models;
+
+/// Longest path of a unix socket (`sockaddr_un`, unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+/// The highest device number that q35 leaves free: 1f is the chipset's.
+const LAST_DEVICE: u8 = 0x1e;
+const DEFAULT_DOWNTIME_LIMIT_MS: u64 = 100;
+
+pub(super) fn validate(path: &Path, text: &str, file: File) -> Result<Config, Vec<Problem>> {
+    let mut check = Check { text, problems: Vec::new(), sockets: BTreeMap::new(), slots: BTreeMap::new() };
+    let origin = Origin { path: path.into(), memory_line: line(text, &file.vm.memory.span()) };
+    let name = check.name(&file.vm.name);
+    let memory = check.memory(&file.vm.memory);
+    let qmp = check.socket(&file.qemu.qmp);
+    let machine = check.machine(file.qemu.machine.as_ref());
+    let control = check.socket(&file.control.socket);
+    let sidecar = check.socket(&file.sidecar.socket);
+    let sidecar_address = check.address(&file.sidecar.address);
+    let link = check.endpoint(&file.migration.link);
+    let incoming = check.endpoint(&file.migration.incoming);
+    let limit = file.migration.downtime_limit_ms.as_ref();
+    let downtime_limit = check.downtime_limit(limit);
+    let max_bandwidth = file.migration.max_bandwidth.as_ref();
+    let max_bandwidth = max_bandwidth.map_or(Some(0), |text| check.size(text));
+    let devices = check.devices(text, &file.device);
+    if !check.problems.is_empty() {
+        check.problems.sort_by_key(|problem| problem.line);
+        return Err(check.problems);
+    }
+    // Every `None` has left a problem behind.
+    let sound = || {
+        Some(Config {
+            origin,
+            name: name?,
+            memory: memory?,
+            machine,
+            qmp: qmp?,
+            control: control?,
+            sidecar: sidecar?,
+            sidecar_address: sidecar_address?,
+            link: link?,
+            incoming: incoming?,
+            downtime_limit,
+            max_bandwidth: max_bandwidth?,
+            devices,
+        })
+    };
+    sound().ok_or_else(Vec::new)
+}
+
+struct Check<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+    sockets: BTreeMap<PathBuf, usize>,
+    slots: BTreeMap<PciAddress, usize>,
+}
+
+impl Check<'_> {
+    fn wrong<T, V>(
+        &mut self,
+        at: &Spanned<V>,
+        what: impl Into<String>,
+        instead: impl Into<String>,
+    ) -> Option<T> {
+        self.problems.push(Problem::at(self.text, &at.span(), what, instead));
+        None
+    }
+
+    fn name(&mut self, name: &Spanned<String>) -> Option<String> {
+        let text = name.get_ref();
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if text.is_empty() || !text.chars().all(fits) || !text.starts_with(char::is_alphabetic) {
+            let what = format!("`{text}` is not a usable name");
+            return self.wrong(name, what, "a letter, then letters, digits, `-`, `_` and `.`");
+        }
+        Some(text.clone())
+    }
+
+    fn memory(&mut self, memory: &Spanned<String>) -> Option<u64> {
+        let bytes = self.size(memory)?;
+        if bytes == 0 || !bytes.is_multiple_of(2 << 20) {
+            let what = format!("memory of {bytes} bytes is not a multiple of 2 MiB");
+            return self.wrong(memory, what, "for instance memory = \"512M\"");
+        }
+        Some(bytes)
+    }
+
+    /// `512M`, `4G`, `1048576`.
+    fn size(&mut self, size: &Spanned<String>) -> Option<u64> {
+        let text = size.get_ref();
+        let (digits, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
+            Some(digits) => (digits, 10 * (1 + "KMGT".find(&text[digits.len()..]).unwrap_or(0))),
+            None => (text.as_str(), 0),
+        };
+        let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+        match bytes {
+            Some(bytes) => Some(bytes),
+            None => {
+                let what = format!("`{text}` is not a number of bytes");
+                self.wrong(size, what, "a number with K, M, G or T behind it, as in \"512M\"")
+            }
+        }
+    }
+
+    fn machine(&mut self, machine: Option<&Spanned<String>>) -> String {
+        let Some(machine) = machine else { return "q35".into() };
+        let text = machine.get_ref();
+        if text != "q35" && !text.starts_with("pc-q35-") {
+            let what = format!("machine `{text}` has no PCI Express, which the devices need");
+            self.wrong::<(), _>(machine, what, "\"q35\", or a version of it as \"pc-q35-11.1\"");
+        }
+        text.clone()
+    }
+
+    fn socket(&mut self, socket: &Spanned<String>) -> Option<PathBuf> {
+        let path = PathBuf::from(socket.get_ref());
+        if !path.is_absolute() {
+            let what = format!("`{}` is not an absolute path", path.display());
+            return self.wrong(socket, what, "a path that begins with `/`");
+        }
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            let len = path.as_os_str().len();
+            let what = format!("a socket's path of {len} characters: the system allows {MAX_SOCKET_PATH}");
+            return self.wrong(socket, what, "a shorter path, for instance below /run");
+        }
+        if !path.parent().is_some_and(Path::is_dir) {
+            let folder = path.parent().unwrap_or(Path::new("/")).display();
+            let what = format!("the folder of this socket does not exist: {folder}");
+            return self.wrong(socket, what, format!("an existing folder, or `mkdir -p {folder}` first"));
+        }
+        let here = line(self.text, &socket.span());
+        if let Some(other) = self.sockets.insert(path.clone(), here) {
+            let what = format!("{} is the socket of line {other} already", path.display());
+            return self.wrong(socket, what, "a path of its own for each socket");
+        }
+        Some(path)
+    }
+
+    fn address(&mut self, address: &Spanned<String>) -> Option<PciAddress> {
+        let parsed = match PciAddress::from_str(address.get_ref()) {
+            Ok(parsed) => parsed,
+            Err(error) => return self.wrong(address, error.to_string(), "as in \"00:05.0\""),
+        };
+        let usable = 1..=LAST_DEVICE;
+        if parsed.bus() != 0 || parsed.function() != 0 || !usable.contains(&parsed.device()) {
+            let what = format!("{parsed} is not a free slot of the main bus");
+            return self.wrong(address, what, "00:01.0 to 00:1e.0");
+        }
+        let here = line(self.text, &address.span());
+        if let Some(other) = self.slots.insert(parsed, here) {
+            let what = format!("{parsed} is the address of line {other} already");
+            return self.wrong(address, what, "an address of its own for each device");
+        }
+        Some(parsed)
+    }
+
+    fn endpoint(&mut self, endpoint: &Spanned<String>) -> Option<Endpoint> {
+        match Endpoint::from_str(endpoint.get_ref()) {
+            Ok(Endpoint::Unix(path)) => {
+                let text = path.to_string_lossy().into_owned();
+                self.socket(&Spanned::new(endpoint.span(), text)).map(Endpoint::Unix)
+            }
+            Ok(tcp) => Some(tcp),
+            Err(error) => self.wrong(endpoint, error, "as in \"tcp:10.0.0.1:7800\""),
+        }
+    }
+
+    fn downtime_limit(&mut self, limit: Option<&Spanned<u64>>) -> Duration {
+        let ms = limit.map_or(DEFAULT_DOWNTIME_LIMIT_MS, |limit| *limit.get_ref());
+        if let Some(limit) = limit.filter(|_| !(1..=2_000_000).contains(&ms)) {
+            let what = format!("a pause of {ms} ms is not possible");
+            self.wrong::<(), _>(limit, what, "1 to 2000000");
+        }
+        Duration::from_millis(ms)
+    }
+
+    fn devices(&mut self, text: &str, sections: &[Spanned<DeviceSection>]) -> Vec<Device> {
+        if sections.is_empty() {
+            self.problems.push(Problem {
+                line: line(text, &(text.len()..text.len())),
+                what: "there is no device".into(),
+                instead: "at least one [[device]] section".into(),
+            });
+        }
+        let mut names = BTreeMap::new();
+        let mut devices = Vec::new();
+        for section in sections {
+            let device = section.get_ref();
+            let here = line(text, &device.name.span());
+            if let Some(other) = names.insert(device.name.get_ref().clone(), here) {
+                let what = format!("`{}` is the device of line {other} already", device.name.get_ref());
+                self.wrong::<(), _>(&device.name, what, "a name of its own for each device");
+            }
+            devices.extend(self.device(section));
+        }
+        devices
+    }
+
+    fn device(&mut self, section: &Spanned<DeviceSection>) -> Option<Device> {
+        let device = section.get_ref();
+        let name = self.name(&device.name);
+        let socket = self.socket(&device.socket);
+        let address = self.address(&device.address);
+        let known = models::names();
+        let model = device.model.get_ref();
+        if !known.contains(&model.as_str()) {
+            let what = format!("there is no device model `{model}`");
+            self.wrong::<(), _>(&device.model, what, known.join(" or "));
+        }
+        let nic = self.nic(section);
+        Some(Device { name: name?, model: model.clone(), socket: socket?, address: address?, nic: nic? })
+    }
+
+    fn nic(&mut self, section: &Spanned<DeviceSection>) -> Option<Nic> {
+        let device = section.get_ref();
+        let mac = match &device.mac {
+            Some(mac) => self.mac(mac),
+            None => self.wrong(section, "this device has no `mac`", "mac = \"02:00:00:00:00:01\""),
+        };
+        let queues = device.queues.as_ref().map_or(2, |queues| *queues.get_ref());
+        if let Some(at) = device.queues.as_ref().filter(|_| !(1..=2).contains(&queues)) {
+            let what = format!("{queues} queue pairs");
+            self.wrong::<(), _>(at, what, "1 or 2, as an 82599 virtual function has");
+        }
+        let uplink = match &device.uplink {
+            Some(uplink) => self.uplink(uplink),
+            None => {
+                let instead = "uplink = \"tap:NAME\" or uplink = \"wire:/PATH\"";
+                self.wrong(section, "this device has no `uplink`", instead)
+            }
+        };
+        Some(Nic { mac: mac?, queues, uplink: uplink? })
+    }
+
+    fn mac(&mut self, mac: &Spanned<String>) -> Option<[u8; 6]> {
+        let text = mac.get_ref();
+        let byte = |part: &str| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten();
+        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+        match bytes {
+            Some(bytes) if bytes[0] & 1 == 0 && bytes != [0; 6] => Some(bytes),
+            Some(_) => {
+                let what = format!("{text} is not the address of one station");
+                self.wrong(mac, what, "an address whose first byte is even, as 02:00:00:00:00:01")
+            }
+            None => {
+                let what = format!("`{text}` is not a MAC address");
+                self.wrong(mac, what, "six bytes in hexadecimal, as 02:00:00:00:00:01")
+            }
+        }
+    }
+
+    fn uplink(&mut self, uplink: &Spanned<String>) -> Option<Uplink> {
+        let text = uplink.get_ref();
+        match text.split_once(':') {
+            Some(("tap", name)) if (1..16).contains(&name.len()) => Some(Uplink::Tap(name.into())),
+            Some(("wire", path)) if path.starts_with('/') => Some(Uplink::Wire(path.into())),
+            _ => {
+                let what = format!("`{text}` is no uplink");
+                self.wrong(uplink, what, "\"tap:NAME\" (1 to 15 characters) or \"wire:/PATH\"")
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What the commands say to the process that serves a VM: one line of JSON per message, over the
+//! control socket of its configuration.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use ferry::report::Progress;
+use ferry::{Report, Strategy};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// No line is longer, in bytes.
+const MAX_LINE: u64 = 1 << 20;
+
+/// From a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// Migrate; progress follows, then `Done` or `Failed`.
+    Migrate {
+        /// The other vferry's link, `unix:PATH` or `tcp:ADDRESS:PORT`.
+        to: String,
+        /// Compare memory.
+        verify: bool,
+        /// Which strategy; vferry chooses if `None`.
+        strategy: Option<Strategy>,
+        /// Instead of the configuration's.
+        downtime_limit_ms: Option<u64>,
+    },
+    /// Give up the migration asked for on this connection.
+    Cancel,
+}
+
+/// From the process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// The answer to `Status`.
+    Status(Status),
+    /// A migration gets on.
+    Progress(Progress),
+    /// It succeeded.
+    Done {
+        /// How it went.
+        report: Report,
+    },
+    /// It did not, or the request was not understood.
+    Failed {
+        /// Why, and where the VM is.
+        why: String,
+    },
+}
+
+/// How a VM's process is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the VM.
+    pub vm: String,
+    /// Where its devices are in the life cycle.
+    pub stage: String,
+    /// Whether a migration is under way.
+    pub migrating: bool,
+    /// Whether QEMU is connected to the sidecar.
+    pub sidecar_connected: bool,
+    /// The devices.
+    pub devices: Vec<DeviceStatus>,
+    /// Pages marked in the migration under way, or the last one.
+    pub pages_marked: u64,
+}
+
+/// How a device is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether QEMU is connected to it.
+    pub connected: bool,
+    /// What the model shows of itself.
+    pub model: serde_json::Value,
+}
+
+/// One end of the control connection.
+#[derive(Debug)]
+pub struct Control {
+    reader: BufReader<UnixStream>,
+}
+
+impl Control {
+    /// Speaks over `stream`.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { reader: BufReader::new(stream) }
+    }
+
+    /// Another handle for writing.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn writer(&self) -> io::Result<Writer> {
+        Ok(Writer(self.reader.get_ref().try_clone()?))
+    }
+
+    /// The next message, or `None` at the end.
+    ///
+    /// # Errors
+    /// When the line is no message, or too long.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let mut line = Vec::new();
+        let count = self.reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        parse(&line).map(Some)
+    }
+}
+
+/// Sends messages.
+#[derive(Debug)]
+pub struct Writer(UnixStream);
+
+impl Writer {
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// When the other end is gone.
+    pub fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.0.write_all(&line)
+    }
+}
+
+/// Parses one line. For fuzzers too.
+///
+/// # Errors
+/// When it is no message.
+pub fn parse<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_arrive_one_by_one_and_the_end_is_told() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut writer = Writer(a);
+        writer.send(&Request::Status).unwrap();
+        writer.send(&Request::Cancel).unwrap();
+        drop(writer);
+        let mut control = Control::new(b);
+        assert_eq!(control.receive().unwrap(), Some(Request::Status));
+        assert_eq!(control.receive().unwrap(), Some(Request::Cancel));
+        assert_eq!(control.receive::<Request>().unwrap(), None);
+    }
+
+    #[test]
+    fn a_line_without_end_is_an_error_not_memory() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            let _ = a.write_all(&vec![b'['; 3 << 20]);
+        });
+        assert!(Control::new(b).receive::<Request>().is_err());
+        writer.join().unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(parse::<Request>(&line).is_err());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `vferry run`: serves one VM's devices and sidecar until its QEMU ends.
+
+mod control;
+mod devices;
+mod link;
+
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use endpoint::Endpoints;
+use ferry::check::{DeviceFacts, Facts};
+use ferry::restore::Slot;
+use ferry::vm::Drainer;
+use ferry::{Controls, Vm};
+use qemu::Qmp;
+use qemu::migration::MigrationSettings;
+use sidecar::Sidecar;
+
+use crate::config::Config;
+use crate::stream::{BoundSocket, Listener};
+
+/// How long QEMU's monitor may take to greet.
+const MONITOR: Duration = Duration::from_secs(5);
+
+/// Why the process ends.
+#[derive(Debug)]
+enum End {
+    Signal(i32),
+    QemuGone(String),
+    Failed(anyhow::Error),
+}
+
+/// What all threads share.
+struct Shared {
+    config: Config,
+    vm: Vm,
+    slots: Vec<Slot>,
+    /// Held by the one migration, out or in, that may be under way.
+    migrating: Mutex<()>,
+}
+
+/// Serves the VM of `config`. Returns when its QEMU is gone or a signal says so.
+///
+/// # Errors
+/// When a socket, a device's uplink or a thread cannot be had.
+pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
+    let (ended, end) = mpsc::channel();
+    let devices = devices::open(&config)?;
+    let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
+        .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
+    let endpoints = devices.iter().map(|device| device.slot.endpoint.clone()).collect();
+    let vm = Vm::new(Endpoints(endpoints), sidecar.marker_handle(), controls);
+    let slots = devices.iter().map(|device| device.slot.clone()).collect();
+    let control = bind(&config.control)?;
+    let link = Listener::bind(&config.link)
+        .with_context(|| format!("listening for other hosts at {}", config.link))?;
+    let shared = Arc::new(Shared { config, vm: vm.clone(), slots, migrating: Mutex::new(()) });
+
+    catch_signals(ended.clone())?;
+    let drainer = Drainer::start(&vm)?;
+    let sidecar_stopper = sidecar.stopper();
+    let sidecar_thread = thread::Builder::new().name("sidecar".into()).spawn({
+        let (mut hooks, ended) = (vm.hooks(), ended.clone());
+        move || {
+            if let Err(error) = sidecar.serve(&mut hooks) {
+                let _ = ended.send(End::Failed(error.into()));
+            }
+        }
+    })?;
+    let serving = devices::serve(devices, &shared, &ended)?;
+    control::serve(control.listener.try_clone()?, &shared)?;
+    link::serve(link.try_clone()?, &shared)?;
+    tracing::info!(vm = shared.config.name, "serving");
+
+    let result = match end.recv().context("all threads ended")? {
+        End::Signal(signal) => {
+            tracing::info!(signal, "told to end");
+            Ok(())
+        }
+        End::QemuGone(device) => {
+            tracing::info!(device, "QEMU is gone");
+            Ok(())
+        }
+        End::Failed(error) => Err(error),
+    };
+    // Sockets go with their owners; the control and link threads hold only duplicates.
+    drop(serving);
+    sidecar_stopper.stop();
+    let _ = sidecar_thread.join();
+    drop((drainer, control, link));
+    result
+}
+
+impl Shared {
+    fn monitor(&self) -> anyhow::Result<Qmp> {
+        Ok(Qmp::connect(&self.config.qmp, Instant::now() + MONITOR)?)
+    }
+
+    /// What this side is; refuses a QEMU that is not the configuration's.
+    fn facts(&self, qmp: &Qmp) -> anyhow::Result<Facts> {
+        let machine = qmp.machine()?;
+        if machine.base_memory != self.config.memory {
+            let origin = &self.config.origin;
+            let has = machine.base_memory >> 20;
+            anyhow::bail!(
+                "{}:{}: the configuration says {} MiB of memory, but QEMU has {has} MiB\n    \
+                 write instead: memory = \"{has}M\", or start QEMU with the arguments of \
+                 `vferry qemu-args`",
+                origin.path.display(),
+                origin.memory_line,
+                self.config.memory >> 20,
+            );
+        }
+        let device = |device: &crate::config::Device| DeviceFacts {
+            name: device.name.clone(),
+            model: device.model.clone(),
+            address: device.address,
+        };
+        Ok(Facts {
+            vferry: env!("CARGO_PKG_VERSION").into(),
+            vm: self.config.name.clone(),
+            machine,
+            devices: self.config.devices.iter().map(device).collect(),
+            sidecar: self.config.sidecar_address,
+        })
+    }
+
+    fn settings(&self) -> MigrationSettings {
+        MigrationSettings {
+            pause_before_switchover: false,
+            max_bandwidth: Some(self.config.max_bandwidth),
+            downtime_limit: Some(self.config.downtime_limit),
+        }
+    }
+
+    /// `None` while a migration is under way.
+    fn begin_migration(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.migrating.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Says at once, not only when a migration is asked for, that QEMU is another than expected.
+    fn look_at_qemu(&self) {
+        let result = self.monitor().and_then(|qmp| self.facts(&qmp));
+        if let Err(error) = result {
+            tracing::error!("this VM cannot be migrated: {error:#}");
+        }
+    }
+}
+
+fn bind(path: &Path) -> anyhow::Result<BoundSocket> {
+    BoundSocket::bind(path).with_context(|| format!("listening on {}", path.display()))
+}
+
+fn catch_signals(ended: Sender<End>) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let _ = ended.send(End::Signal(signal));
+        }
+    })?;
+    Ok(())
+}

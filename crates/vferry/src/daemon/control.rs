@@ -1,0 +1,121 @@
+//! The commands' connections.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use ferry::link::Link;
+use ferry::source::{Options, Source};
+
+use super::Shared;
+use crate::config::Endpoint;
+use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
+use crate::stream::connect;
+
+pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let shared = Arc::clone(shared);
+    thread::Builder::new().name("control".into()).spawn(move || {
+        for stream in listener.incoming() {
+            let shared = Arc::clone(&shared);
+            let serve_one = move |stream: UnixStream| {
+                let spawned = thread::Builder::new()
+                    .name("command".into())
+                    .spawn(move || answer(&shared, Control::new(stream)));
+                spawned.map(drop)
+            };
+            if let Err(error) = stream.and_then(serve_one) {
+                tracing::warn!(%error, "a command could not be served");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn answer(shared: &Shared, mut control: Control) {
+    let Ok(mut writer) = control.writer() else { return };
+    let reply = match control.receive() {
+        Ok(Some(Request::Status)) => Reply::Status(status(shared)),
+        Ok(Some(Request::Migrate { to, verify, strategy, downtime_limit_ms })) => {
+            let mut options = Options { verify, strategy, settings: shared.settings() };
+            if let Some(ms) = downtime_limit_ms {
+                options.settings.downtime_limit = Some(Duration::from_millis(ms));
+            }
+            migrate(shared, &to, &options, control, &mut writer)
+        }
+        Ok(Some(Request::Cancel)) => {
+            Reply::Failed { why: "no migration was asked for on this connection".into() }
+        }
+        Ok(None) => return,
+        Err(error) => Reply::Failed { why: format!("not understood: {error}") },
+    };
+    // A command that is gone needs no answer.
+    let _ = writer.send(&reply);
+}
+
+fn status(shared: &Shared) -> Status {
+    let device = |slot: &ferry::restore::Slot| DeviceStatus {
+        name: slot.endpoint.name().into(),
+        connected: slot.endpoint.is_connected(),
+        model: slot.endpoint.inspect(),
+    };
+    Status {
+        vm: shared.config.name.clone(),
+        stage: shared.vm.stage_name().into(),
+        migrating: shared.begin_migration().is_none(),
+        sidecar_connected: shared.vm.is_sidecar_connected(),
+        devices: shared.slots.iter().map(device).collect(),
+        pages_marked: shared.vm.marks().total(),
+    }
+}
+
+/// A command that goes away does not end the migration it asked for: only `Cancel` does.
+fn migrate(
+    shared: &Shared,
+    to: &str,
+    options: &Options,
+    control: Control,
+    writer: &mut Writer,
+) -> Reply {
+    let Some(_guard) = shared.begin_migration() else {
+        return Reply::Failed { why: "a migration of this VM is under way already".into() };
+    };
+    let cancel = Arc::new(AtomicBool::new(false));
+    let listening = listen_for_cancel(control, &cancel);
+    let result = listening.and_then(|()| {
+        let qmp = shared.monitor()?;
+        let facts = shared.facts(&qmp)?;
+        let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
+        let stream = connect(&to)
+            .with_context(|| format!("no vferry answers at {to}: is `vferry run` started there?"))?;
+        let source = Source { vm: &shared.vm, qmp: &qmp, slots: &shared.slots, facts, cancel };
+        let report = source.migrate(&mut Link::new(stream), options, &mut |progress| {
+            let _ = writer.send(&Reply::Progress(progress));
+        })?;
+        Ok(report)
+    });
+    match result {
+        Ok(report) => {
+            tracing::info!(pause_ms = report.vm_pause_ms, "the VM runs at the destination");
+            Reply::Done { report }
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            Reply::Failed { why: format!("{error:#}") }
+        }
+    }
+}
+
+fn listen_for_cancel(mut control: Control, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    let cancel = Arc::clone(cancel);
+    thread::Builder::new().name("cancel".into()).spawn(move || {
+        while let Ok(Some(request)) = control.receive::<Request>() {
+            if request == Request::Cancel {
+                cancel.store(true, Ordering::Release);
+            }
+        }
+    })?;
+    Ok(())
+}

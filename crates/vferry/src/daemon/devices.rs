@@ -1,0 +1,96 @@
+//! The VM's devices: model, engine and vfio-user socket of each.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context;
+use endpoint::Endpoint;
+use endpoint::engine::Engine;
+use ferry::restore::Slot;
+use vfio_user::{Ended, Server, Stopper};
+
+use super::{End, Shared};
+use crate::config::Config;
+use crate::models;
+
+/// A device, ready to be served.
+pub(super) struct Device {
+    pub(super) slot: Slot,
+    server: Server,
+}
+
+/// The devices while they are served; stops and joins when dropped.
+pub(super) struct Serving {
+    connections: Vec<(Stopper, JoinHandle<()>)>,
+    engines: Vec<Engine>,
+}
+
+pub(super) fn open(config: &Config) -> anyhow::Result<Vec<Device>> {
+    let open = |device: &crate::config::Device| {
+        let (space, model) = models::build(device)?;
+        let endpoint = Endpoint::new(&device.name, space, model)?;
+        let server = Server::bind(&device.socket)?;
+        anyhow::Ok(Device { slot: Slot { endpoint, address: device.address }, server })
+    };
+    let devices = config.devices.iter();
+    devices.map(|d| open(d).with_context(|| format!("device `{}`", d.name))).collect()
+}
+
+pub(super) fn serve(
+    devices: Vec<Device>,
+    shared: &Arc<Shared>,
+    ended: &Sender<End>,
+) -> anyhow::Result<Serving> {
+    let mut serving = Serving { connections: Vec::new(), engines: Vec::new() };
+    for device in devices {
+        serving.engines.push(Engine::start(&device.slot.endpoint)?);
+        let stopper = device.server.stopper();
+        let (shared, ended) = (Arc::clone(shared), ended.clone());
+        let thread = thread::Builder::new()
+            .name(format!("vfio-{}", device.slot.endpoint.name()))
+            .spawn(move || serve_one(&device, &shared, &ended))?;
+        serving.connections.push((stopper, thread));
+    }
+    // QEMU connects to its devices in order: the first one's connection starts the look.
+    Ok(serving)
+}
+
+/// QEMU never connects a second time: its first connection is the device's life.
+fn serve_one(device: &Device, shared: &Arc<Shared>, ended: &Sender<End>) {
+    let name = device.slot.endpoint.name();
+    let mut frontend = device.slot.endpoint.frontend();
+    let first = shared.slots.first().is_some_and(|slot| slot.endpoint.name() == name);
+    if first {
+        look_when_connected(shared);
+    }
+    let end = match device.server.serve_one(&mut frontend) {
+        Ok(Ended::Stopped) => return,
+        Ok(_) => End::QemuGone(name.into()),
+        Err(error) => End::Failed(anyhow::Error::new(error).context(format!("device `{name}`"))),
+    };
+    let _ = ended.send(end);
+}
+
+/// QEMU's monitor greets only after all its devices have connected.
+fn look_when_connected(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let looker = thread::Builder::new().name("look-at-qemu".into()).spawn(move || {
+        if shared.vm.wait_connected() {
+            shared.look_at_qemu();
+        }
+    });
+    if let Err(error) = looker {
+        tracing::warn!(%error, "QEMU is not looked at before a migration");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.engines.clear();
+        for (stopper, thread) in self.connections.drain(..) {
+            stopper.stop();
+            let _ = thread.join();
+        }
+    }
+}

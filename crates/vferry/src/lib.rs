@@ -1,0 +1,21 @@
+//! The `vferry` command: one process per VM that serves its devices and carries it elsewhere.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | the configuration file, with errors that say what to write instead |
+//! | [`models`] | the device models there are |
+//! | [`daemon`] | `vferry run`: sockets and threads |
+//! | [`control`] | what `migrate` and `status` say to the running process |
+//! | [`commands`] | the commands |
+//!
+//! # What it does not do
+//!
+//! It starts no QEMU and no VM: it prints the arguments for one, and serves it. How a migration
+//! goes is in `ferry`, what a device is in the models.
+
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod models;
+mod stream;

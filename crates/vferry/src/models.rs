@@ -1,0 +1,62 @@
+//! The device models there are: one line each.
+
+use device::Model;
+use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
+use uplink::{Tap, Wire};
+
+use crate::config::{Device, Uplink};
+
+type Build = fn(&Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
+
+const MODELS: &[(&str, Build)] = &[("ixgbevf", ixgbevf)];
+
+/// The names of all models.
+pub fn names() -> Vec<&'static str> {
+    MODELS.iter().map(|(name, _)| *name).collect()
+}
+
+/// Makes the function that `device` describes.
+///
+/// # Errors
+/// When there is no such model, or its uplink cannot be opened.
+pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+    let build = MODELS.iter().find(|(name, _)| *name == device.model).map(|(_, build)| build);
+    build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
+}
+
+fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+    use ixgbevf::spec::pci as spec;
+    let [base, sub, interface] = spec::CLASS.map(u32::from);
+    let identity = Identity {
+        vendor: spec::VENDOR_ID,
+        device: spec::DEVICE_ID,
+        revision: spec::REVISION_ID,
+        class: base << 16 | sub << 8 | interface,
+        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
+        subsystem: spec::SUBSYSTEM_ID,
+    };
+    let bar = |index, size| Bar { index, size, kind: BarKind::Memory64Prefetchable };
+    let msix = MsixCapability {
+        vectors: spec::MSIX_VECTORS,
+        bar: spec::MSIX_BAR,
+        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
+        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
+    };
+    let config = ConfigSpace::builder(identity)
+        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
+        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
+        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
+        .express(spec::PCIE_CAPABILITY_OFFSET.into())
+        .build();
+    let settings =
+        ixgbevf::VfConfig { mac: device.nic.mac, queue_pairs: device.nic.queues };
+    let model = ixgbevf::Vf::new(settings, link(&device.nic.uplink)?)?;
+    Ok((config, Box::new(model)))
+}
+
+fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {
+    Ok(match uplink {
+        Uplink::Tap(name) => Box::new(Tap::open(name)?),
+        Uplink::Wire(path) => Box::new(Wire::connect(path)?),
+    })
+}
