@@ -23,7 +23,9 @@
 
 mod announce;
 mod error;
+pub mod far_side;
 mod framing;
+pub mod peer;
 mod switch;
 mod tap;
 mod wire;
@@ -31,6 +33,7 @@ mod wire;
 pub use announce::rarp;
 pub use error::UplinkError;
 pub use framing::{Deframer, FrameTooLong, MAX_FRAME};
+pub use peer::{Peer, PeerConfig};
 pub use switch::{Port, PortReport, Switch, SwitchReport};
 pub use tap::Tap;
 pub use wire::Wire;
