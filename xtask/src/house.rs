@@ -39,6 +39,7 @@ pub(crate) fn run() -> Result<()> {
     // New files too, before they are added.
     let list = output_of(git(&[
         "ls-files",
+        "-z",
         "--cached",
         "--others",
         "--exclude-standard",

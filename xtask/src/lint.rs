@@ -5,9 +5,10 @@ use anyhow::{Result, ensure};
 use crate::workspace::{Step, cargo, output_of, run as run_command};
 use crate::{fmt, house, licences};
 
-const CLIPPY: [&str; 6] = [
+const CLIPPY: [&str; 7] = [
     "clippy",
     "--workspace",
+    "--keep-going",
     "--all-targets",
     "--",
     "-D",

@@ -3,7 +3,7 @@
 //! The mirror and the proxy are the machine's own: whatever apt is configured to use here, the lab
 //! uses too.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,8 +21,14 @@ const TOOL: &str = "mmdebstrap";
 const SUITE_KEY: &str = "/usr/share/keyrings/debian-archive-trixie-stable";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring";
 
-/// Unpacks `packages` and all they depend on into the new folder `root`.
-pub(crate) fn unpack(packages: &[String], root: &Path, progress: Progress<'_>) -> Result<()> {
+/// Unpacks `packages` and all they depend on into the new folder `root`, which `lock` guards. The
+/// programs that write there inherit the lock, so that it holds even if only this process is killed.
+pub(crate) fn unpack(
+    packages: &[String],
+    root: &Path,
+    lock: &File,
+    progress: Progress<'_>,
+) -> Result<()> {
     let mirror = mirror(progress)?;
     if !is_installed(TOOL) || keyring_file(SUITE_KEY).is_none() {
         progress("installing mmdebstrap");
@@ -55,7 +61,8 @@ pub(crate) fn unpack(packages: &[String], root: &Path, progress: Progress<'_>) -
             "--extract-hook=ls \"$1/var/cache/apt/archives\" > \"$1/{PACKAGE_LIST}\""
         ))
         .arg(SUITE)
-        .args([root, &sources]);
+        .args([root, &sources])
+        .stdin(lock.try_clone().context("cannot hand on the lab's lock")?);
     let unpacked = run_shown(&mut command, progress);
     // The next attempt writes it anew.
     let _ = fs::remove_file(&sources);
@@ -174,7 +181,6 @@ fn run_quiet(command: &mut Command) -> Result<()> {
 fn run_shown(command: &mut Command, progress: Progress<'_>) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

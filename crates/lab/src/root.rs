@@ -58,12 +58,12 @@ impl Lab {
         }
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create the lab's folder {}", folder.display()))?;
-        let _lock = lock(&folder.join("lock"), progress)?;
+        let lock = lock(&folder.join("lock"), progress)?;
         // Another process may have built it while this one waited.
         if !anew && let Some(stamp) = usable(&recipe, &place) {
             return Self::open(place, stamp, host);
         }
-        let stamp = build(&recipe, folder, &place, progress)?;
+        let stamp = build(&recipe, folder, &place, &lock, progress)?;
         Self::open(place, stamp, host)
     }
 
@@ -113,7 +113,7 @@ fn usable(recipe: &Recipe, place: &Path) -> Option<Stamp> {
     Stamp::read(place).filter(|stamp| recipe.is_covered_by(&stamp.recipe))
 }
 
-/// Held until it is dropped, or its process dies.
+/// Held until it is dropped, or this process and those that inherited it have died.
 fn lock(path: &Path, progress: Progress<'_>) -> Result<File> {
     let context = || format!("cannot lock {}", path.display());
     let file = File::options()
@@ -129,10 +129,16 @@ fn lock(path: &Path, progress: Progress<'_>) -> Result<File> {
     Ok(file)
 }
 
-fn build(recipe: &Recipe, folder: &Path, place: &Path, progress: Progress<'_>) -> Result<Stamp> {
+fn build(
+    recipe: &Recipe,
+    folder: &Path,
+    place: &Path,
+    lock: &File,
+    progress: Progress<'_>,
+) -> Result<Stamp> {
     let aside = folder.join("building");
     remove(&aside)?;
-    apt::unpack(&recipe.packages, &aside, progress).context("the lab could not be built")?;
+    apt::unpack(&recipe.packages, &aside, lock, progress).context("the lab could not be built")?;
     let list = aside.join(apt::PACKAGE_LIST);
     let files =
         fs::read_to_string(&list).with_context(|| format!("{} is missing", list.display()))?;
