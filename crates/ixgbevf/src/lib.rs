@@ -14,8 +14,8 @@
 //! buffer (one copy) and given to the link; what exceeds the call's budget follows in `poll`. In
 //! `poll`, the link's frames are copied from where the link shows them to the guest's buffers (one
 //! copy) and their descriptors written back. A link that is full keeps the descriptor waiting, a
-//! ring that is full keeps the frame in the link; between any two calls each frame is wholly on
-//! one side.
+//! ring that is full keeps the frame in the link, and with it those behind it, also of the other
+//! queue; between any two calls each frame is wholly on one side.
 //!
 //! # What it does not do
 //!
