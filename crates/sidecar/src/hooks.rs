@@ -57,7 +57,8 @@ pub trait Hooks: Send {
     /// failed, or because a driver bound again. The guest may touch its devices at any moment from
     /// here on: what `stopping` did must be undone.
     ///
-    /// When the migration is still under way, [`log_started`](Self::log_started) came just before.
+    /// If [`log_started`](Self::log_started) came just before, QEMU's migration is still under way,
+    /// or it failed at the switch-over: then [`log_stopped`](Self::log_stopped) follows at once.
     fn restarted(&mut self);
 
     /// QEMU asks for the state to carry to the destination. The rings do not run, guest memory is
@@ -94,8 +95,12 @@ pub enum LogStart {
     Fresh,
     /// The rings start while a migration may be under way already: QEMU has read pages before,
     /// and while there was no log nothing was recorded. Every page that devices wrote since the
-    /// last [`LogStart::Fresh`] log ended (or ever, if there was none) must be marked now, or
-    /// [`Hooks::save`] must refuse.
+    /// last [`LogStart::Fresh`] log ended (or ever, if there was none) must be marked before the
+    /// next stop, or [`Hooks::save`] must refuse.
+    ///
+    /// It also comes when a migration has failed at the switch-over: QEMU 11.1 starts the rings
+    /// with the log still on and closes it then ([`Hooks::log_stopped`]), and nothing is to be
+    /// done. So the marking is best left to the thread that drains dirty bits anyway.
     MidMigration,
 }
 

@@ -6,6 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use common::{Event, PATIENCE, Qemu, Script, Served};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use sidecar::{Config, Error, Sidecar};
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
@@ -61,7 +63,14 @@ fn serving_can_be_stopped_in_every_state() {
 fn serving_can_be_stopped_half_way_through_a_message() {
     let mut served = Served::new(Script::default());
     let mut raw = UnixStream::connect(&served.path).expect("it listens");
-    raw.write_all(&[1, 0, 0, 0, 1]).expect("it reads");
+    // So small a buffer that it has room again only when most of the bytes were read: from then
+    // on the sidecar is waiting for the rest of the header.
+    set_socket_send_buffer_size(&raw, 1).expect("a socket");
+    for byte in [1, 0, 0, 0, 1] {
+        raw.write_all(&[byte]).expect("it reads");
+    }
+    let mut room = [PollFd::new(&raw, PollFlags::OUT)];
+    rustix::event::poll(&mut room, None).expect("a socket");
     served.expect(&[Event::Connected]);
     served.stop().expect("a stop is no error");
     served.expect(&[Event::Disconnected { error: false }]);

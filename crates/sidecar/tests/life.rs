@@ -205,6 +205,34 @@ fn a_log_that_comes_with_the_start_is_told_from_a_fresh_one() {
     assert!(served.log.with(|m| m.mark_page(0)));
 }
 
+/// The order that QEMU 11.1 was seen to have after a veto on either side.
+#[test]
+fn a_migration_that_fails_at_the_switch_over_ends_with_the_log_closed() {
+    let served = Served::new(Script {
+        veto_save: true,
+        ..Script::default()
+    });
+    let mut qemu = served.qemu();
+    qemu.start();
+    qemu.open_log(64);
+    qemu.stop();
+    assert_eq!(qemu.save(), Err(()));
+    qemu.prepare(true);
+    qemu.set_log_base(64);
+    qemu.enable(true);
+    qemu.set_log_all(false);
+    served.expect(&[
+        Event::LogStarted(LogStart::Fresh),
+        Event::Stopping { logged: true },
+        Event::Save(Stopped::Logged),
+        Event::Refused("no".into()),
+        Event::LogStarted(LogStart::MidMigration),
+        Event::Restarted,
+        Event::LogStopped,
+    ]);
+    assert!(!served.log.with(|_| panic!("the log is closed")));
+}
+
 #[test]
 fn a_log_replaced_for_more_memory_is_marked_from_then_on() {
     let served = Served::new(Script::default());
