@@ -183,6 +183,13 @@ impl<'s> Connection<'s> {
     }
 }
 
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        // Also where the backend panics: copies of the client would keep the socket open.
+        self.client.close();
+    }
+}
+
 /// One `recvmsg`: bytes, descriptors, and whether there were more of those than could be taken.
 fn receive(stream: &UnixStream, space: &mut [u8]) -> Result<(usize, Vec<OwnedFd>, bool), Errno> {
     let mut control = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SCM_MAX_FD))];

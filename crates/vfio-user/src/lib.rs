@@ -18,7 +18,7 @@
 //!   it could not be mapped.
 //!
 //! A register read costs three system calls (`poll`, `recvmsg`, `sendmsg`) and no allocation; a
-//! row of posted writes is taken with one `recvmsg`. `tests/syscalls.rs` counts them.
+//! row of posted writes is taken with one `recvmsg`.
 //!
 //! # What it does not do
 //!
