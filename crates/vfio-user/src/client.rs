@@ -270,8 +270,10 @@ impl Client {
     /// is waited for by nobody.)
     pub(crate) fn complete(&self, header: Header, body: &[u8]) -> bool {
         let waiter = self.requests().waiting.remove(&header.id);
-        let body = body.to_vec();
-        waiter.is_some_and(|waiter| waiter.try_send(Received { header, body }).is_ok())
+        waiter.is_some_and(|waiter| {
+            let body = body.to_vec();
+            waiter.try_send(Received { header, body }).is_ok()
+        })
     }
 
     /// The connection is over: everybody who waits is told so, and so is everybody who comes.

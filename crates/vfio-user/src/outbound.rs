@@ -69,7 +69,7 @@ impl Outbound {
         else {
             return Err(SendError::Closed);
         };
-        let until = Instant::now() + *timeout;
+        let until = Instant::now().checked_add(*timeout);
         let mut sent = 0;
         match send_until(stream, stop, until, parts, fd, &mut sent) {
             Ok(()) => Ok(()),
@@ -93,7 +93,7 @@ impl Outbound {
 fn send_until(
     stream: &UnixStream,
     stop: &Stopper,
-    until: Instant,
+    until: Option<Instant>,
     [first, second]: [&[u8]; 2],
     fd: Option<BorrowedFd<'_>>,
     sent: &mut usize,
@@ -107,7 +107,7 @@ fn send_until(
         match send_once(stream, &rest, fd.filter(|_| *sent == 0)) {
             Ok(len) => *sent += len,
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => match stop.wait(stream.as_fd(), PollFlags::OUT, Some(until)) {
+            Err(Errno::AGAIN) => match stop.wait(stream.as_fd(), PollFlags::OUT, until) {
                 Ok(Woken::Ready) => {}
                 Ok(Woken::Stopped) => return Err(SendError::Stopped),
                 Ok(Woken::TimedOut) => return Err(SendError::TimedOut),

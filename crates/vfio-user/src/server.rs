@@ -149,9 +149,9 @@ impl Server {
     /// Serves a client that is connected already, to its end.
     ///
     /// With `resumed`, it goes on with a connection whose two sides agreed on that before, at the
-    /// boundary of a message; its mappings and eventfds are for the backend to know. When stopped,
-    /// the messages that were received are answered, and a copy of the socket kept elsewhere stays
-    /// connected.
+    /// boundary of a message; its mappings and eventfds are for the backend to know, and a
+    /// migration that its client had begun is forgotten. When stopped, the messages that were
+    /// received are answered, and a copy of the socket kept elsewhere stays connected.
     ///
     /// # Errors
     /// As [`serve_one`](Self::serve_one).

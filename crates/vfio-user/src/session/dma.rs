@@ -8,6 +8,9 @@ use crate::backend::{Backend, DmaMap, DmaUnmap};
 use crate::frame::Frame;
 use crate::wire::{self, dma};
 
+/// A flag that is not known may change what the rest means, so it is refused.
+const MAP_FLAGS: u32 = dma::MAP_READ | dma::MAP_WRITE | dma::MAP_MMAP | dma::MAP_FILE_IO;
+
 impl Session {
     pub(super) fn dma_map(
         &mut self,
@@ -17,8 +20,10 @@ impl Session {
         let (map, _) = wire::take::<dma::Map>(frame.body)?;
         room(map.argsz, size_of::<dma::Map>())?;
         let mut fds = all_fds(frame)?;
-        let fd = fds.pop();
-        let known = map.flags & !(dma::MAP_READ | dma::MAP_WRITE) == 0;
+        // What cannot be mapped is as good as nothing: there are messages.
+        let mappable = map.flags & (dma::MAP_MMAP | dma::MAP_FILE_IO) != dma::MAP_FILE_IO;
+        let fd = fds.pop().filter(|_| mappable);
+        let known = map.flags & !MAP_FLAGS == 0;
         let fits = map.iova.checked_add(map.size).is_some();
         let fits = fits && map.offset.checked_add(map.size).is_some();
         if !known || !fits || map.size == 0 || !fds.is_empty() {

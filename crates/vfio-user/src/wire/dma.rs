@@ -6,6 +6,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub const MAP_READ: u32 = 1 << 0;
 /// The device may write the range.
 pub const MAP_WRITE: u32 = 1 << 1;
+/// The file descriptor can be mapped, as it can where neither this nor [`MAP_FILE_IO`] is set.
+/// Not in the specification; libvfio-user has it since June 2026.
+pub const MAP_MMAP: u32 = 1 << 2;
+/// The file descriptor can be read and written. As [`MAP_MMAP`], from libvfio-user.
+pub const MAP_FILE_IO: u32 = 1 << 3;
 
 /// A report of written pages is asked for with the unmap: version 1 of migration.
 pub const UNMAP_GET_DIRTY_BITMAP: u32 = 1 << 0;
