@@ -150,4 +150,4 @@ fn devices(facts: &Facts) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

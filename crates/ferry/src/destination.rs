@@ -140,11 +140,9 @@ impl Destination<'_> {
         }
         self.wait_loaded(&mut events)?;
         let corrected = restore::program(self.qmp, self.slots, &functions, prepared)?;
+        // The VM is complete and this host's: what devices write from here on is its own.
+        self.vm.run_again();
         self.qmp.cont()?;
-        if !self.vm.wait_stage(REACT, |stage| stage == StageName::Running) {
-            // The rings did not start, but the VM runs, as `cont` said.
-            self.vm.run_again();
-        }
         tracing::info!(phase = %Phase::Resume, "phase");
         let arrival = self.arrival(told, corrected);
         // The VM runs here, whether the source hears of it or not.
@@ -206,14 +204,15 @@ impl Destination<'_> {
         while let Ok(message) = link.receive(DIGESTS) {
             let answer = match message {
                 Message::Digests { file } => {
-                    Message::BlockDigests(digests.get(file).map(MemoryDigest::blocks))
+                    Message::BlockDigests { digests: digests.get(file).map(MemoryDigest::blocks) }
                 }
-                Message::BlockPages { file, block } => Message::PageDigests(
-                    digests.get(file).map(|d| d.block_pages(block)).unwrap_or_default(),
-                ),
+                Message::BlockPages { file, block } => Message::PageDigests {
+                    pages: digests.get(file).map(|d| d.block_pages(block)).unwrap_or_default(),
+                },
                 _ => return,
             };
-            if link.send(&answer, ANSWER).is_err() {
+            if let Err(error) = link.send(&answer, ANSWER) {
+                tracing::warn!(%error, "the source will not know whether all memory arrived");
                 return;
             }
         }

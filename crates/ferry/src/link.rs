@@ -53,8 +53,11 @@ pub enum Message {
         /// Number of the file.
         file: usize,
     },
-    /// Destination: here; `None` if there is no such file.
-    BlockDigests(Option<BlockDigests>),
+    /// Destination: here.
+    BlockDigests {
+        /// `None` if there is no such file.
+        digests: Option<BlockDigests>,
+    },
     /// Source: the digests of the pages of one block.
     BlockPages {
         /// Number of the file.
@@ -63,7 +66,10 @@ pub enum Message {
         block: usize,
     },
     /// Destination: here.
-    PageDigests(Vec<String>),
+    PageDigests {
+        /// One per page; none if there is no such block.
+        pages: Vec<String>,
+    },
     /// Either: it is over, for this reason.
     Abort {
         /// For the operator.
@@ -137,12 +143,14 @@ pub trait Stream: Read + Write + Send {
 /// One end of the link.
 pub struct Link {
     stream: Box<dyn Stream>,
+    /// What has come of the next message. A wait may end in the middle of one.
+    inbox: Vec<u8>,
 }
 
 impl Link {
     /// Speaks over `stream`.
     pub fn new(stream: Box<dyn Stream>) -> Self {
-        Self { stream }
+        Self { stream, inbox: Vec::new() }
     }
 
     /// Sends a message, within `limit`.
@@ -159,26 +167,23 @@ impl Link {
         self.stream.write_all(&frame).map_err(|e| ended(e, limit))
     }
 
-    /// Waits up to `limit` for a message.
+    /// Waits up to `limit` for a message. After [`LinkError::Timeout`] one can wait again: what has
+    /// come so far is kept.
     ///
     /// # Errors
     /// See [`LinkError`]; an `Abort` of the other side is one too.
     pub fn receive(&mut self, limit: Duration) -> Result<Message, LinkError> {
         let deadline = Instant::now() + limit;
-        let mut len = [0; 4];
-        self.fill(&mut len, deadline, limit)?;
-        let len = u32::from_be_bytes(len) as usize;
+        self.fill(4, deadline, limit)?;
+        let len = u32::from_be_bytes([self.inbox[0], self.inbox[1], self.inbox[2], self.inbox[3]]);
+        let len = len as usize;
         if len > MAX_MESSAGE {
             return Err(LinkError::TooLong(len));
         }
-        // Memory is taken as bytes arrive, not as they are announced.
-        let mut body = Vec::new();
-        while body.len() < len {
-            let start = body.len();
-            body.resize(len.min(start + (1 << 16)), 0);
-            self.fill(&mut body[start..], deadline, limit)?;
-        }
-        parse(&body)
+        self.fill(4 + len, deadline, limit)?;
+        let rest = self.inbox.split_off(4 + len);
+        let message = std::mem::replace(&mut self.inbox, rest);
+        parse(&message[4..])
     }
 
     /// Sends `question` and waits for the answer, `limit` for each.
@@ -190,21 +195,19 @@ impl Link {
         self.receive(limit)
     }
 
-    fn fill(
-        &mut self,
-        mut rest: &mut [u8],
-        deadline: Instant,
-        limit: Duration,
-    ) -> Result<(), LinkError> {
-        while !rest.is_empty() {
+    /// Reads until `len` bytes are there. Memory is taken as they come, not as they are announced.
+    fn fill(&mut self, len: usize, deadline: Instant, limit: Duration) -> Result<(), LinkError> {
+        let mut chunk = [0; 1 << 14];
+        while self.inbox.len() < len {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(LinkError::Timeout(limit));
             }
-            self.stream.set_timeout(Some(left.max(Duration::from_millis(1))))?;
-            match self.stream.read(rest) {
+            self.stream.set_timeout(Some(left))?;
+            let room = chunk.len().min(len - self.inbox.len());
+            match self.stream.read(&mut chunk[..room]) {
                 Ok(0) => return Err(LinkError::Closed),
-                Ok(count) => rest = &mut rest[count..],
+                Ok(count) => self.inbox.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(ended(error, limit)),
             }
@@ -285,12 +288,29 @@ mod tests {
     }
 
     #[test]
-    fn a_message_arrives_as_it_was_sent() {
+    fn every_kind_of_message_arrives_as_it_was_sent() {
         let (mut a, b) = pair();
         let mut b = Link::new(Box::new(b));
-        let message = Message::Prepared { uri: "unix:/run/mig".into() };
-        a.send(&message, SOON).unwrap();
-        assert_eq!(b.receive(SOON).unwrap(), message);
+        let config = serde_json::from_str(r#"{"hex":"8680"}"#).unwrap();
+        let function = Function { name: "net0".into(), config, table: Some(MsixTable(vec![])) };
+        let digests = BlockDigests { len: 4096, blocks: vec!["00".into()] };
+        let messages = [
+            Message::Check { protocol: 1, facts: Box::new(crate::check::tests::facts()) },
+            Message::Prepare { functions: vec![function.clone()], verify: true },
+            Message::Prepared { uri: "unix:/run/mig".into() },
+            Message::Run { functions: vec![Function { table: None, ..function }] },
+            Message::Running(Arrival::default()),
+            Message::Digests { file: 0 },
+            Message::BlockDigests { digests: Some(digests) },
+            Message::BlockDigests { digests: None },
+            Message::BlockPages { file: 0, block: 7 },
+            Message::PageDigests { pages: vec!["00".into()] },
+            Message::Goodbye,
+        ];
+        for message in messages {
+            a.send(&message, SOON).unwrap();
+            assert_eq!(b.receive(SOON).unwrap(), message);
+        }
         a.send(&Message::Abort { reason: "no\x1b[2J".into() }, SOON).unwrap();
         let error = b.receive(SOON).unwrap_err();
         assert_eq!(error.to_string(), "the other host gave up: no [2J");
@@ -307,6 +327,21 @@ mod tests {
         (&b).write_all(&[0, 0, 0, 9, b'{']).unwrap();
         drop(b);
         assert!(matches!(a.receive(SOON), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn a_wait_that_ends_in_the_middle_of_a_message_loses_nothing() {
+        let (mut a, b) = pair();
+        let body = br#"{"message":"goodbye"}"#;
+        let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+        frame.extend_from_slice(body);
+        for piece in [&frame[..2], &frame[2..4], &frame[4..10]] {
+            (&b).write_all(piece).unwrap();
+            let early = a.receive(Duration::from_millis(5));
+            assert!(matches!(early, Err(LinkError::Timeout(_))));
+        }
+        (&b).write_all(&frame[10..]).unwrap();
+        assert_eq!(a.receive(SOON).unwrap(), Message::Goodbye);
     }
 
     proptest! {

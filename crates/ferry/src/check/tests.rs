@@ -3,7 +3,7 @@ use qemu::machine::MemoryBackend;
 
 use super::*;
 
-fn facts() -> Facts {
+pub(crate) fn facts() -> Facts {
     let memory = MemoryBackend { id: Some("ram".into()), size: 512 << 20, share: true };
     Facts {
         vferry: "0.1.0".into(),

@@ -19,8 +19,8 @@ pub(super) fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> 
     let mut stale = Stale::default();
     for (file, own) in vm.digest_memory()?.iter().enumerate() {
         let blocks = match link.ask(&Message::Digests { file }, DIGESTS)? {
-            Message::BlockDigests(Some(blocks)) => blocks,
-            Message::BlockDigests(None) => {
+            Message::BlockDigests { digests: Some(blocks) } => blocks,
+            Message::BlockDigests { digests: None } => {
                 return Err(LinkError::Unexpected("the destination took no digest".into()));
             }
             other => return Err(link::unexpected(&other)),
@@ -40,7 +40,7 @@ fn compare_block(
     stale: &mut Stale,
 ) -> Result<(), LinkError> {
     let pages = match link.ask(&Message::BlockPages { file, block }, ANSWER)? {
-        Message::PageDigests(pages) => pages,
+        Message::PageDigests { pages } => pages,
         other => return Err(link::unexpected(&other)),
     };
     for page in own.differing_pages(block, &pages) {
