@@ -65,78 +65,177 @@ struct World {
     clock: ManualClock,
 }
 
+/// Where the rings are unless the input moves them: [`RING_ENTRIES`] descriptors each.
+const RX_RINGS: u64 = MEMORY_BASE + 0x4000;
+const TX_RINGS: u64 = MEMORY_BASE + 0x6000;
+const RING_STRIDE: u64 = 0x1000;
+const RING_ENTRIES: u16 = 64;
+/// From here on there is only data.
+const DATA: u64 = MEMORY_BASE + 0x8000;
+
 impl World {
+    /// Random numbers hardly ever make a ring that works, so most operations make something that
+    /// does, and the input decides about its details.
     fn step(&mut self, operation: u8, input: &mut Input<'_>) {
-        match operation % 16 {
+        match operation % 24 {
             0 => self.write(input.word().into(), &input.array::<4>()),
             1 => self.write(input.word().into(), &input.array::<8>()),
-            2 => {
-                // A ring within memory, enabled: what random numbers hardly ever make.
-                let (base, len) = if input.odd() {
-                    (0x1000, 0x28)
-                } else {
-                    (0x2000, 0x28)
-                };
-                let queue = base + 0x40 * u64::from(input.word() % 2);
-                let page = u32::from(input.word() & 0xff) << 8;
-                self.write(queue, &(0x1_0000 + page).to_le_bytes());
-                self.write(
-                    queue + 8,
-                    &(128 * u32::from(input.word() % 8)).to_le_bytes(),
-                );
-                self.write(queue + 0x14, &(1 << 25 | 1_u32).to_le_bytes());
-                self.write(queue + len, &(1_u32 << 25).to_le_bytes());
-            }
+            2 => self.read(input),
             3 => {
-                let tail = if input.odd() { 0x1018 } else { 0x2018 };
-                self.write(
-                    tail + 0x40 * u64::from(input.word() % 2),
-                    &[input.byte().unwrap_or(0) % 64, 0, 0, 0],
-                );
-            }
-            4 => self.read(input),
-            5 | 6 => {
                 let address = MEMORY_BASE + u64::from(input.word());
-                let content = input.array::<16>();
-                // Reaching over the end of memory is part of the game.
-                let _ = self.memory.write(address, &content);
+                self.store(address, &input.array::<16>());
             }
-            7 => {
-                // An advanced data or context descriptor with the rest as it comes.
-                let mut content = input.array::<16>();
-                content[2..8].copy_from_slice(&[1, 0, 0, 0, 0, 0]);
-                content[10] = if input.odd() { 0x30 } else { 0x20 };
-                content[11] |= 0x20;
-                let _ = self
-                    .memory
-                    .write(MEMORY_BASE + u64::from(input.word() & !0xf), &content);
-            }
-            8 | 9 => {
-                let len = usize::from(input.word()) % 10_000;
-                let mut frame = input.take(len.min(80)).to_vec();
-                frame.resize(len, 0x5a);
-                if input.odd() && len > 6 {
-                    frame[..6].fill(0xff);
-                }
-                self.wire().incoming.push_back(frame);
-            }
-            10 | 11 => {
+            4..7 => self.start_queue(input),
+            7..10 => self.move_tail(input),
+            10..13 => self.describe_data(input),
+            13 if input.odd() => self.describe_context(input),
+            13 => self.large_send(input),
+            14 => self.post_buffers(input),
+            15 | 16 => self.frame(input),
+            17 | 18 => self.ask(input),
+            19 => {
                 self.poll();
             }
-            12 => self.save_and_load(input),
-            13 => self
+            20 => self.save_and_load(input),
+            21 => self
                 .clock
                 .advance(Duration::from_micros(input.word().into())),
-            14 => self.change(input),
+            22 => self.change(input),
+            _ if input.byte().unwrap_or(0) < 32 => self.vf.reset(Reset::Function),
             _ => {
-                let kind = if input.odd() {
-                    Reset::Bus
-                } else {
-                    Reset::Function
-                };
-                self.vf.reset(kind);
+                self.poll();
             }
         }
+    }
+
+    /// Enables a queue, sometimes with a register as the input wants it.
+    fn start_queue(&mut self, input: &mut Input<'_>) {
+        let number = u64::from(input.byte().unwrap_or(0) % 2);
+        let (registers, rings) = if input.odd() {
+            (0x1000, RX_RINGS)
+        } else {
+            (0x2000, TX_RINGS)
+        };
+        let queue = registers + 0x40 * number;
+        let ring = (rings + RING_STRIDE * number).to_le_bytes();
+        self.write(queue, &ring);
+        self.write(queue + 8, &(16 * u32::from(RING_ENTRIES)).to_le_bytes());
+        let kib = 1 + input.word() % 4;
+        self.write(queue + 0x14, &(1 << 25 | u32::from(kib)).to_le_bytes());
+        self.write(
+            queue + 0x28,
+            &(1 << 25 | u32::from(input.odd()) << 30).to_le_bytes(),
+        );
+        self.write(0x0120, &[0x80, 0x80, 0x81, 0x81]);
+        self.write(0x0108, &[7, 0, 0, 0]);
+        let changed = input.byte().unwrap_or(0);
+        if changed < 64 {
+            self.write(queue + 4 * u64::from(changed % 16), &input.array::<4>());
+        }
+    }
+
+    fn move_tail(&mut self, input: &mut Input<'_>) {
+        let registers = if input.odd() { 0x1018 } else { 0x2018 };
+        let queue = registers + 0x40 * u64::from(input.odd());
+        let tail = input.word() % (RING_ENTRIES + 1);
+        self.write(queue, &u32::from(tail).to_le_bytes());
+    }
+
+    /// Transmit data: mostly within memory, of the advanced type, and the end of its frame.
+    fn describe_data(&mut self, input: &mut Input<'_>) {
+        let slot = tx_slot(input);
+        let address = DATA + u64::from(input.word() & 0x7fff);
+        let len = u32::from(input.word() % 0x4400);
+        let flags = input.byte().unwrap_or(0);
+        let kind = if flags.is_multiple_of(16) {
+            0x5 << 20
+        } else {
+            0x3 << 20
+        };
+        let end = if flags & 0x30 == 0 { 0 } else { 0x0900_0000 };
+        let offload = u32::from(input.byte().unwrap_or(0)) << 24 & 0xc000_0000;
+        let command = len | kind | end | 1 << 29 | offload;
+        let info = u32::from(input.word() & 0x3f0);
+        let mut descriptor = address.to_le_bytes().to_vec();
+        descriptor.extend(command.to_le_bytes());
+        descriptor.extend(info.to_le_bytes());
+        self.store(slot, &descriptor);
+    }
+
+    fn describe_context(&mut self, input: &mut Input<'_>) {
+        let slot = tx_slot(input);
+        let lens = u32::from(input.word()) << 16 | 14 << 9 | 0x14 << u32::from(input.odd());
+        let flags = u32::from(input.word() & 0x1c00);
+        let sizes = u32::from(input.word() % 0x1000) << 16 | 0x14 << 8;
+        for (word, offset) in [lens, 0, flags | 0x2020_0000, sizes]
+            .into_iter()
+            .zip([0, 4, 8, 12])
+        {
+            self.store(slot + offset, &word.to_le_bytes());
+        }
+    }
+
+    /// A TCP frame with its context, which is hardly ever found by chance.
+    fn large_send(&mut self, input: &mut Input<'_>) {
+        let mut headers = [0; 54];
+        headers[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+        headers[23] = 6;
+        headers[46] = 0x50;
+        if input.byte().unwrap_or(0) < 64 {
+            let at = usize::from(input.word()) % headers.len();
+            headers[at] = input.byte().unwrap_or(0);
+        }
+        self.store(DATA, &headers);
+        let mss = u32::from(input.word() % 2_000);
+        let len = u32::from(input.word() % 0x8000);
+        let words = [14 << 9 | 0x14, 0, 0x2020_0c00, mss << 16 | 0x14 << 8];
+        let data = [0x1_8000, 0, 0xab30_0000 | len, 0x300];
+        for (word, offset) in words.into_iter().chain(data).zip((0..).step_by(4)) {
+            self.store(TX_RINGS + offset, &u32::to_le_bytes(word));
+        }
+        self.write(0x2010, &[0; 4]);
+        self.write(0x2018, &[2, 0, 0, 0]);
+    }
+
+    fn post_buffers(&mut self, input: &mut Input<'_>) {
+        let ring = RX_RINGS + RING_STRIDE * u64::from(input.odd());
+        let base = DATA + u64::from(input.word() & 0x3fff);
+        for index in 0..u64::from(RING_ENTRIES) {
+            self.store(ring + 16 * index, &(base + 0x100 * index).to_le_bytes());
+        }
+    }
+
+    fn frame(&self, input: &mut Input<'_>) {
+        let len = usize::from(input.word()) % 10_000;
+        let mut frame = input.take(len.min(60)).to_vec();
+        frame.resize(len, 0x5a);
+        if input.byte().unwrap_or(0) < 192 && len > 14 {
+            frame[..6].fill(0xff);
+            let types = [[0x08, 0x00], [0x86, 0xdd], [0x81, 0x00], [0x08, 0x06]];
+            frame[12..14].copy_from_slice(&types[usize::from(input.word() % 4)]);
+        }
+        self.wire().incoming.push_back(frame);
+    }
+
+    /// A mailbox request, mostly one that is known.
+    fn ask(&mut self, input: &mut Input<'_>) {
+        let request = u32::from(input.byte().unwrap_or(0) % 0x14);
+        let info = u32::from(input.byte().unwrap_or(0)) << 16;
+        let info = if request == 1 { 0 } else { info };
+        self.write(0x0200, &(request | info).to_le_bytes());
+        let first = if input.odd() {
+            input.word() % 10
+        } else {
+            input.word()
+        };
+        self.write(0x0204, &u32::from(first).to_le_bytes());
+        self.write(0x02fc, &[if input.odd() { 1 } else { 5 }, 0, 0, 0]);
+        self.write(0x02fc, &[2, 0, 0, 0]);
+    }
+
+    fn store(&self, address: u64, data: &[u8]) {
+        // Reaching over the end of memory is part of the game.
+        let _ = self.memory.write(address, data);
     }
 
     fn change(&mut self, input: &mut Input<'_>) {
@@ -215,6 +314,11 @@ impl World {
     fn wire(&self) -> MutexGuard<'_, Wire> {
         lock(&self.wire)
     }
+}
+
+fn tx_slot(input: &mut Input<'_>) -> u64 {
+    let ring = TX_RINGS + RING_STRIDE * u64::from(input.odd());
+    ring + 16 * u64::from(input.word() % RING_ENTRIES)
 }
 
 /// The fuzzer's bytes; zeros when they are used up.

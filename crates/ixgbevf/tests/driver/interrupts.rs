@@ -84,6 +84,18 @@ fn without_auto_clear_and_auto_mask_each_cause_is_one_message() {
 }
 
 #[test]
+fn a_cause_that_stands_fires_again_when_it_is_unmasked() {
+    let mut m = up();
+    m.write(VTEIAC, 0);
+    m.write(VTEICS, 1);
+    assert_eq!(m.signalled(), [0]);
+    m.settle();
+    assert!(m.signalled().is_empty());
+    m.write(VTEIMS, 1);
+    assert_eq!(m.signalled(), [0]);
+}
+
+#[test]
 fn causes_go_to_the_vectors_that_the_driver_chose() {
     let (mut m, mut driver) = Driver::up(Options::default());
     // Transmit 0 on vector 2, transmit 1 on one that there is not, receive 0 on vector 1, receive

@@ -98,7 +98,13 @@ fn judge(frame: &[u8]) -> Segment {
     }
 }
 
-fn check_segments(sent: &[Vec<u8>], payload: &[u8], mss: usize, vlan: Option<u16>, ipv6: bool) {
+pub(crate) fn check_segments(
+    sent: &[Vec<u8>],
+    payload: &[u8],
+    mss: usize,
+    vlan: Option<u16>,
+    ipv6: bool,
+) {
     assert_eq!(sent.len(), payload.len().div_ceil(mss));
     let mut got = Vec::new();
     let first_id = judge(&sent[0]).ip_id;
@@ -130,7 +136,13 @@ fn check_segments(sent: &[Vec<u8>], payload: &[u8], mss: usize, vlan: Option<u16
     assert_eq!(got, payload);
 }
 
-fn tso(ipv6: bool, vlan: Option<u16>, len: usize, mss: usize) -> (Vec<u8>, Order<'static>) {
+/// A large send as the stack hands it to a driver; the order lacks the parts.
+pub(crate) fn tso(
+    ipv6: bool,
+    vlan: Option<u16>,
+    len: usize,
+    mss: usize,
+) -> (Vec<u8>, Order<'static>) {
     let mut frame = tcp_frame(ipv6, &pattern(len));
     let l4 = if ipv6 { 54 } else { 34 };
     if ipv6 {
