@@ -1,7 +1,7 @@
 //! Register accesses: which part of the function each register reads and writes.
 //!
 //! Registers have 32 bits. A longer access is one of each in order; a shorter read sees its part; a
-//! shorter or unaligned write is ignored, as the datasheet says (section 8.1).
+//! shorter or unaligned write is ignored: registers are to be written whole (datasheet chapter 8).
 
 use device::Access;
 

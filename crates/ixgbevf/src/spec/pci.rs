@@ -1,4 +1,4 @@
-//! The virtual function in PCI configuration space (datasheet section 9.4 and the driver's
+//! The virtual function in PCI configuration space (datasheet chapter 9 and the driver's
 //! `ixgbevf_pci_tbl`).
 
 /// Intel.

@@ -95,6 +95,7 @@ fn a_full_link_keeps_the_frame_waiting_in_the_ring() {
 
 #[test]
 fn without_memory_nothing_moves_and_with_it_all_does() {
+    use device::Model;
     let (mut m, mut driver) = Driver::up(Options::default());
     m.bus_master = false;
     let frame = udp(&pattern(100));
@@ -105,8 +106,10 @@ fn without_memory_nothing_moves_and_with_it_all_does() {
         (m.sent().len(), m.read(0x2010), driver.sent(&m, 0)),
         (0, 0, 0)
     );
+    assert!(!m.vf.poll_read(), "or the owner would spin");
     m.bus_master = true;
     m.settle();
+    assert!(m.vf.poll_read());
     assert_eq!(m.sent(), [frame]);
     assert!((0..2).any(|queue| driver.receive(&mut m, queue).is_some()));
 }
