@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vfio_user::session::replay;
+use vfio_user::frame::Framer;
+use vfio_user::session::{Outcome, Session, replay};
 use vfio_user::{Ended, Errno, MAX_MESSAGE, Options, Violation};
 
 use crate::device::{BAR0, Device};
@@ -129,6 +130,24 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     assert_alive(&mut peer);
     let open = open_descriptors();
     assert!(!open.iter().any(|target| target.contains(name)), "{open:?}");
+}
+
+#[test]
+fn a_command_whose_descriptors_were_lost_is_not_taken_for_one_without() {
+    let mut framer = Framer::new(MAX_MESSAGE);
+    let mut session = Session::new();
+    let mut device = Device::default();
+    let map = [u32s(&[32, 3]), u64s(&[0, 0, 4096])].concat();
+    let version = message(1, peer::VERSION, 0, &proposal());
+    for (message, lost) in [(version, false), (message(2, peer::DMA_MAP, 0, &map), true)] {
+        framer.space()[..message.len()].copy_from_slice(&message);
+        framer.received(message.len(), vec![], lost);
+        let answer = session.answer(framer.find(), &mut device).unwrap();
+        let (command, errno) = (peer::DMA_MAP, Errno::MFILE);
+        let failed = answer.outcome == Outcome::Failed { command, errno };
+        assert_eq!(failed, lost);
+    }
+    assert_eq!(device.log, [""; 0]);
 }
 
 #[test]
