@@ -1,2 +1,269 @@
-//! What runs inside the lab guest.
-fn main() {}
+//! What runs inside the lab's guest: load on the NIC and on memory, with every byte checked.
+//!
+//! One static binary for a guest that has a kernel, busybox and nothing else. It is steered by
+//! shell commands over a serial line:
+//!
+//! ```text
+//! lab-guest load --peer 10.0.0.1 --dirty-mib 64 --dirty-mib-per-second 20 &
+//! lab-guest reset      # starts a new measuring window
+//! lab-guest report     # prints one line: a `load_format::GuestReport` as JSON
+//! ```
+//!
+//! `udp`, `tcp` and `dirty` are `load` with that part alone. The guest is emulated, so each load is
+//! built to need few system calls and timers: UDP is sent and drained once per tick, TCP waits in
+//! the kernel for a whole block, and the TCP upload follows the download byte for byte instead of
+//! keeping a pace of its own.
+//!
+//! # What it does not do
+//!
+//! It sets no addresses and brings no interface up (busybox `ip` does), and it judges nothing: a
+//! report holds counts, and whoever reads it decides what they mean.
+
+mod control;
+mod dirty;
+mod tcp;
+mod udp;
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::Builder;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use rustix::time::{ClockId, clock_gettime};
+
+use control::{Control, Load, Request};
+
+/// Load for the lab's guest: numbered UDP, a checked TCP transfer, memory that keeps changing.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Name of the abstract unix socket by which `report` and `reset` find the running load.
+    #[arg(long, global = true, default_value = "lab-guest")]
+    control: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs all loads until killed, or for --seconds.
+    Load {
+        #[command(flatten)]
+        peer: Peer,
+        #[command(flatten)]
+        udp: UdpOptions,
+        #[command(flatten)]
+        tcp: TcpOptions,
+        /// MiB of memory to write over and over (0: none).
+        #[arg(long, default_value_t = 16)]
+        dirty_mib: usize,
+        /// MiB to write per second.
+        #[arg(long, default_value_t = 16)]
+        dirty_mib_per_second: usize,
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Runs the numbered UDP alone.
+    Udp {
+        #[command(flatten)]
+        peer: Peer,
+        #[command(flatten)]
+        udp: UdpOptions,
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Runs the TCP transfer alone.
+    Tcp {
+        #[command(flatten)]
+        peer: Peer,
+        #[command(flatten)]
+        tcp: TcpOptions,
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Runs the memory dirtier alone.
+    Dirty {
+        /// MiB of memory to write over and over.
+        #[arg(long, default_value_t = 16)]
+        mib: usize,
+        /// MiB to write per second.
+        #[arg(long, default_value_t = 16)]
+        mib_per_second: usize,
+        #[command(flatten)]
+        run: Run,
+    },
+    /// Prints what the running load counted in its window, as one line of JSON.
+    Report,
+    /// Starts a new window: all counts are 0 again.
+    Reset,
+}
+
+#[derive(Debug, Args)]
+struct Peer {
+    /// The peer's IPv4 address.
+    #[arg(long)]
+    peer: Ipv4Addr,
+}
+
+#[derive(Debug, Args)]
+struct UdpOptions {
+    /// UDP port of the peer.
+    #[arg(long, default_value_t = 7000)]
+    udp_port: u16,
+    /// UDP port to send from and to receive at.
+    #[arg(long, default_value_t = 7000)]
+    listen: u16,
+    /// Packets to send per second.
+    #[arg(long, default_value_t = 2000)]
+    rate: u32,
+    /// Bytes of payload in each: 40 to 1472.
+    #[arg(long, default_value_t = 256)]
+    payload: usize,
+    /// Microseconds between two looks at the socket.
+    #[arg(long, default_value_t = 1000)]
+    tick_us: u32,
+}
+
+#[derive(Debug, Args)]
+struct TcpOptions {
+    /// TCP port of the peer.
+    #[arg(long, default_value_t = 7001)]
+    tcp_port: u16,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Ends after this many seconds and prints the report.
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let Options { control, command } = Options::parse();
+    match run(&control, command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-guest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is to run.
+#[derive(Debug)]
+struct Plan {
+    udp: Option<(Ipv4Addr, UdpOptions)>,
+    tcp: Option<(Ipv4Addr, u16)>,
+    dirty: Option<(usize, usize)>,
+    run: Run,
+}
+
+fn run(control: &str, command: Command) -> Result<()> {
+    let plan = match command {
+        Command::Report => return control::ask(control, Request::Report),
+        Command::Reset => return control::ask(control, Request::Reset),
+        Command::Load {
+            peer: Peer { peer },
+            udp,
+            tcp,
+            dirty_mib,
+            dirty_mib_per_second,
+            run,
+        } => Plan {
+            udp: Some((peer, udp)),
+            tcp: Some((peer, tcp.tcp_port)),
+            dirty: (dirty_mib > 0).then_some((dirty_mib, dirty_mib_per_second)),
+            run,
+        },
+        Command::Udp {
+            peer: Peer { peer },
+            udp,
+            run,
+        } => Plan {
+            udp: Some((peer, udp)),
+            tcp: None,
+            dirty: None,
+            run,
+        },
+        Command::Tcp {
+            peer: Peer { peer },
+            tcp,
+            run,
+        } => Plan {
+            udp: None,
+            tcp: Some((peer, tcp.tcp_port)),
+            dirty: None,
+            run,
+        },
+        Command::Dirty {
+            mib,
+            mib_per_second,
+            run,
+        } => Plan {
+            udp: None,
+            tcp: None,
+            dirty: Some((mib, mib_per_second)),
+            run,
+        },
+    };
+    let control = Control::listen(control)?;
+    let load = Load::new(
+        plan.udp
+            .map(|(peer, options)| start_udp(peer, &options))
+            .transpose()?,
+        plan.tcp.map(start_tcp).transpose()?,
+        plan.dirty
+            .map(|(mib, rate)| start_dirty(mib, rate))
+            .transpose()?,
+    );
+    control.serve(&load, plan.run.seconds.map(Duration::from_secs))
+}
+
+fn start_udp(peer: Ipv4Addr, options: &UdpOptions) -> Result<Arc<udp::Account>> {
+    let account = Arc::new(udp::Account::default());
+    let mut udp = udp::Udp::new(peer, options, Arc::clone(&account))?;
+    let run = move || udp.run();
+    Builder::new()
+        .name("udp".into())
+        .spawn(run)
+        .context("cannot start a thread")?;
+    Ok(account)
+}
+
+fn start_tcp(peer: (Ipv4Addr, u16)) -> Result<Arc<tcp::Account>> {
+    let account = Arc::new(tcp::Account::default());
+    let run = {
+        let account = Arc::clone(&account);
+        move || tcp::run(peer, &account)
+    };
+    Builder::new()
+        .name("tcp".into())
+        .spawn(run)
+        .context("cannot start a thread")?;
+    Ok(account)
+}
+
+fn start_dirty(mib: usize, mib_per_second: usize) -> Result<Arc<dirty::Account>> {
+    let mut memory = dirty::Memory::new(mib)?;
+    let account = Arc::new(dirty::Account::new(memory.bytes()));
+    let run = {
+        let account = Arc::clone(&account);
+        move || memory.run(mib_per_second, &account)
+    };
+    Builder::new()
+        .name("dirty".into())
+        .spawn(run)
+        .context("cannot start a thread")?;
+    Ok(account)
+}
+
+/// Now, in nanoseconds of this machine's `CLOCK_MONOTONIC`.
+fn now_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}

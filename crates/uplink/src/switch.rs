@@ -36,7 +36,6 @@ pub struct Switch {
     slots: Vec<Option<Slot>>,
     table: Table,
     ports_ever: u64,
-    moves: u64,
     forged: u64,
     dropped_at_closed_ports: u64,
 }
@@ -48,8 +47,6 @@ pub struct SwitchReport {
     pub ports: Vec<PortReport>,
     /// Wires ever plugged in.
     pub ports_ever: u64,
-    /// How often an address moved to another port, as a migrated VM's does.
-    pub moves: u64,
     /// Frames from a wire that claimed the inner port's address or a group's; dropped.
     pub forged: u64,
     /// Frames dropped at ports that are gone now.
@@ -102,7 +99,6 @@ impl Switch {
             slots: Vec::new(),
             table: Table::default(),
             ports_ever: 0,
-            moves: 0,
             forged: 0,
             dropped_at_closed_ports: 0,
         }
@@ -274,7 +270,6 @@ impl Switch {
                 .map(|slot| slot.report.clone())
                 .collect(),
             ports_ever: self.ports_ever,
-            moves: self.moves,
             forged: self.forged,
             dropped_at_closed_ports: self.dropped_at_closed_ports,
         }
@@ -310,7 +305,7 @@ impl Switch {
             self.forged += 1;
             return;
         }
-        self.moves += u64::from(self.table.learn(source, from));
+        self.table.learn(source, from);
         if is_group(destination) {
             inner(frame);
             self.flood(frame);

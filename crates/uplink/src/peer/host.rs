@@ -111,6 +111,11 @@ impl Host {
             .advance(now_nanos, &route, &mut self.outgoing, ledger.tcp_mut());
     }
 
+    /// The guest's Ethernet address, once it is known.
+    pub(crate) fn guest_mac(&self) -> Option<[u8; 6]> {
+        self.guest_mac
+    }
+
     /// When [`advance`](Self::advance) has something to do next.
     pub(crate) fn next_due(&self) -> u64 {
         if self.guest_mac.is_none() {

@@ -3,11 +3,11 @@
 use load_format::{Arrival, Checked, Gap, Numbered, Run, Sequence, Silence};
 
 use super::report::{
-    Activity, IcmpReport, Loss, PeerReport, RoundTrips, TcpReport, UdpFromGuest, UdpToGuest,
+    Activity, IcmpReport, Loss, Moves, PeerReport, RoundTrips, TcpReport, UdpFromGuest, UdpToGuest,
     WindowReport,
 };
 use super::times::{SendLog, Times};
-use crate::SwitchReport;
+use crate::{Port, SwitchReport};
 
 /// All that the peer counts. Its memory is bounded.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(crate) struct Ledger {
     pub(super) icmp_corrupt: u64,
     tcp: TcpLedger,
     pub(super) foreign: u64,
+    moves: Moves,
 }
 
 /// The accounts of the TCP transfer.
@@ -64,6 +65,7 @@ impl Ledger {
             icmp_corrupt: 0,
             tcp: TcpLedger::default(),
             foreign: 0,
+            moves: Moves::default(),
         }
     }
 
@@ -79,6 +81,7 @@ impl Ledger {
         self.round_trips = Spread::default();
         self.icmp_corrupt = 0;
         self.foreign = 0;
+        self.moves.count = 0;
         self.tcp.start_window();
         for times in [
             &mut self.udp_seen_times,
@@ -128,6 +131,19 @@ impl Ledger {
         }
     }
 
+    /// Notes at which wire the guest's address is.
+    pub(super) fn guest_at(&mut self, port: Port, now_nanos: u64) {
+        if self
+            .moves
+            .port
+            .replace(port)
+            .is_some_and(|before| before != port)
+        {
+            self.moves.count += 1;
+            self.moves.last_nanos = Some(now_nanos);
+        }
+    }
+
     pub(super) fn tcp_mut(&mut self) -> &mut TcpLedger {
         &mut self.tcp
     }
@@ -146,12 +162,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn report(
-        &self,
-        now_nanos: u64,
-        switch: SwitchReport,
-        last_move_nanos: Option<u64>,
-    ) -> PeerReport {
+    pub(super) fn report(&self, now_nanos: u64, switch: SwitchReport) -> PeerReport {
         let udp = &self.udp_from_guest;
         PeerReport {
             since_nanos: self.since_nanos,
@@ -186,8 +197,8 @@ impl Ledger {
                 ..self.tcp.report.clone()
             },
             foreign_frames: self.foreign,
+            moves: self.moves,
             switch,
-            last_move_nanos,
         }
     }
 

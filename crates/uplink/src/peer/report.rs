@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::PeerConfig;
-use crate::SwitchReport;
+use crate::{Port, SwitchReport};
 
 /// Everything counted since the start or the last reset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,10 +26,10 @@ pub struct PeerReport {
     pub tcp: TcpReport,
     /// Frames that reached the peer and were not understood: other protocols, damage.
     pub foreign_frames: u64,
+    /// How often the guest came to another wire, and where it is.
+    pub moves: Moves,
     /// The switch, since it was made.
     pub switch: SwitchReport,
-    /// When an address last moved to another wire.
-    pub last_move_nanos: Option<u64>,
 }
 
 /// Numbered UDP to the guest. What was lost of it, only the guest knows.
@@ -117,6 +117,17 @@ pub struct TcpReport {
     pub longest_silence: Option<Silence>,
 }
 
+/// Where the guest is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Moves {
+    /// The wire from which its address was last seen.
+    pub port: Option<Port>,
+    /// How often that was another one than before, since the last reset.
+    pub count: u64,
+    /// When it last was: from then on, frames went to the new wire.
+    pub last_nanos: Option<u64>,
+}
+
 /// What happened in one stretch of time, such as one migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowReport {
@@ -130,7 +141,8 @@ pub struct WindowReport {
     pub udp_to_guest: Option<Silence>,
     /// The same of the answered echoes.
     pub icmp: Option<Silence>,
-    /// The same of the TCP bytes from the guest.
+    /// The same of the TCP bytes from the guest. After a burst of losses smoltcp waits a second
+    /// before it sends again (`RTTE_MIN_RTO`), so this does not measure the device.
     pub tcp: Option<Silence>,
     /// UDP from the guest that was missed in the window (counted since the last reset).
     pub udp_lost_from_guest: u64,

@@ -36,8 +36,9 @@ struct Current {
     received: u64,
 }
 
-/// Bytes that each socket holds in either direction: 100 ms at 2 MB/s and room.
-const BUFFER: usize = 256 * 1024;
+/// Bytes that each socket holds in either direction: 32 ms at 2 MB/s. After a loss smoltcp sends
+/// all of it again at once, so more would be a flood for an emulated machine.
+const BUFFER: usize = 64 * 1024;
 
 /// How often content is given to the socket, in nanoseconds.
 const TICK: u64 = 2_000_000;

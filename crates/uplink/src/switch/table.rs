@@ -19,11 +19,11 @@ impl Table {
         self.slots.get(&mac).copied()
     }
 
-    /// Notes that `mac` is at `slot`; tells whether it was at another one before.
-    pub(super) fn learn(&mut self, mac: [u8; 6], slot: usize) -> bool {
+    /// Notes that `mac` is at `slot`, and nowhere else.
+    pub(super) fn learn(&mut self, mac: [u8; 6], slot: usize) {
         let before = self.find(mac);
         if before == Some(slot) {
-            return false;
+            return;
         }
         if self.counts.len() <= slot {
             self.counts.resize(slot + 1, 0);
@@ -37,7 +37,6 @@ impl Table {
         } else {
             self.slots.remove(&mac);
         }
-        before.is_some()
     }
 
     /// Forgets all addresses at `slot`.
@@ -61,9 +60,9 @@ mod tests {
     #[test]
     fn an_address_is_where_it_was_last_seen() {
         let mut table = Table::default();
-        assert!(!table.learn(mac(1), 0));
-        assert!(!table.learn(mac(1), 0));
-        assert!(table.learn(mac(1), 3));
+        table.learn(mac(1), 0);
+        assert_eq!(table.find(mac(1)), Some(0));
+        table.learn(mac(1), 3);
         assert_eq!(table.find(mac(1)), Some(3));
         table.forget(3);
         assert_eq!(table.find(mac(1)), None);

@@ -185,7 +185,7 @@ fn its_own_echoes_are_matched_with_their_answers() {
         host.receive(frames.at(0).expect("just built"), 5_000_000, &mut ledger);
     }
     let icmp = ledger
-        .report(5_000_000, crate::SwitchReport::default(), None)
+        .report(5_000_000, crate::SwitchReport::default())
         .icmp;
     assert_eq!(
         (icmp.sent, icmp.answered, icmp.lost, icmp.duplicates),
@@ -210,7 +210,7 @@ fn udp_is_counted_and_damage_is_told_apart() {
     let mut other_port = udp_from_guest(7);
     other_port[37] ^= 1;
     host.receive(&other_port, 200, &mut ledger);
-    let report = ledger.report(300, crate::SwitchReport::default(), None);
+    let report = ledger.report(300, crate::SwitchReport::default());
     let udp = report.udp_from_guest;
     assert_eq!(
         (udp.received, udp.lost, udp.corrupt, report.foreign_frames),
