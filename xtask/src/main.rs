@@ -8,6 +8,7 @@
 //! It installs nothing but what the lab needs, changes no file but by `fmt`, and holds no test of
 //! its own beyond those of its lints: what is tested is in the crates.
 
+mod demo;
 mod fmt;
 mod house;
 mod lab;
@@ -15,6 +16,8 @@ mod licences;
 mod lint;
 mod test;
 mod workspace;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -45,13 +48,17 @@ enum Command {
     Lint,
     /// Run all tests, those with a VM too.
     Test,
+    /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
+    Demo(demo::Demo),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> Result<ExitCode> {
+    let done = match Arguments::parse().command {
+        Command::Demo(demo) => return demo::run(&demo),
         Command::Lab { rebuild } => lab::run(rebuild),
         Command::Fmt { check } => fmt::run(check),
         Command::Lint => lint::run(),
         Command::Test => test::run(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -34,5 +34,6 @@ pub use control::Output;
 pub use emulator::{Accelerator, Emulator};
 pub use guest::{Vm, VmBuilder};
 pub use initrd::Initrd;
+pub use process::Guarded;
 pub use root::{Lab, Progress, progress_on_stderr};
 pub use target::target_dir;

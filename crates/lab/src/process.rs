@@ -17,14 +17,18 @@ const GUARDIAN: &str = "trap '' HUP INT TERM; read -r end; kill -s KILL 0";
 /// A child in a process group of its own, so that a Ctrl-C on the terminal does not reach it.
 /// Dropping it kills it.
 #[derive(Debug)]
-pub(crate) struct Guarded {
+pub struct Guarded {
     guardian: Child,
     child: Mutex<Child>,
 }
 
 impl Guarded {
     /// Starts `command`, with standard output and error in `log`.
-    pub(crate) fn spawn(mut command: Command, log: &File) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn spawn(mut command: Command, log: &File) -> Result<Self> {
         use std::os::unix::process::CommandExt;
 
         let name = command.get_program().to_string_lossy().into_owned();
@@ -60,7 +64,8 @@ impl Guarded {
         }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
         self.child
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -68,7 +73,7 @@ impl Guarded {
     }
 
     /// How it ended; `None` while it runs.
-    pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
+    pub fn exit_status(&self) -> Option<ExitStatus> {
         self.child
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -78,7 +83,7 @@ impl Guarded {
     }
 
     /// Waits for it to end by itself.
-    pub(crate) fn wait(&self, deadline: Instant) -> Option<ExitStatus> {
+    pub fn wait(&self, deadline: Instant) -> Option<ExitStatus> {
         loop {
             let status = self.exit_status();
             if status.is_some() || Instant::now() >= deadline {

@@ -440,6 +440,22 @@ fn config_space_access_leaves_the_guests_address_port_as_it_was() {
 }
 
 #[test]
+fn an_address_port_that_could_not_be_restored_is_an_error() {
+    let (qmp, peer) = with_peer(|peer| {
+        for output in ["portl[0x0cf8] = 0x0\r\n", "'o' has failed\r\n"] {
+            let command = peer.read().unwrap();
+            peer.answer(&command, &json!(output));
+        }
+    });
+    let result = qmp.with_pci_config(|_| Ok(()));
+    assert!(
+        matches!(result, Err(QmpError::Monitor { .. })),
+        "{result:?}"
+    );
+    peer.join().unwrap();
+}
+
+#[test]
 fn an_answer_of_the_wrong_shape_names_the_command() {
     let (qmp, peer) = with_peer(|peer| {
         for answer in [

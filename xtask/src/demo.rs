@@ -1,0 +1,177 @@
+//! `cargo xtask demo`
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use ferry::Phase;
+use lab::{Lab, progress_on_stderr};
+use testbed::{Migration, Options, Programs, Spread, Summary, Testbed, summarise};
+
+/// A live migration of a Linux guest with a device under load, on the lab.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Go there and back, so many times, instead of there only.
+    #[arg(long, value_name = "N")]
+    round_trips: Option<usize>,
+    /// Guest memory, with M or G behind the number.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = memory)]
+    memory: u64,
+    /// How the report is printed on standard output.
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    report: Form,
+    /// LOSES DATA: switch off one law of migration. The demo must fail then, and see stale pages.
+    #[arg(long, value_enum)]
+    control: Option<Control>,
+    /// Do not compare guest memory: pauses are those of everyday use then.
+    #[arg(long)]
+    no_verify: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Control {
+    /// Mark first and halt afterwards.
+    NaiveOrder,
+    /// Do not log what devices write.
+    NoLog,
+}
+
+pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
+    let began = Instant::now();
+    let step = |what: &str| eprintln!("demo: [{:5.1} s] {what}", began.elapsed().as_secs_f64());
+    step("the lab");
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    step("building vferry and the guest's load");
+    let programs = Programs::build()?;
+    let options = Options {
+        memory: demo.memory,
+        verify: !demo.no_verify,
+        unsound_control: demo.control.map(|control| match control {
+            Control::NaiveOrder => "naive-order".into(),
+            Control::NoLog => "no-log".into(),
+        }),
+        ..Options::default()
+    };
+    step("booting a stock Linux guest with a vferry NIC, and loading it");
+    let mut testbed = Testbed::start(lab, programs, options)?;
+    let count = demo.round_trips.map_or(1, |trips| 2 * trips);
+    let mut migrations = Vec::new();
+    for number in 1..=count {
+        step(&format!("migration {number} of {count}, under load"));
+        let migration = testbed.migrate()?;
+        step(&line(&migration));
+        migrations.push(migration);
+    }
+    let summary = summarise(&testbed, &migrations)?;
+    match demo.report {
+        Form::Json => println!("{}", serde_json::to_string(&summary)?),
+        Form::Text => print(&summary),
+    }
+    let faults = summary.faults();
+    for fault in &faults {
+        eprintln!("demo: FAULT: {fault}");
+    }
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// `512M`, `4G`.
+fn memory(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => ("", 0),
+    };
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift));
+    bytes
+        .filter(|bytes| *bytes >= 192 << 20)
+        .ok_or_else(|| format!("`{text}`: write a size such as 512M or 4G, at least 192M"))
+}
+
+fn line(migration: &Migration) -> String {
+    let stale = match migration.report.stale_pages {
+        Some(stale) => format!(", {stale} stale pages"),
+        None => String::new(),
+    };
+    let outage = migration.outage_ms().unwrap_or_default();
+    format!(
+        "VM pause {:.0} ms, outage {outage:.0} ms{stale}",
+        migration.report.vm_pause_ms
+    )
+}
+
+fn print(summary: &Summary) {
+    let spread = |what: &str, spread: &Spread| {
+        println!(
+            "  {what:32} {:9.1} ms median, {:9.1} ms at most",
+            spread.median, spread.max
+        );
+    };
+    println!(
+        "{} migrations, strategy {}",
+        summary.migrations, summary.strategy
+    );
+    println!("phases");
+    for phase in Phase::ALL {
+        spread(phase.name(), &summary.phases_ms[&phase]);
+    }
+    println!("outage");
+    spread("VM pause, as QEMU reports it", &summary.vm_pause_ms);
+    spread("longest silence, either way", &summary.device_outage_ms);
+    spread("  to the guest", &summary.silence_to_guest_ms);
+    spread("  from the guest", &summary.silence_from_guest_ms);
+    println!("packets         sent       lost  duplicated  reordered    damaged");
+    let rows = [
+        ("UDP to guest", summary.udp_to_guest),
+        ("UDP from guest", summary.udp_from_guest),
+        ("ICMP echo", summary.icmp),
+    ];
+    for (name, udp) in rows {
+        println!(
+            "  {name:14} {:8} {:8} {:11} {:10} {:10}",
+            udp.sent, udp.lost, udp.duplicated, udp.reordered, udp.damaged
+        );
+    }
+    println!(
+        "  UDP lost outside of the outages   {:8}",
+        summary.udp_lost_outside_outage
+    );
+    let [down, up] = summary.tcp_bytes;
+    let right = if summary.tcp_content_ok {
+        "all right"
+    } else {
+        "WRONG"
+    };
+    println!("TCP: {down} bytes to the guest, {up} from it, content {right}");
+    for (source, [precopy, at_halt]) in &summary.pages_marked_by {
+        println!("pages marked by {source}: {precopy} while the VM ran, {at_halt} after the halt");
+    }
+    match summary.stale_pages {
+        Some(stale) => println!("stale pages: {stale}"),
+        None => println!("stale pages: not looked for"),
+    }
+    let interrupts = summary.interrupts;
+    println!(
+        "interrupts: {} raised after arrival, of which at most {} spurious; {} lost",
+        interrupts.raised, interrupts.spurious, interrupts.lost
+    );
+    let alive = if summary.guest_alive {
+        "alive"
+    } else {
+        "NOT WELL"
+    };
+    println!("the guest is {alive}");
+}
