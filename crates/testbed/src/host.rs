@@ -1,0 +1,187 @@
+//! One host: a vferry process and its QEMU.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Guarded, Initrd, Lab, Vm};
+use vferry::control::Status;
+
+use crate::Programs;
+
+/// How long vferry may take until it serves its sockets.
+const START: Duration = Duration::from_secs(10);
+
+/// What the two hosts of a migration have in common.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Where the guest's NIC is plugged in.
+    pub wire: PathBuf,
+    /// Longest pause that QEMU may plan.
+    pub downtime_limit: Duration,
+    /// A law to switch off: the argument of `--unsound-control`.
+    pub unsound_control: Option<String>,
+    /// More for the kernel's command line.
+    pub append: String,
+}
+
+/// A running host. Dropping it ends both processes.
+#[derive(Debug)]
+pub struct Host {
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its link, as `vferry migrate --to` takes it.
+    pub link: String,
+    /// Its QEMU.
+    pub vm: Vm,
+    vferry: PathBuf,
+    log: PathBuf,
+    process: Guarded,
+}
+
+impl Host {
+    /// Starts vferry, then QEMU with the arguments that vferry prints. With `incoming` it waits for
+    /// a VM, else it boots one.
+    ///
+    /// # Errors
+    /// When either does not start, with what it says.
+    pub fn start(
+        lab: &Lab,
+        programs: &Programs,
+        folder: &Path,
+        name: &str,
+        options: &HostOptions,
+        incoming: bool,
+    ) -> Result<Self> {
+        let folder = folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let config = folder.join("vm.toml");
+        fs::write(&config, configuration(&folder, options))?;
+        let log = folder.join("vferry.log");
+        let mut run = Command::new(&programs.vferry);
+        run.arg("run").arg(&config);
+        if let Some(law) = &options.unsound_control {
+            run.args(["--unsound-control", law]);
+        }
+        let process = Guarded::spawn(run, &File::create(&log)?)?;
+        wait_served(&process, &folder.join("control.sock"))
+            .with_context(|| format!("vferry said:\n{}", read(&log)))?;
+        let initrd = Initrd::new().module("ixgbevf").module("8021q").program(&programs.guest, "lab-guest");
+        let mut builder = Vm::builder(lab, &folder, "qemu")
+            .machine_from_args()
+            .initrd(initrd)
+            .append(&options.append)
+            .args(qemu_args(&programs.vferry, &config)?);
+        if incoming {
+            builder = builder.incoming();
+        }
+        let vm = builder.spawn().with_context(|| format!("vferry said:\n{}", read(&log)))?;
+        let link = format!("unix:{}", folder.join("link.sock").display());
+        Ok(Self { config, link, vm, vferry: programs.vferry.clone(), log, process })
+    }
+
+    /// A `vferry` command about this host's VM.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.vferry);
+        command.arg(name).arg(&self.config);
+        command
+    }
+
+    /// What `vferry status` says.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status(&self) -> Result<Status> {
+        let output = self.command("status").arg("--json").output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// What vferry has logged.
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    /// The vferry process.
+    pub fn process(&self) -> &Guarded {
+        &self.process
+    }
+
+    /// Ends QEMU, and sees vferry end after it by itself.
+    ///
+    /// # Errors
+    /// When vferry does not.
+    pub fn end(self, limit: Duration) -> Result<()> {
+        let Self { vm, process, log, .. } = self;
+        vm.quit(limit)?;
+        match process.wait(Instant::now() + limit) {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => bail!("vferry ended with {status}; it said:\n{}", read(&log)),
+            None => bail!("vferry outlived its QEMU by {limit:?}; it said:\n{}", read(&log)),
+        }
+    }
+}
+
+fn configuration(folder: &Path, options: &HostOptions) -> String {
+    let folder = folder.display();
+    let memory = options.memory >> 20;
+    let wire = options.wire.display();
+    let limit = options.downtime_limit.as_millis();
+    format!(
+        r#"[vm]
+name = "lab"
+memory = "{memory}M"
+
+[qemu]
+qmp = "{folder}/vferry-qmp.sock"
+
+[control]
+socket = "{folder}/control.sock"
+
+[sidecar]
+socket = "{folder}/sidecar.sock"
+address = "00:06.0"
+
+[migration]
+link = "unix:{folder}/link.sock"
+incoming = "unix:{folder}/incoming.sock"
+downtime-limit-ms = {limit}
+
+[[device]]
+name = "net0"
+model = "ixgbevf"
+socket = "{folder}/net0.sock"
+address = "00:05.0"
+mac = "02:00:00:00:00:02"
+uplink = "wire:{wire}"
+"#
+    )
+}
+
+fn qemu_args(vferry: &Path, config: &Path) -> Result<Vec<String>> {
+    let output = Command::new(vferry).arg("qemu-args").arg("--json").arg(config).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The control socket comes last of all that vferry opens.
+fn wait_served(process: &Guarded, control: &Path) -> Result<()> {
+    let deadline = Instant::now() + START;
+    while UnixStream::connect(control).is_err() {
+        if let Some(status) = process.exit_status() {
+            bail!("vferry did not start ({status})");
+        }
+        ensure!(Instant::now() < deadline, "vferry did not serve its sockets within {START:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,23 @@
+//! Two hosts of the lab side by side: a guest with a vferry device under load, and migrations.
+//!
+//! A [`Host`] is a vferry process and a QEMU that was started with what `vferry qemu-args` prints,
+//! as a user would. A [`Testbed`] is one host with a running guest, and the peer at the other end
+//! of its network; [`Testbed::migrate`] starts a second host, moves the guest there with `vferry
+//! migrate`, and ends the first. What it returns is what the demo prints and the tests judge.
+//!
+//! # What it does not do
+//!
+//! It looks into nothing: everything is measured from outside, by the peer, by the guest, by QEMU's
+//! monitor and by the commands' own output.
+
+mod host;
+mod migration;
+mod programs;
+mod run;
+mod summary;
+
+pub use host::{Host, HostOptions};
+pub use migration::{Interrupts, Migration};
+pub use programs::Programs;
+pub use run::{Options, Testbed};
+pub use summary::{Spread, Summary, summarise};

@@ -1,0 +1,214 @@
+//! A guest under load on one host, and its way to the next.
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ferry::Report;
+use lab::Lab;
+use load_format::GuestReport;
+use uplink::peer::now_nanos;
+use uplink::{Peer, PeerConfig};
+use vferry::control::Reply;
+
+use crate::migration::{Interrupts, Migration};
+use crate::{Host, HostOptions, Programs};
+
+const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// A guest boots in 10 s on two idle processors under emulation.
+const BOOT: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(20);
+/// How long traffic may take to flow everywhere, from nothing or after a migration.
+const FLOW: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(10);
+/// How much is seen of the traffic before and after a migration.
+const AROUND: Duration = Duration::from_millis(500);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// A law to switch off at every source: the argument of `--unsound-control`.
+    pub unsound_control: Option<String>,
+    /// Compare all guest memory in each migration.
+    pub verify: bool,
+    /// MiB of guest memory that a program writes over and over, and how many of them per second.
+    pub dirty: (u32, u32),
+    /// Start the load; else the guest is left idle with its interface up.
+    pub load: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory: 512 << 20,
+            unsound_control: None,
+            verify: true,
+            dirty: (16, 16),
+            load: true,
+        }
+    }
+}
+
+/// A guest, its host, and the peer at the other end of its network.
+#[derive(Debug)]
+pub struct Testbed {
+    /// Where the guest is.
+    pub host: Host,
+    /// The other end of the guest's network.
+    pub peer: Peer,
+    lab: Lab,
+    programs: Programs,
+    options: Options,
+    host_options: HostOptions,
+    hosts: u32,
+    folder: tempfile::TempDir,
+}
+
+impl Testbed {
+    /// Boots a guest and waits until all load flows.
+    ///
+    /// # Errors
+    /// When any part does not come up, with what it says.
+    pub fn start(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
+        let wire = folder.path().join("wire.sock");
+        let peer = Peer::start(PeerConfig::new(&wire, PEER_IP, GUEST_IP))?;
+        let host_options = HostOptions {
+            memory: options.memory,
+            wire,
+            downtime_limit: Duration::from_millis(30),
+            unsound_control: options.unsound_control.clone(),
+            append: String::new(),
+        };
+        let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
+        host.vm.wait_ready(BOOT)?;
+        let this = Self { host, peer, lab, programs, options, host_options, hosts: 1, folder };
+        this.bring_up()?;
+        if this.options.load {
+            this.start_load()?;
+        }
+        Ok(this)
+    }
+
+    /// Runs a command in the guest, which must succeed.
+    ///
+    /// # Errors
+    /// When it does not, with what it says.
+    pub fn shell(&self, command: &str) -> Result<String> {
+        self.host.vm.shell(command, COMMAND)?.success()
+    }
+
+    /// What the guest's load has counted.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn guest_report(&self) -> Result<GuestReport> {
+        Ok(serde_json::from_str(&self.shell("lab-guest report")?)?)
+    }
+
+    /// Waits until every kind of load has flowed both ways since now.
+    ///
+    /// # Errors
+    /// When one does not, with what vferry and QEMU say.
+    pub fn wait_for_traffic(&self) -> Result<()> {
+        self.peer
+            .wait_for_traffic(now_nanos(), FLOW)
+            .with_context(|| format!("QEMU said:\n{}\nvferry said:\n{}", self.host.vm.log(), self.host.log()))
+    }
+
+    /// Starts a host that waits for the guest.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn next_host(&mut self) -> Result<Host> {
+        self.hosts += 1;
+        let name = self.hosts.to_string();
+        Host::start(&self.lab, &self.programs, self.folder.path(), &name, &self.host_options, true)
+    }
+
+    /// Moves the guest to a new host, under load, and ends the old one.
+    ///
+    /// # Errors
+    /// When the migration fails or the guest is not well afterwards.
+    pub fn migrate(&mut self) -> Result<Migration> {
+        let next = self.next_host()?;
+        self.wait_for_traffic()?;
+        std::thread::sleep(AROUND);
+        let since = now_nanos();
+        let report = self.run_migrate(&next)?;
+        let old = std::mem::replace(&mut self.host, next);
+        // Traffic flows again: this is the end of the outage, and the guest is alive.
+        self.wait_for_traffic()?;
+        std::thread::sleep(AROUND);
+        let window = self.peer.window(since, now_nanos());
+        let interrupts = Interrupts::of(&self.host.status()?);
+        old.end(END)?;
+        Ok(Migration { report, window, interrupts })
+    }
+
+    /// Runs `vferry migrate` to `to`, and returns what it reports, stale pages or not.
+    ///
+    /// # Errors
+    /// When the migration fails, with all that is known.
+    pub fn run_migrate(&self, to: &Host) -> Result<Report> {
+        let mut command = self.host.command("migrate");
+        command.args(["--json", "--to", &to.link]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if self.options.verify {
+            command.arg("--verify");
+        }
+        let mut child = command.spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("stdout is piped")?);
+        let mut last = None;
+        for line in lines.lines() {
+            last = Some(serde_json::from_str::<Reply>(&line?)?);
+        }
+        let output = child.wait_with_output()?;
+        match last {
+            Some(Reply::Done { report }) => Ok(report),
+            _ => bail!(
+                "vferry migrate failed ({}): {}\nthe source said:\n{}\nthe destination said:\n{}\nits QEMU said:\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr),
+                self.host.log(),
+                to.log(),
+                to.vm.log(),
+            ),
+        }
+    }
+
+    /// All outages are over: starts counting anew on both ends.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn reset_counts(&self) -> Result<()> {
+        self.peer.reset();
+        self.shell("lab-guest reset").map(drop)
+    }
+
+    fn bring_up(&self) -> Result<()> {
+        self.shell(&format!(
+            "ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
+        ))
+        .map(drop)
+    }
+
+    fn start_load(&self) -> Result<()> {
+        let (mib, rate) = self.options.dirty;
+        // The load outlives the shell that starts it.
+        self.shell(&format!(
+            "lab-guest load --peer {PEER_IP} --dirty-mib {mib} --dirty-mib-per-second {rate} \
+             > /tmp/load.log 2>&1 &"
+        ))?;
+        let flowing = self.wait_for_traffic();
+        if flowing.is_err() {
+            let log = self.shell("cat /tmp/load.log; ip addr; dmesg | tail -n 20").unwrap_or_default();
+            return flowing.context(format!("the guest said:\n{log}"));
+        }
+        self.reset_counts()
+    }
+}
