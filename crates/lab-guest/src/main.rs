@@ -1,12 +1,19 @@
 //! What runs inside the lab's guest: load on the NIC and on memory, with every byte checked.
 //!
-//! One static binary for a guest that has a kernel, busybox and nothing else. It is steered by
+//! One binary for a guest that has a kernel, busybox and nothing else. It is steered by
 //! shell commands over a serial line:
 //!
 //! ```text
 //! lab-guest load --peer 10.0.0.1 --dirty-mib 64 --dirty-mib-per-second 20 &
 //! lab-guest reset      # starts a new measuring window
 //! lab-guest report     # prints one line: a `load_format::GuestReport` as JSON
+//! ```
+//!
+//! It is built to need no libraries:
+//!
+//! ```text
+//! RUSTFLAGS=-Ctarget-feature=+crt-static \
+//!     cargo build --release -p lab-guest --target x86_64-unknown-linux-gnu
 //! ```
 //!
 //! `udp`, `tcp` and `dirty` are `load` with that part alone. The guest is emulated, so each load is

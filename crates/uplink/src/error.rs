@@ -43,7 +43,10 @@ pub enum UplinkError {
         source: io::Error,
     },
     /// The switch cannot listen.
-    #[error("cannot listen at {}: {source}", path.display())]
+    #[error(
+        "cannot listen at {}: {source}; remove it if an earlier run left it there",
+        path.display()
+    )]
     Listen {
         /// The socket.
         path: PathBuf,

@@ -82,4 +82,15 @@ mod tests {
         table.learn(mac(5), 0);
         assert_eq!(table.find(mac(5)), Some(0));
     }
+
+    #[test]
+    fn an_address_that_comes_and_goes_costs_its_ports_nothing() {
+        let mut table = Table::default();
+        for round in 0..10 * MAX_PER_PORT {
+            table.learn(mac(1), round % 2);
+        }
+        table.learn(mac(2), 0);
+        table.learn(mac(3), 1);
+        assert_eq!((table.find(mac(2)), table.find(mac(3))), (Some(0), Some(1)));
+    }
 }
