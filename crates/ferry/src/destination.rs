@@ -138,9 +138,14 @@ impl Destination<'_> {
         if !arrived {
             return Err(ReceiveError::Other("the devices' state did not arrive".into()));
         }
-        self.wait_loaded(&mut events)?;
-        let corrected = restore::program(self.qmp, self.slots, &functions, prepared)?;
-        // The VM is complete and this host's: what devices write from here on is its own.
+        let corrected = if functions == prepared {
+            0
+        } else {
+            self.wait_loaded(&mut events)?;
+            restore::program(self.qmp, self.slots, &functions, prepared)?
+        };
+        // The VM is complete and this host's: what devices write from here on is its own. QEMU
+        // takes `cont` also in the last moments of loading, and starts the VM when it is done.
         self.vm.run_again();
         self.qmp.cont()?;
         tracing::info!(phase = %Phase::Resume, "phase");

@@ -4,22 +4,110 @@
 //! pages' digests, so that two sides first compare few blocks and then only the pages of those
 //! that differ. The hash finds what was lost by mistake; it is no defence against an adversary.
 //!
-//! Memory is read through its file, not through a mapping: holes are skipped without a page being
-//! made, and no page fault is taken for the rest. Cost: one copy into a buffer that stays in cache.
+//! At the destination digests are taken inside of the pause, so the memory is mapped and touched
+//! beforehand ([`GuestRam::touch`]): what remains is one copy of each page into a buffer that stays
+//! in the nearest cache, and the hash of it.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::thread;
 
 use serde::{Deserialize, Serialize};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 /// Pages of a block.
 pub const BLOCK_PAGES: usize = 512;
-const BLOCK: usize = PAGE * BLOCK_PAGES;
+/// The lowest priority that a thread can have (sched(7)).
+const IDLE: i32 = 19;
+
+/// One file of guest memory, mapped for reading.
+#[derive(Debug)]
+pub struct GuestRam {
+    mapping: MmapRegion,
+}
+
+/// How much of the machine may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// All processors: somebody waits.
+    Now,
+    /// What nobody else wants.
+    Background,
+}
+
+impl GuestRam {
+    /// Maps all of `file`.
+    ///
+    /// # Errors
+    /// When it cannot be mapped.
+    pub fn map(file: File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, 0), len);
+        Ok(Self { mapping: mapping.map_err(io::Error::other)? })
+    }
+
+    /// Looks at every page once, so that a later digest takes no page fault. Makes pages of holes;
+    /// a VMM that receives memory does the same.
+    pub fn touch(&self) {
+        for page in 0..self.pages() {
+            let mut byte = [0];
+            if let Ok(slice) = self.mapping.get_slice(page * PAGE, 1) {
+                slice.copy_to(&mut byte);
+            }
+            std::hint::black_box(byte);
+        }
+    }
+
+    /// Digests all of it.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn digest(&self, urgency: Urgency) -> io::Result<MemoryDigest> {
+        let mut pages = vec![0; self.pages()];
+        let workers = match urgency {
+            Urgency::Now => thread::available_parallelism().map_or(1, usize::from),
+            Urgency::Background => 1,
+        };
+        let share = pages.len().div_ceil(workers).max(1);
+        thread::scope(|scope| {
+            for (number, part) in pages.chunks_mut(share).enumerate() {
+                let work = move || {
+                    if urgency == Urgency::Background {
+                        step_back();
+                    }
+                    self.digest_part(number * share, part);
+                };
+                thread::Builder::new().name("digest".into()).spawn_scoped(scope, work)?;
+            }
+            io::Result::Ok(())
+        })?;
+        Ok(MemoryDigest { pages })
+    }
+
+    fn digest_part(&self, first: usize, digests: &mut [u128]) {
+        let mut buffer = [0; PAGE];
+        for (page, digest) in (first..).zip(digests) {
+            // A last page that is cut short is hashed as far as it goes.
+            let at = page * PAGE;
+            let len = PAGE.min(self.mapping.size() - at);
+            let slice = self.mapping.get_slice(at, len).expect("within the mapping");
+            slice.copy_to(&mut buffer[..len]);
+            *digest = xxh3_128(&buffer[..len]);
+        }
+    }
+
+    fn pages(&self) -> usize {
+        self.mapping.size().div_ceil(PAGE)
+    }
+}
+
+/// Gives way to every other thread. A refusal costs the others some time, no more.
+fn step_back() {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), IDLE);
+}
 
 /// The digests of one memory file at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,30 +125,6 @@ pub struct BlockDigests {
 }
 
 impl MemoryDigest {
-    /// Reads and digests all of `file`, on as many threads as the machine has processors.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let len = file.metadata()?.len();
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut pages = vec![zero_page(); len.div_ceil(PAGE)];
-        let workers = thread::available_parallelism().map_or(1, usize::from);
-        let blocks = pages.len().div_ceil(BLOCK_PAGES);
-        let share = blocks.div_ceil(workers).max(1) * BLOCK_PAGES;
-        thread::scope(|scope| {
-            let parts: Vec<_> = pages
-                .chunks_mut(share)
-                .enumerate()
-                .map(|(i, part)| scope.spawn(move || digest_part(file, i * share * PAGE, len, part)))
-                .collect();
-            parts.into_iter().try_for_each(|part| {
-                part.join().unwrap_or_else(|_| Err(io::Error::other("a digest thread panicked")))
-            })
-        })?;
-        Ok(Self { pages })
-    }
-
     /// The digests of the blocks.
     pub fn blocks(&self) -> BlockDigests {
         let digest = |pages: &[u128]| {
@@ -94,54 +158,14 @@ impl MemoryDigest {
     }
 }
 
-fn zero_page() -> u128 {
-    xxh3_128(&[0; PAGE])
-}
-
 fn hex(digest: u128) -> String {
     format!("{digest:032x}")
 }
 
-/// Digests the pages from `start` on into `pages`, which hold the zero page's digest.
-fn digest_part(file: &File, start: usize, len: usize, pages: &mut [u128]) -> io::Result<()> {
-    let end = len.min(start + pages.len() * PAGE);
-    let mut buffer = vec![0; BLOCK];
-    let mut at = start;
-    while let Some(data) = next_data(file, at, end)? {
-        at = data - data % PAGE;
-        let hole = next_hole(file, data, end)?;
-        while at < hole {
-            let count = BLOCK.min(end - at).min((hole - at).next_multiple_of(PAGE));
-            let chunk = &mut buffer[..count];
-            file.read_exact_at(chunk, at as u64)?;
-            for page in chunk.chunks(PAGE) {
-                pages[(at - start) / PAGE] = xxh3_128(page);
-                at += PAGE;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn next_data(file: &File, at: usize, end: usize) -> io::Result<Option<usize>> {
-    if at >= end {
-        return Ok(None);
-    }
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at as u64)) {
-        Ok(data) => Ok(usize::try_from(data).ok().filter(|data| *data < end)),
-        // No data behind `at`.
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn next_hole(file: &File, at: usize, end: usize) -> io::Result<usize> {
-    let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(at as u64))?;
-    Ok(usize::try_from(hole).unwrap_or(end).min(end))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn memory(pages: usize) -> File {
@@ -151,8 +175,14 @@ mod tests {
         file
     }
 
+    fn digest(file: &File) -> MemoryDigest {
+        let ram = GuestRam::map(file.try_clone().unwrap()).unwrap();
+        ram.touch();
+        ram.digest(Urgency::Now).unwrap()
+    }
+
     fn differences(a: &File, b: &File) -> Vec<usize> {
-        let (a, b) = (MemoryDigest::of(a).unwrap(), MemoryDigest::of(b).unwrap());
+        let (a, b) = (digest(a), digest(b));
         let blocks = a.differing_blocks(&b.blocks());
         blocks.into_iter().flat_map(|i| a.differing_pages(i, &b.block_pages(i))).collect()
     }
@@ -176,16 +206,22 @@ mod tests {
         let (a, b) = (memory(1024), memory(1024));
         b.write_all_at(&[0; PAGE], 700 * PAGE as u64).unwrap();
         assert_eq!(differences(&a, &b), [0usize; 0]);
-        let holes = rustix::fs::seek(&a, rustix::fs::SeekFrom::Data(0));
-        assert_eq!(holes, Err(rustix::io::Errno::NXIO), "reading made no page");
+    }
+
+    #[test]
+    fn the_background_comes_to_the_same() {
+        let memory = memory(700);
+        memory.write_all_at(&[3; 9], 5 * PAGE as u64).unwrap();
+        let ram = GuestRam::map(memory.try_clone().unwrap()).unwrap();
+        assert_eq!(ram.digest(Urgency::Background).unwrap(), digest(&memory));
     }
 
     #[test]
     fn another_length_differs_everywhere() {
-        let digest = MemoryDigest::of(&memory(1024)).unwrap();
-        let other = MemoryDigest::of(&memory(512)).unwrap();
-        assert_eq!(digest.differing_blocks(&other.blocks()), [0, 1]);
-        assert_eq!(digest.differing_pages(0, &[]).len(), 512);
-        assert!(digest.block_pages(99).is_empty());
+        let own = digest(&memory(1024));
+        let other = digest(&memory(512));
+        assert_eq!(own.differing_blocks(&other.blocks()), [0, 1]);
+        assert_eq!(own.differing_pages(0, &[]).len(), 512);
+        assert!(own.block_pages(99).is_empty());
     }
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use endpoint::Endpoints;
 use sidecar::LogHandle;
 
-use crate::digest::MemoryDigest;
+use crate::digest::{GuestRam, MemoryDigest, Urgency};
 use crate::report::Marks;
 
 pub use drain::Drainer;
@@ -71,7 +71,8 @@ pub(crate) struct Timeline {
 /// An incoming migration that was agreed on over the link.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
-    pub(crate) verify: bool,
+    /// Guest memory to be digested at LOAD; empty if it is not to be verified.
+    pub(crate) ram: Arc<Vec<GuestRam>>,
     pub(crate) digests: Vec<MemoryDigest>,
 }
 
@@ -171,10 +172,16 @@ impl Vm {
 
     /// An incoming migration was agreed on: the devices stand still and wait for their state.
     pub(crate) fn expect_arrival(&self, verify: bool) -> Result<(), String> {
+        let ram = if verify { self.guest_ram().map_err(|e| e.to_string())? } else { Vec::new() };
+        let ram = Arc::new(ram);
         let mut state = self.lock();
         state.stage.wait_for_arrival()?;
-        state.session = Some(Session { verify, digests: Vec::new() });
+        state.session = Some(Session { ram: Arc::clone(&ram), digests: Vec::new() });
         state.timeline = Timeline::default();
+        drop(state);
+        // While memory comes in, in the background; what is not done by LOAD is done there.
+        let touch = move || ram.iter().for_each(GuestRam::touch);
+        std::thread::Builder::new().name("touch".into()).spawn(touch).map_err(|e| e.to_string())?;
         Ok(())
     }
 
@@ -200,10 +207,15 @@ impl Vm {
         self.lock().session.take().map_or_else(Vec::new, |session| session.digests)
     }
 
-    /// Digests of all guest memory as it is now. Slow; meaningful only while nothing writes it.
+    /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
+    /// writes it.
     pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<MemoryDigest>> {
+        self.guest_ram()?.iter().map(|ram| ram.digest(Urgency::Background)).collect()
+    }
+
+    fn guest_ram(&self) -> std::io::Result<Vec<GuestRam>> {
         let Some(endpoint) = self.0.endpoints.0.first() else { return Ok(Vec::new()) };
-        endpoint.bus().memory_files().iter().map(MemoryDigest::of).collect()
+        endpoint.bus().memory_files().into_iter().map(GuestRam::map).collect()
     }
 
     fn wait(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {

@@ -147,6 +147,7 @@ impl VmBuilder<'_> {
         let initrd = self.folder.join(format!("{}.initrd", self.name));
         fs::write(&initrd, self.initrd.build(self.lab)?)
             .with_context(|| format!("cannot write {}", initrd.display()))?;
+        let accelerator = Accelerator::detect();
         let mut args = QemuArgs::new();
         if let Some(memory) = self.memory {
             args = args.machine("q35", memory)?;
@@ -159,7 +160,7 @@ impl VmBuilder<'_> {
                 "none",
                 "-no-reboot",
             ])
-            .args(Accelerator::detect().args())
+            .args(accelerator.args())
             .args(["-smp".to_owned(), self.cpus.to_string()])
             .args([
                 "-kernel",
@@ -167,7 +168,7 @@ impl VmBuilder<'_> {
                 "-initrd",
                 text(&initrd)?,
             ])
-            .args(["-append", self.append.as_str()])
+            .args(["-append", &format!("{} {}", self.append, accelerator.kernel_parameters())])
             .args(serial("console", "file", console, "")?)
             .args(serial("control", "socket", line, ",server=on,wait=off")?)
             .qmp(monitor)?

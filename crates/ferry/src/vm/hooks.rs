@@ -1,5 +1,6 @@
 //! What QEMU does to the VM, and what follows for its devices.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use device::lifecycle::Migratable;
@@ -7,6 +8,7 @@ use device::DirtySink;
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
 use super::{Stage, StageName, State, Vm};
+use crate::digest::Urgency;
 use crate::state;
 
 /// The sidecar's hooks of one VM.
@@ -87,8 +89,9 @@ impl Hooks for VmHooks {
                  configuration and interrupts were not prepared here: start it with `vferry migrate`",
             ));
         };
-        if session.verify {
-            let digests = self.0.digest_memory();
+        let ram = Arc::clone(&session.ram);
+        if !ram.is_empty() {
+            let digests = ram.iter().map(|ram| ram.digest(Urgency::Now)).collect::<Result<_, _>>();
             let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
             state.timeline.digested = Some(Instant::now());
             if let Some(session) = &mut state.session {
