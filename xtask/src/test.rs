@@ -14,6 +14,9 @@ const STEPS: &[Step] = &[
     ("tests with a VM", with_vm),
 ];
 
+/// The packages whose `tests/` boot guests.
+const NEED_VM: &[&str] = &["lab", "testbed"];
+
 pub(crate) fn run() -> Result<()> {
     let started = Instant::now();
     for (number, (name, step)) in (1..).zip(STEPS) {
@@ -31,23 +34,23 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn without_vm() -> Result<()> {
-    run_command(cargo(&["test", "--workspace", "--exclude", "lab"]))?;
-    run_command(cargo(&["test", "--package", "lab", "--lib"]))
+    let mut all = vec!["test", "--workspace"];
+    all.extend(NEED_VM.iter().flat_map(|package| ["--exclude", package]));
+    run_command(cargo(&all))?;
+    let mut libraries = vec!["test", "--lib"];
+    libraries.extend(NEED_VM.iter().flat_map(|package| ["--package", package]));
+    run_command(cargo(&libraries))
 }
 
 fn the_lab() -> Result<()> {
     Lab::ensure(&progress_on_stderr).map(drop)
 }
 
-/// One VM at a time: under TCG two of them share the processors that each one needs.
+/// One test at a time: under emulation, two VMs share the processors that each one needs. Built
+/// optimised, as what is tested is.
 fn with_vm() -> Result<()> {
-    run_command(cargo(&[
-        "test",
-        "--package",
-        "lab",
-        "--test",
-        "*",
-        "--",
-        "--test-threads=1",
-    ]))
+    let mut tests = vec!["test", "--release", "--test", "*"];
+    tests.extend(NEED_VM.iter().flat_map(|package| ["--package", package]));
+    tests.extend(["--", "--test-threads=1"]);
+    run_command(cargo(&tests))
 }
