@@ -19,5 +19,5 @@ mod summary;
 pub use host::{Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use programs::Programs;
-pub use run::{Options, Testbed};
+pub use run::{GUEST_IP, Options, PEER_IP, Testbed};
 pub use summary::{Spread, Summary, summarise};

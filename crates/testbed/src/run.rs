@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,10 +17,12 @@ use vferry::control::Reply;
 use crate::migration::{Interrupts, Migration};
 use crate::{Host, HostOptions, Programs};
 
-const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The peer's address.
+pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The guest's address, in a network of 24 bits.
+pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// A guest boots in 10 s on two idle processors under emulation.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_mins(2);
 const COMMAND: Duration = Duration::from_secs(20);
 /// How long traffic may take to flow everywhere, from nothing or after a migration.
 const FLOW: Duration = Duration::from_secs(30);
@@ -41,7 +44,8 @@ pub struct Options {
     pub verify: bool,
     /// MiB of guest memory that a program writes over and over, and how many of them per second.
     pub dirty: (u32, u32),
-    /// Start the load; else the guest is left idle with its interface up.
+    /// Start the load; else the guest is left idle with its interface up, and the peer sends
+    /// nothing by itself.
     pub load: bool,
 }
 
@@ -80,10 +84,13 @@ impl Testbed {
     pub fn start(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
-        let peer = Peer::start(PeerConfig {
-            tcp_bytes_per_second: TCP_RATE,
-            ..PeerConfig::new(&wire, PEER_IP, GUEST_IP)
-        })?;
+        let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
+        peer.tcp_bytes_per_second = TCP_RATE;
+        if !options.load {
+            peer.udp_per_second = 0;
+            peer.icmp_per_second = 0;
+        }
+        let peer = Peer::start(peer)?;
         let host_options = HostOptions {
             memory: options.memory,
             wire,
@@ -93,7 +100,16 @@ impl Testbed {
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
         host.vm.wait_ready(BOOT)?;
-        let this = Self { host, peer, lab, programs, options, host_options, hosts: 1, folder };
+        let this = Self {
+            host,
+            peer,
+            lab,
+            programs,
+            options,
+            host_options,
+            hosts: 1,
+            folder,
+        };
         this.bring_up()?;
         if this.options.load {
             this.start_load()?;
@@ -107,6 +123,23 @@ impl Testbed {
     /// When it does not, with what it says.
     pub fn shell(&self, command: &str) -> Result<String> {
         self.host.vm.shell(command, COMMAND)?.success()
+    }
+
+    /// Where further stations of the guest's network plug in, as a [`uplink::Wire`].
+    pub fn wire(&self) -> &Path {
+        &self.host_options.wire
+    }
+
+    /// Gives the guest's interface its address and takes it up, as after boot; again when the
+    /// interface was removed meanwhile.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn bring_up(&self) -> Result<()> {
+        self.shell(&format!(
+            "ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
+        ))
+        .map(drop)
     }
 
     /// What the guest's load has counted.
@@ -124,7 +157,13 @@ impl Testbed {
     pub fn wait_for_traffic(&self) -> Result<()> {
         self.peer
             .wait_for_traffic(now_nanos(), FLOW)
-            .with_context(|| format!("QEMU said:\n{}\nvferry said:\n{}", self.host.vm.log(), self.host.log()))
+            .with_context(|| {
+                format!(
+                    "QEMU said:\n{}\nvferry said:\n{}",
+                    self.host.vm.log(),
+                    self.host.log()
+                )
+            })
     }
 
     /// Starts a host that waits for the guest.
@@ -134,7 +173,14 @@ impl Testbed {
     pub fn next_host(&mut self) -> Result<Host> {
         self.hosts += 1;
         let name = self.hosts.to_string();
-        Host::start(&self.lab, &self.programs, self.folder.path(), &name, &self.host_options, true)
+        Host::start(
+            &self.lab,
+            &self.programs,
+            self.folder.path(),
+            &name,
+            &self.host_options,
+            true,
+        )
     }
 
     /// Moves the guest to a new host, under load, and ends the old one.
@@ -153,7 +199,11 @@ impl Testbed {
         let window = self.peer.window(since, now_nanos());
         let interrupts = Interrupts::of(&self.host.status()?);
         old.end(END)?;
-        Ok(Migration { report, window, interrupts })
+        Ok(Migration {
+            report,
+            window,
+            interrupts,
+        })
     }
 
     /// Runs `vferry migrate` to `to`, and returns what it reports, stale pages or not.
@@ -162,7 +212,10 @@ impl Testbed {
     /// When the migration fails, with all that is known.
     pub fn run_migrate(&self, to: &Host) -> Result<Report> {
         let mut command = self.host.command("migrate");
-        command.args(["--json", "--to", &to.link]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["--json", "--to", &to.link])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         if self.options.verify {
             command.arg("--verify");
         }
@@ -195,13 +248,6 @@ impl Testbed {
         self.shell("lab-guest reset").map(drop)
     }
 
-    fn bring_up(&self) -> Result<()> {
-        self.shell(&format!(
-            "ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
-        ))
-        .map(drop)
-    }
-
     fn start_load(&self) -> Result<()> {
         let (mib, rate) = self.options.dirty;
         // The load outlives the shell that starts it.
@@ -211,7 +257,9 @@ impl Testbed {
         ))?;
         let flowing = self.wait_for_traffic();
         if flowing.is_err() {
-            let log = self.shell("cat /tmp/load.log; ip addr; dmesg | tail -n 20").unwrap_or_default();
+            let log = self
+                .shell("cat /tmp/load.log; ip addr; dmesg | tail -n 20")
+                .unwrap_or_default();
             return flowing.context(format!("the guest said:\n{log}"));
         }
         self.reset_counts()
