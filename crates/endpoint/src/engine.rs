@@ -27,7 +27,10 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name(format!("engine-{}", endpoint.name()))
             .spawn(move || run(&running))?;
-        Ok(Self { endpoint: endpoint.clone(), thread: Some(thread) })
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -48,7 +51,10 @@ pub(crate) struct Kick(OwnedFd);
 
 impl Kick {
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     pub(crate) fn kick(&self) {
@@ -62,7 +68,10 @@ impl Kick {
 }
 
 fn run(endpoint: &Endpoint) {
-    let mut wait = Wait { fd: None, events: PollFlags::empty() };
+    let mut wait = Wait {
+        fd: None,
+        events: PollFlags::empty(),
+    };
     while !endpoint.is_stopping() {
         match step(endpoint, &mut wait) {
             // Another thread may wait for the lock just released.
@@ -96,15 +105,23 @@ struct Wait {
 impl Wait {
     fn look_at(&mut self, model: &dyn Model, may_receive: bool) {
         self.events = PollFlags::empty();
-        self.events.set(PollFlags::IN, may_receive && model.poll_read());
+        self.events
+            .set(PollFlags::IN, may_receive && model.poll_read());
         self.events.set(PollFlags::OUT, model.poll_write());
         let Some(fd) = model.poll_fd() else {
             self.fd = None;
             return;
         };
         // Models keep their descriptor for life or drop it; the number tells which.
-        if self.fd.as_ref().is_none_or(|(raw, _)| *raw != fd.as_raw_fd()) {
-            self.fd = fd.try_clone_to_owned().ok().map(|own| (fd.as_raw_fd(), own));
+        if self
+            .fd
+            .as_ref()
+            .is_none_or(|(raw, _)| *raw != fd.as_raw_fd())
+        {
+            self.fd = fd
+                .try_clone_to_owned()
+                .ok()
+                .map(|own| (fd.as_raw_fd(), own));
         }
     }
 

@@ -46,12 +46,19 @@ impl Backend for Frontend {
             return Some(Region::trapped(pci::registers::CONFIG_SIZE as u64));
         }
         let config = self.0.lock_config();
-        let bar = config.bars().iter().find(|bar| u32::from(bar.index) == index)?;
+        let bar = config
+            .bars()
+            .iter()
+            .find(|bar| u32::from(bar.index) == index)?;
         Some(Region::trapped(bar.size))
     }
 
     fn irq_info(&self, index: u32) -> IrqInfo {
-        if index == MSIX_INDEX { IrqInfo::msix(self.0.0.vectors.count()) } else { IrqInfo::default() }
+        if index == MSIX_INDEX {
+            IrqInfo::msix(self.0.0.vectors.count())
+        } else {
+            IrqInfo::default()
+        }
     }
 
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
@@ -59,7 +66,8 @@ impl Backend for Frontend {
             self.0.lock_config().read(offset, data);
         } else {
             let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
-            self.0.with_model(|model, access| model.read(bar, offset, data, access));
+            self.0
+                .with_model(|model, access| model.read(bar, offset, data, access));
         }
         Ok(())
     }
@@ -69,14 +77,26 @@ impl Backend for Frontend {
             self.write_config(offset, data);
         } else {
             let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
-            self.0.with_model(|model, access| model.write(bar, offset, data, access));
+            self.0
+                .with_model(|model, access| model.write(bar, offset, data, access));
         }
         Ok(())
     }
 
     fn dma_map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
-        let DmaMap { iova, size, offset, readable: _, writable } = map;
-        let request = MapRequest { iova, size, offset, writable };
+        let DmaMap {
+            iova,
+            size,
+            offset,
+            readable: _,
+            writable,
+        } = map;
+        let request = MapRequest {
+            iova,
+            size,
+            offset,
+            writable,
+        };
         self.0.0.bus.map(request, fd).map_err(|error| {
             tracing::warn!(device = self.0.name(), %error, "guest memory not mapped");
             match error {
@@ -98,7 +118,12 @@ impl Backend for Frontend {
     }
 
     fn set_irqs(&mut self, set: IrqSet<'_>) -> Result<(), Errno> {
-        let IrqSet { index, start, count, change } = set;
+        let IrqSet {
+            index,
+            start,
+            count,
+            change,
+        } = set;
         // QEMU connects the error and request interrupts where a device has them; this has none.
         if index != MSIX_INDEX {
             return Err(Errno::INVAL);
@@ -107,19 +132,28 @@ impl Backend for Frontend {
         let all = start..start.saturating_add(count).min(vectors.count());
         match change {
             IrqChange::DisableAll => vectors.clear(),
-            IrqChange::Connect { event: IrqEvent::Trigger, eventfds } => {
+            IrqChange::Connect {
+                event: IrqEvent::Trigger,
+                eventfds,
+            } => {
                 for (vector, eventfd) in all.zip(eventfds) {
                     vectors.set(vector, Some(eventfd));
                 }
             }
-            IrqChange::Disconnect { event: IrqEvent::Trigger } => {
+            IrqChange::Disconnect {
+                event: IrqEvent::Trigger,
+            } => {
                 for vector in all {
                     vectors.set(vector, None);
                 }
             }
-            IrqChange::Do { event: IrqEvent::Trigger, only } => {
+            IrqChange::Do {
+                event: IrqEvent::Trigger,
+                only,
+            } => {
                 for (position, vector) in all.enumerate() {
-                    let wanted = only.is_none_or(|only| only.get(position).is_some_and(|&b| b != 0));
+                    let wanted =
+                        only.is_none_or(|only| only.get(position).is_some_and(|&b| b != 0));
                     if wanted && let Ok(vector) = u16::try_from(vector) {
                         device::Interrupts::signal(vectors, vector);
                     }

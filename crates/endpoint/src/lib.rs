@@ -20,7 +20,7 @@ mod vectors;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device::{Access, BusMaster, MonotonicClock, Model, Reset};
+use device::{Access, BusMaster, Model, MonotonicClock, Reset};
 use pci::{ConfigSpace, MsixTable};
 
 pub use frontend::Frontend;
@@ -109,7 +109,9 @@ impl Endpoint {
     /// # Errors
     /// When the VMM does not answer; never call this while the VMM waits for us.
     pub fn read_msix_table(&self) -> Result<Option<MsixTable>, EndpointError> {
-        let Some((at, entries)) = self.msix_table_address() else { return Ok(None) };
+        let Some((at, entries)) = self.msix_table_address() else {
+            return Ok(None);
+        };
         let mut table = Vec::with_capacity(entries);
         for entry in 0..entries {
             let offset = (entry * pci::msix::ENTRY_LEN) as u64;
@@ -124,7 +126,9 @@ impl Endpoint {
     /// # Errors
     /// When the VMM refuses or does not answer.
     pub fn write_through_vmm(&self, at: u64, data: &[u8]) -> Result<(), EndpointError> {
-        self.client()?.dma_write(at, data).map_err(|e| self.error(&e))
+        self.client()?
+            .dma_write(at, data)
+            .map_err(|e| self.error(&e))
     }
 
     /// Reads guest-physical memory through the VMM, which may be a device's BAR.
@@ -137,7 +141,11 @@ impl Endpoint {
 
     /// Whether the VMM is connected.
     pub fn is_connected(&self) -> bool {
-        self.0.client.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// Whether the guest has bus mastering on, without which no message to the VMM gets through.
@@ -163,7 +171,9 @@ impl Endpoint {
 
     /// Number of MSI-X vectors.
     pub fn vector_count(&self) -> usize {
-        self.lock_config().msix().map_or(0, |(_, layout)| usize::from(layout.vectors))
+        self.lock_config()
+            .msix()
+            .map_or(0, |(_, layout)| usize::from(layout.vectors))
     }
 
     fn reset(&self, kind: Reset) {
@@ -199,7 +209,12 @@ impl Endpoint {
     }
 
     fn client(&self) -> Result<vfio_user::Client, EndpointError> {
-        let client = self.0.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self
+            .0
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         client.ok_or_else(|| EndpointError::NotConnected(self.0.name.clone()))
     }
 
@@ -208,7 +223,10 @@ impl Endpoint {
     }
 
     fn error(&self, why: &dyn std::fmt::Display) -> EndpointError {
-        EndpointError::Vmm { endpoint: self.0.name.clone(), why: why.to_string() }
+        EndpointError::Vmm {
+            endpoint: self.0.name.clone(),
+            why: why.to_string(),
+        }
     }
 
     fn is_stopping(&self) -> bool {
@@ -218,6 +236,8 @@ impl Endpoint {
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("name", &self.0.name).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("name", &self.0.name)
+            .finish_non_exhaustive()
     }
 }

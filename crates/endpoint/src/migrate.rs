@@ -29,7 +29,9 @@ pub struct EndpointState {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The two sides have other devices.
-    #[error("the source has devices [{found}], this side has [{expected}]: give both the same devices in the same order")]
+    #[error(
+        "the source has devices [{found}], this side has [{expected}]: give both the same devices in the same order"
+    )]
     Devices {
         /// Names in the state.
         found: String,
@@ -43,7 +45,9 @@ pub enum EndpointError {
     #[error("device `{0}`: {1}")]
     Model(String, StateError),
     /// No VMM is connected.
-    #[error("device `{0}` is not connected to a VMM: start QEMU with the arguments of `vferry qemu-args`")]
+    #[error(
+        "device `{0}` is not connected to a VMM: start QEMU with the arguments of `vferry qemu-args`"
+    )]
     NotConnected(String),
     /// The VMM refused or did not answer.
     #[error("device `{endpoint}`: the VMM did not carry out a DMA message: {why}")]
@@ -85,14 +89,22 @@ impl Migratable for Endpoints {
     }
 
     fn load(&mut self, states: Vec<EndpointState>) -> Result<(), EndpointError> {
-        if !self.0.iter().map(|e| e.name()).eq(states.iter().map(|s| s.name.as_str())) {
+        if !self
+            .0
+            .iter()
+            .map(Endpoint::name)
+            .eq(states.iter().map(|s| s.name.as_str()))
+        {
             let list = |names: Vec<&str>| names.join(", ");
             return Err(EndpointError::Devices {
                 found: list(states.iter().map(|s| s.name.as_str()).collect()),
                 expected: list(self.0.iter().map(Endpoint::name).collect()),
             });
         }
-        self.0.iter().zip(&states).try_for_each(|(endpoint, state)| load(endpoint, state))
+        self.0
+            .iter()
+            .zip(&states)
+            .try_for_each(|(endpoint, state)| load(endpoint, state))
     }
 
     fn restart(&mut self) {
@@ -109,7 +121,9 @@ fn save(endpoint: &Endpoint) -> Result<EndpointState, EndpointError> {
         name: endpoint.name().into(),
         config: endpoint.lock_config().save(),
         pending: endpoint.0.vectors.pending(),
-        model: model.save().map_err(|e| EndpointError::Model(endpoint.name().into(), e))?,
+        model: model
+            .save()
+            .map_err(|e| EndpointError::Model(endpoint.name().into(), e))?,
     })
 }
 
@@ -118,8 +132,12 @@ fn load(endpoint: &Endpoint, state: &EndpointState) -> Result<(), EndpointError>
     let mut model = endpoint.lock_model();
     let mut config = endpoint.lock_config();
     let mut changed = config.clone();
-    changed.load(&state.config).map_err(|e| EndpointError::Config(name(), e))?;
-    model.load(&state.model).map_err(|e| EndpointError::Model(name(), e))?;
+    changed
+        .load(&state.config)
+        .map_err(|e| EndpointError::Config(name(), e))?;
+    model
+        .load(&state.model)
+        .map_err(|e| EndpointError::Model(name(), e))?;
     *config = changed;
     endpoint.0.bus.set_enabled(config.bus_master());
     for &vector in &state.pending {

@@ -56,7 +56,9 @@ impl Vectors {
     }
 
     pub(crate) fn signal_all(&self) {
-        (0..).zip(&self.slots).for_each(|(vector, _)| self.signal(vector));
+        (0..)
+            .zip(&self.slots)
+            .for_each(|(vector, _)| self.signal(vector));
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -64,12 +66,19 @@ impl Vectors {
     }
 
     pub(crate) fn pending(&self) -> Vec<u16> {
-        let pending = |slot: &Mutex<Slot>| slot.lock().unwrap_or_else(PoisonError::into_inner).pending;
-        (0..).zip(&self.slots).filter(|(_, slot)| pending(slot)).map(|(v, _)| v).collect()
+        let pending =
+            |slot: &Mutex<Slot>| slot.lock().unwrap_or_else(PoisonError::into_inner).pending;
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| pending(slot))
+            .map(|(v, _)| v)
+            .collect()
     }
 
     fn send(&self, slot: &Slot) -> bool {
-        let Some(eventfd) = &slot.eventfd else { return false };
+        let Some(eventfd) = &slot.eventfd else {
+            return false;
+        };
         // The handler may run on another processor as soon as the counter moves: what the device
         // wrote must be visible before. (The system call orders it on x86; this says so.)
         fence(Ordering::SeqCst);
@@ -82,7 +91,9 @@ impl Vectors {
 
 impl Interrupts for Vectors {
     fn signal(&self, vector: u16) {
-        let Some(slot) = self.slots.get(usize::from(vector)) else { return };
+        let Some(slot) = self.slots.get(usize::from(vector)) else {
+            return;
+        };
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.send(&slot) {
             slot.pending = true;

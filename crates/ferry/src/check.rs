@@ -81,12 +81,24 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
         }
     };
     let (a, b) = (&source.machine, &destination.machine);
-    same("the machine type", a.machine_type.clone(), b.machine_type.clone());
+    same(
+        "the machine type",
+        a.machine_type.clone(),
+        b.machine_type.clone(),
+    );
     same("the vCPUs", a.cpus.join(", "), b.cpus.join(", "));
     same("the memory", mib(a), mib(b));
-    same("the accelerator", accelerator(a).into(), accelerator(b).into());
+    same(
+        "the accelerator",
+        accelerator(a).into(),
+        accelerator(b).into(),
+    );
     same("the devices", devices(source), devices(destination));
-    same("the sidecar's address", source.sidecar.to_string(), destination.sidecar.to_string());
+    same(
+        "the sidecar's address",
+        source.sidecar.to_string(),
+        destination.sidecar.to_string(),
+    );
     let order = |m: &Machine| (m.version.major, m.version.minor);
     if order(b) < order(a) {
         reasons.push(format!(
@@ -126,7 +138,10 @@ fn side(name: &str, machine: &Machine, qtree: &str) -> Vec<String> {
         ));
     }
     for iommu in ["intel-iommu", "amd-iommu", "virtio-iommu-pci"] {
-        if qtree.lines().any(|line| line.trim().starts_with(&format!("dev: {iommu},"))) {
+        if qtree
+            .lines()
+            .any(|line| line.trim().starts_with(&format!("dev: {iommu},")))
+        {
             reasons.push(format!(
                 "{name} has a virtual IOMMU ({iommu}), behind which addresses of DMA are not \
                  guest-physical: this version cannot mark what devices write there; leave it out"
@@ -137,7 +152,10 @@ fn side(name: &str, machine: &Machine, qtree: &str) -> Vec<String> {
 }
 
 fn mib(machine: &Machine) -> String {
-    format!("{} MiB", (machine.base_memory.saturating_add(machine.plugged_memory)) >> 20)
+    format!(
+        "{} MiB",
+        (machine.base_memory.saturating_add(machine.plugged_memory)) >> 20
+    )
 }
 
 fn accelerator(machine: &Machine) -> &'static str {

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long QEMU may take from the source's completion to its own, and to let the VM run.
 const REACT: Duration = Duration::from_secs(10);
 /// How long the source may think about digests.
-const DIGESTS: Duration = Duration::from_secs(600);
+const DIGESTS: Duration = Duration::from_mins(10);
 
 /// The destination's side.
 #[derive(Debug)]
@@ -102,15 +102,23 @@ impl Destination<'_> {
         if !self.vm.is_sidecar_connected() {
             reasons.push("the destination's QEMU has no sidecar connected to vferry".into());
         }
-        for slot in self.slots.iter().filter(|slot| !slot.endpoint.is_connected()) {
+        for slot in self
+            .slots
+            .iter()
+            .filter(|slot| !slot.endpoint.is_connected())
+        {
             let name = slot.endpoint.name();
-            reasons.push(format!("the destination's device `{name}` is not connected to QEMU"));
+            reasons.push(format!(
+                "the destination's device `{name}` is not connected to QEMU"
+            ));
         }
         if !reasons.is_empty() {
             return Err(Refused(reasons).into());
         }
-        let answer =
-            Message::Check { protocol: link::PROTOCOL, facts: Box::new(self.facts.clone()) };
+        let answer = Message::Check {
+            protocol: link::PROTOCOL,
+            facts: Box::new(self.facts.clone()),
+        };
         Ok(link.send(&answer, ANSWER)?)
     }
 
@@ -122,11 +130,18 @@ impl Destination<'_> {
         tracing::info!(phase = %Phase::Prepare, "phase");
         // QEMU shall not start the VM by itself when it has it: the source says when.
         self.qmp.stop()?;
-        self.vm.expect_arrival(verify).map_err(ReceiveError::Other)?;
+        self.vm
+            .expect_arrival(verify)
+            .map_err(ReceiveError::Other)?;
         restore::program(self.qmp, self.slots, &functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
         self.qmp.migrate_incoming(&self.uri)?;
-        link.send(&Message::Prepared { uri: self.uri.clone() }, ANSWER)?;
+        link.send(
+            &Message::Prepared {
+                uri: self.uri.clone(),
+            },
+            ANSWER,
+        )?;
         Ok(functions)
     }
 
@@ -134,9 +149,13 @@ impl Destination<'_> {
         let mut events = self.qmp.events();
         let functions = self.wait_for_word(link)?;
         let told = Instant::now();
-        let arrived = self.vm.wait_stage(REACT, |stage| stage == StageName::Arrived);
+        let arrived = self
+            .vm
+            .wait_stage(REACT, |stage| stage == StageName::Arrived);
         if !arrived {
-            return Err(ReceiveError::Other("the devices' state did not arrive".into()));
+            return Err(ReceiveError::Other(
+                "the devices' state did not arrive".into(),
+            ));
         }
         let corrected = if functions == prepared {
             0
@@ -182,8 +201,12 @@ impl Destination<'_> {
                 return Ok(());
             }
             if info.status == MigrationStatus::Failed || Instant::now() > deadline {
-                let why = info.error_desc.unwrap_or_else(|| format!("{:?}", info.status));
-                return Err(ReceiveError::Other(format!("QEMU did not take the VM: {why}")));
+                let why = info
+                    .error_desc
+                    .unwrap_or_else(|| format!("{:?}", info.status));
+                return Err(ReceiveError::Other(format!(
+                    "QEMU did not take the VM: {why}"
+                )));
             }
             // Any event is a reason to look again.
             let _ = events.next(Instant::now() + Duration::from_millis(5));
@@ -193,7 +216,8 @@ impl Destination<'_> {
     fn arrival(&self, told: Instant, corrected: usize) -> Arrival {
         let timeline = self.vm.timeline();
         let since = |from: Option<Instant>, to: Option<Instant>| {
-            from.zip(to).map_or(0.0, |(from, to)| millis(to.saturating_duration_since(from)))
+            from.zip(to)
+                .map_or(0.0, |(from, to)| millis(to.saturating_duration_since(from)))
         };
         Arrival {
             restore_ms: since(timeline.load_began, timeline.loaded),
@@ -208,11 +232,14 @@ impl Destination<'_> {
         let digests = self.vm.take_digests();
         while let Ok(message) = link.receive(DIGESTS) {
             let answer = match message {
-                Message::Digests { file } => {
-                    Message::BlockDigests { digests: digests.get(file).map(MemoryDigest::blocks) }
-                }
+                Message::Digests { file } => Message::BlockDigests {
+                    digests: digests.get(file).map(MemoryDigest::blocks),
+                },
                 Message::BlockPages { file, block } => Message::PageDigests {
-                    pages: digests.get(file).map(|d| d.block_pages(block)).unwrap_or_default(),
+                    pages: digests
+                        .get(file)
+                        .map(|d| d.block_pages(block))
+                        .unwrap_or_default(),
                 },
                 _ => return,
             };

@@ -46,7 +46,9 @@ impl GuestRam {
     pub fn map(file: File) -> io::Result<Self> {
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, 0), len);
-        Ok(Self { mapping: mapping.map_err(io::Error::other)? })
+        Ok(Self {
+            mapping: mapping.map_err(io::Error::other)?,
+        })
     }
 
     /// Looks at every page once, so that a later digest takes no page fault. Makes pages of holes;
@@ -80,7 +82,9 @@ impl GuestRam {
                     }
                     self.digest_part(number * share, part);
                 };
-                thread::Builder::new().name("digest".into()).spawn_scoped(scope, work)?;
+                thread::Builder::new()
+                    .name("digest".into())
+                    .spawn_scoped(scope, work)?;
             }
             io::Result::Ok(())
         })?;
@@ -139,7 +143,11 @@ impl MemoryDigest {
 
     /// The digests of block `index`'s pages; empty if there is no such block.
     pub fn block_pages(&self, index: usize) -> Vec<String> {
-        let pages = self.pages.chunks(BLOCK_PAGES).nth(index).unwrap_or_default();
+        let pages = self
+            .pages
+            .chunks(BLOCK_PAGES)
+            .nth(index)
+            .unwrap_or_default();
         pages.iter().map(|page| hex(*page)).collect()
     }
 
@@ -147,14 +155,19 @@ impl MemoryDigest {
     pub fn differing_blocks(&self, other: &BlockDigests) -> Vec<usize> {
         let own = self.blocks();
         let same_len = own.len == other.len && own.blocks.len() == other.blocks.len();
-        (0..own.blocks.len()).filter(|&i| !same_len || own.blocks[i] != other.blocks[i]).collect()
+        (0..own.blocks.len())
+            .filter(|&i| !same_len || own.blocks[i] != other.blocks[i])
+            .collect()
     }
 
     /// The pages (by number in the file) of block `index` that differ from `other`'s.
     pub fn differing_pages(&self, index: usize, other: &[String]) -> Vec<usize> {
         let own = self.block_pages(index);
         let differs = |i: &usize| other.get(*i) != Some(&own[*i]);
-        (0..own.len()).filter(differs).map(|i| index * BLOCK_PAGES + i).collect()
+        (0..own.len())
+            .filter(differs)
+            .map(|i| index * BLOCK_PAGES + i)
+            .collect()
     }
 }
 
@@ -184,7 +197,10 @@ mod tests {
     fn differences(a: &File, b: &File) -> Vec<usize> {
         let (a, b) = (digest(a), digest(b));
         let blocks = a.differing_blocks(&b.blocks());
-        blocks.into_iter().flat_map(|i| a.differing_pages(i, &b.block_pages(i))).collect()
+        blocks
+            .into_iter()
+            .flat_map(|i| a.differing_pages(i, &b.block_pages(i)))
+            .collect()
     }
 
     #[test]

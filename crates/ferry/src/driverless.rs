@@ -23,7 +23,9 @@ pub enum StartError {
     #[error("starting the sidecar in a guest that has no driver for it: {0}")]
     Qmp(#[from] QmpError),
     /// No ECAM.
-    #[error("QEMU shows no PCI configuration space in memory (`pcie-mmcfg-mmio` in `info mtree`): is the machine a q35?")]
+    #[error(
+        "QEMU shows no PCI configuration space in memory (`pcie-mmcfg-mmio` in `info mtree`): is the machine a q35?"
+    )]
     NoEcam,
 }
 
@@ -34,7 +36,10 @@ pub enum StartError {
 /// See [`StartError`].
 pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, through: &Slot) -> Result<(), StartError> {
     let ecam = ecam_base(&qmp.human_monitor("info mtree")?).ok_or(StartError::NoEcam)?;
-    let mut window = Window { endpoint: &through.endpoint, config: ecam + ecam_offset(sidecar) };
+    let mut window = Window {
+        endpoint: &through.endpoint,
+        config: ecam + ecam_offset(sidecar),
+    };
     if through.endpoint.is_bus_master() {
         return started(driverless::start(&mut window));
     }
@@ -70,7 +75,9 @@ fn with_bus_master<T>(
 
 /// `00000000b0000000-00000000bfffffff (prio 0, i/o): pcie-mmcfg-mmio`
 fn ecam_base(mtree: &str) -> Option<u64> {
-    let line = mtree.lines().find(|line| line.contains("): pcie-mmcfg-mmio"))?;
+    let line = mtree
+        .lines()
+        .find(|line| line.contains("): pcie-mmcfg-mmio"))?;
     let (base, _) = line.trim().split_once('-')?;
     u64::from_str_radix(base, 16).ok()
 }
@@ -93,7 +100,10 @@ impl PciWindow for Window<'_> {
     }
 
     fn memory_read(&mut self, address: u64, data: &mut [u8]) -> io::Result<()> {
-        let bytes = self.endpoint.read_through_vmm(address, data.len()).map_err(io::Error::other)?;
+        let bytes = self
+            .endpoint
+            .read_through_vmm(address, data.len())
+            .map_err(io::Error::other)?;
         if bytes.len() != data.len() {
             return Err(io::Error::other("a short answer"));
         }
@@ -102,7 +112,9 @@ impl PciWindow for Window<'_> {
     }
 
     fn memory_write(&mut self, address: u64, data: &[u8]) -> io::Result<()> {
-        self.endpoint.write_through_vmm(address, data).map_err(io::Error::other)
+        self.endpoint
+            .write_through_vmm(address, data)
+            .map_err(io::Error::other)
     }
 }
 
@@ -115,6 +127,9 @@ mod tests {
         let tree = "address-space: memory\n  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n    00000000b0000000-00000000bfffffff (prio 0, i/o): pcie-mmcfg-mmio\n";
         assert_eq!(ecam_base(tree), Some(0xb000_0000));
         assert_eq!(ecam_base("nothing"), None);
-        assert_eq!(ecam_offset("01:06.1".parse().unwrap()), 0x10_0000 + 0x30000 + 0x1000);
+        assert_eq!(
+            ecam_offset("01:06.1".parse().unwrap()),
+            0x10_0000 + 0x30000 + 0x1000
+        );
     }
 }

@@ -115,7 +115,9 @@ pub enum LinkError {
     #[error("the other host's vferry did not answer within {0:?}")]
     Timeout(Duration),
     /// A message too long.
-    #[error("the other host's vferry sent a message of {0} bytes, more than the {MAX_MESSAGE} allowed: it is not a vferry, or a hostile one")]
+    #[error(
+        "the other host's vferry sent a message of {0} bytes, more than the {MAX_MESSAGE} allowed: it is not a vferry, or a hostile one"
+    )]
     TooLong(usize),
     /// Not a message.
     #[error("the other host's vferry sent what is not a message of this version: {0}")]
@@ -150,7 +152,10 @@ pub struct Link {
 impl Link {
     /// Speaks over `stream`.
     pub fn new(stream: Box<dyn Stream>) -> Self {
-        Self { stream, inbox: Vec::new() }
+        Self {
+            stream,
+            inbox: Vec::new(),
+        }
     }
 
     /// Sends a message, within `limit`.
@@ -159,7 +164,9 @@ impl Link {
     /// See [`LinkError`].
     pub fn send(&mut self, message: &Message, limit: Duration) -> Result<(), LinkError> {
         let body = serde_json::to_vec(message).map_err(io::Error::from)?;
-        let len = u32::try_from(body.len()).ok().filter(|len| *len as usize <= MAX_MESSAGE);
+        let len = u32::try_from(body.len())
+            .ok()
+            .filter(|len| *len as usize <= MAX_MESSAGE);
         let len = len.ok_or(LinkError::TooLong(body.len()))?;
         self.stream.set_timeout(Some(limit))?;
         let mut frame = len.to_be_bytes().to_vec();
@@ -237,13 +244,19 @@ pub fn parse(body: &[u8]) -> Result<Message, LinkError> {
 /// A message that was not expected, as an error.
 pub fn unexpected(message: &Message) -> LinkError {
     let value = serde_json::to_value(message).unwrap_or_default();
-    let name = value.get("message").and_then(|name| name.as_str()).unwrap_or("?");
+    let name = value
+        .get("message")
+        .and_then(|name| name.as_str())
+        .unwrap_or("?");
     LinkError::Unexpected(name.into())
 }
 
 /// What the other side wrote goes to a terminal: bounded, and without control characters.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2000).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(2000)
+        .collect()
 }
 
 fn ended(error: io::Error, limit: Duration) -> LinkError {
@@ -292,26 +305,56 @@ mod tests {
         let (mut a, b) = pair();
         let mut b = Link::new(Box::new(b));
         let config = serde_json::from_str(r#"{"hex":"8680"}"#).unwrap();
-        let function = Function { name: "net0".into(), config, table: Some(MsixTable(vec![])) };
-        let digests = BlockDigests { len: 4096, blocks: vec!["00".into()] };
+        let function = Function {
+            name: "net0".into(),
+            config,
+            table: Some(MsixTable(vec![])),
+        };
+        let digests = BlockDigests {
+            len: 4096,
+            blocks: vec!["00".into()],
+        };
         let messages = [
-            Message::Check { protocol: 1, facts: Box::new(crate::check::tests::facts()) },
-            Message::Prepare { functions: vec![function.clone()], verify: true },
-            Message::Prepared { uri: "unix:/run/mig".into() },
-            Message::Run { functions: vec![Function { table: None, ..function }] },
+            Message::Check {
+                protocol: 1,
+                facts: Box::new(crate::check::tests::facts()),
+            },
+            Message::Prepare {
+                functions: vec![function.clone()],
+                verify: true,
+            },
+            Message::Prepared {
+                uri: "unix:/run/mig".into(),
+            },
+            Message::Run {
+                functions: vec![Function {
+                    table: None,
+                    ..function
+                }],
+            },
             Message::Running(Arrival::default()),
             Message::Digests { file: 0 },
-            Message::BlockDigests { digests: Some(digests) },
+            Message::BlockDigests {
+                digests: Some(digests),
+            },
             Message::BlockDigests { digests: None },
             Message::BlockPages { file: 0, block: 7 },
-            Message::PageDigests { pages: vec!["00".into()] },
+            Message::PageDigests {
+                pages: vec!["00".into()],
+            },
             Message::Goodbye,
         ];
         for message in messages {
             a.send(&message, SOON).unwrap();
             assert_eq!(b.receive(SOON).unwrap(), message);
         }
-        a.send(&Message::Abort { reason: "no\x1b[2J".into() }, SOON).unwrap();
+        a.send(
+            &Message::Abort {
+                reason: "no\x1b[2J".into(),
+            },
+            SOON,
+        )
+        .unwrap();
         let error = b.receive(SOON).unwrap_err();
         assert_eq!(error.to_string(), "the other host gave up: no [2J");
     }
@@ -322,7 +365,10 @@ mod tests {
         let silence = a.receive(Duration::from_millis(20));
         assert!(matches!(silence, Err(LinkError::Timeout(_))));
         (&b).write_all(&[0xff; 4]).unwrap();
-        assert!(matches!(a.receive(SOON), Err(LinkError::TooLong(0xffff_ffff))));
+        assert!(matches!(
+            a.receive(SOON),
+            Err(LinkError::TooLong(0xffff_ffff))
+        ));
         let (mut a, b) = pair();
         (&b).write_all(&[0, 0, 0, 9, b'{']).unwrap();
         drop(b);

@@ -87,7 +87,10 @@ pub(crate) struct Stopwatch {
 
 impl Stopwatch {
     pub(crate) fn new() -> Self {
-        Self { phases: BTreeMap::new(), current: None }
+        Self {
+            phases: BTreeMap::new(),
+            current: None,
+        }
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
@@ -110,18 +113,26 @@ impl Stopwatch {
         let marked = source.marked.unwrap_or(halted);
         let (_, precopy_began) = self.current.take().unwrap_or((Phase::Precopy, stopping));
         let mut put = |phase, from: Instant, to: Instant| {
-            self.phases.insert(phase, millis(to.saturating_duration_since(from)));
+            self.phases
+                .insert(phase, millis(to.saturating_duration_since(from)));
         };
         put(Phase::Precopy, precopy_began, stopping);
         put(Phase::Halt, stopping, halted);
         put(Phase::Mark, halted, marked);
         // The destination's part of the copy is its own phase.
         let restore = Duration::from_secs_f64((arrival.restore_ms / 1000.0).clamp(0.0, 3600.0));
-        put(Phase::Copy, marked, completed.checked_sub(restore).unwrap_or(marked).max(marked));
+        put(
+            Phase::Copy,
+            marked,
+            completed.checked_sub(restore).unwrap_or(marked).max(marked),
+        );
         self.phases.insert(Phase::Restore, arrival.restore_ms);
         let resumed = millis(running.saturating_duration_since(completed));
         self.phases.insert(Phase::Resume, resumed);
-        (self.phases, millis(running.saturating_duration_since(stopping)))
+        (
+            self.phases,
+            millis(running.saturating_duration_since(stopping)),
+        )
     }
 
     fn leave(&mut self, now: Instant) {

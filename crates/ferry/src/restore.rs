@@ -23,7 +23,9 @@ pub enum RestoreError {
     #[error("device `{0}`: {1}")]
     Image(String, ImageError),
     /// The table has another length.
-    #[error("device `{0}`: the MSI-X table that the source sent does not have the device's number of vectors")]
+    #[error(
+        "device `{0}`: the MSI-X table that the source sent does not have the device's number of vectors"
+    )]
     Table(String),
     /// QEMU's monitor refused.
     #[error("programming PCI configuration: {0}")]
@@ -53,8 +55,13 @@ pub fn program(
     known: &[Function],
 ) -> Result<usize, RestoreError> {
     let mut count = 0;
-    for function in functions.iter().filter(|function| !known.contains(function)) {
-        let slot = slots.iter().find(|slot| slot.endpoint.name() == function.name);
+    for function in functions
+        .iter()
+        .filter(|function| !known.contains(function))
+    {
+        let slot = slots
+            .iter()
+            .find(|slot| slot.endpoint.name() == function.name);
         let slot = slot.ok_or_else(|| RestoreError::UnknownDevice(function.name.clone()))?;
         program_one(qmp, slot, function)?;
         count += 1;
@@ -67,7 +74,10 @@ pub fn program(
 /// # Errors
 /// When QEMU does not answer.
 pub fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<Function>, RestoreError> {
-    slots.iter().map(|slot| read_one(qmp, &slot.endpoint)).collect()
+    slots
+        .iter()
+        .map(|slot| read_one(qmp, &slot.endpoint))
+        .collect()
 }
 
 fn read_one(qmp: &Qmp, endpoint: &Endpoint) -> Result<Function, RestoreError> {
@@ -80,7 +90,11 @@ fn read_one(qmp: &Qmp, endpoint: &Endpoint) -> Result<Function, RestoreError> {
             None => None,
         }
     };
-    Ok(Function { name: endpoint.name().into(), config: endpoint.config_image(), table })
+    Ok(Function {
+        name: endpoint.name().into(),
+        config: endpoint.config_image(),
+        table,
+    })
 }
 
 fn table_of(words: &[u32]) -> MsixTable {
@@ -95,7 +109,11 @@ fn program_one(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<(), Restor
         .restore_plan(&function.config)
         .map_err(|error| RestoreError::Image(name(), error))?;
     let vectors = slot.endpoint.vector_count();
-    if function.table.as_ref().is_some_and(|table| table.0.len() != vectors) {
+    if function
+        .table
+        .as_ref()
+        .is_some_and(|table| table.0.len() != vectors)
+    {
         return Err(RestoreError::Table(name()));
     }
     for step in steps {
@@ -104,7 +122,8 @@ fn program_one(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<(), Restor
             Step::MsixTable { at } => {
                 if let Some(table) = &function.table {
                     for (entry, offset) in table.0.iter().zip((0..).step_by(pci::msix::ENTRY_LEN)) {
-                        slot.endpoint.write_through_vmm(at + offset, &entry.to_bytes())?;
+                        slot.endpoint
+                            .write_through_vmm(at + offset, &entry.to_bytes())?;
                     }
                 }
             }

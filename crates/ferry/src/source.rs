@@ -22,7 +22,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long the destination may take to let the VM run, once told to.
 const RUN: Duration = Duration::from_secs(30);
 /// How long digests of all memory may take.
-const DIGESTS: Duration = Duration::from_secs(600);
+const DIGESTS: Duration = Duration::from_mins(10);
 
 /// What to do.
 #[derive(Debug, Clone, Default)]
@@ -129,25 +129,29 @@ impl Source<'_> {
             Ok(prepared) => prepared,
             Err(error) => return Err(self.give_up(link, phase, error)),
         };
-        let sent = match precopy::run(&self, &uri, options, progress) {
+        let sent = match precopy::run(&self, &uri, progress) {
             Ok(sent) => sent,
             Err((phase, error)) => return Err(self.give_up(link, phase, error)),
         };
         // QEMU has completed: from here on the VM must not run on this host.
         self.vm.hand_over();
-        progress(Progress::Phase { phase: Phase::Resume });
-        let arrival = self.tell_to_run(link, &sent.functions)?;
+        progress(Progress::Phase {
+            phase: Phase::Resume,
+        });
+        let arrival = tell_to_run(link, &sent.functions)?;
         let running = Instant::now();
         let timeline = self.vm.timeline();
         let (phases_ms, devices_paused_ms) =
             watch.finish(&timeline, sent.completed, &arrival, running);
         let stale = if options.verify {
-            Some(verify::stale_pages(self.vm, link).map_err(|error| MigrateError::Uncertain {
-                phase: Phase::Resume,
-                why: format!("comparing guest memory: {error}"),
-                whereabouts: "The VM runs at the destination, but whether all its memory \
+            Some(verify::stale_pages(self.vm, link).map_err(|error| {
+                MigrateError::Uncertain {
+                    phase: Phase::Resume,
+                    why: format!("comparing guest memory: {error}"),
+                    whereabouts: "The VM runs at the destination, but whether all its memory \
                               arrived is not known"
-                    .into(),
+                        .into(),
+                }
             })?)
         } else {
             None
@@ -182,13 +186,25 @@ impl Source<'_> {
                     .into(),
             );
         }
-        for slot in self.slots.iter().filter(|slot| !slot.endpoint.is_connected()) {
-            reasons.push(format!("device `{}` is not connected to QEMU", slot.endpoint.name()));
+        for slot in self
+            .slots
+            .iter()
+            .filter(|slot| !slot.endpoint.is_connected())
+        {
+            reasons.push(format!(
+                "device `{}` is not connected to QEMU",
+                slot.endpoint.name()
+            ));
         }
-        let question =
-            Message::Check { protocol: link::PROTOCOL, facts: Box::new(self.facts.clone()) };
+        let question = Message::Check {
+            protocol: link::PROTOCOL,
+            facts: Box::new(self.facts.clone()),
+        };
         match link.ask(&question, ANSWER) {
-            Ok(Message::Check { protocol: link::PROTOCOL, facts }) => {
+            Ok(Message::Check {
+                protocol: link::PROTOCOL,
+                facts,
+            }) => {
                 reasons.extend(check::compare(&self.facts, &facts));
             }
             Ok(Message::Check { protocol, .. }) => reasons.push(format!(
@@ -214,37 +230,24 @@ impl Source<'_> {
         }
         self.qmp.prepare_migration(&options.settings)?;
         let functions = restore::read(self.qmp, self.slots)?;
-        let question = Message::Prepare { functions, verify: options.verify };
+        let question = Message::Prepare {
+            functions,
+            verify: options.verify,
+        };
         match link.ask(&question, RUN)? {
             Message::Prepared { uri } => Ok(uri),
             other => Err(link::unexpected(&other).into()),
         }
     }
 
-    /// The commit: the destination may run the VM as soon as this message is sent.
-    fn tell_to_run(
-        &self,
-        link: &mut Link,
-        functions: &[Function],
-    ) -> Result<Arrival, MigrateError> {
-        let uncertain = |why: String| MigrateError::Uncertain {
-            phase: Phase::Resume,
-            why,
-            whereabouts: "All of the VM is at the destination, and this side keeps it paused. \
-                          Look at the destination: if its QEMU runs the VM, end this side's QEMU; \
-                          if it does not and never will, QMP `cont` lets the VM run on here"
-                .into(),
-        };
-        match link.ask(&Message::Run { functions: functions.to_vec() }, RUN) {
-            Ok(Message::Running(arrival)) => Ok(arrival),
-            Ok(other) => Err(uncertain(link::unexpected(&other).to_string())),
-            Err(error) => Err(uncertain(error.to_string())),
-        }
-    }
-
     /// Before QEMU has completed: the VM stays, and is seen to run.
     fn give_up(&self, link: &mut Link, phase: Phase, error: StepError) -> MigrateError {
-        let _ = link.send(&Message::Abort { reason: error.to_string() }, ANSWER);
+        let _ = link.send(
+            &Message::Abort {
+                reason: error.to_string(),
+            },
+            ANSWER,
+        );
         if phase > Phase::Check
             && let Err(why) = precopy::see_running(self)
         {
@@ -258,13 +261,45 @@ impl Source<'_> {
             StepError::Refused(refused) => MigrateError::Refused(refused),
             StepError::Cancelled => MigrateError::Cancelled,
             error => match self.vm.refusal() {
-                Some(refusal) => MigrateError::Failed { phase, why: format!("{error}: {refusal}") },
-                None => MigrateError::Failed { phase, why: error.to_string() },
+                Some(refusal) => MigrateError::Failed {
+                    phase,
+                    why: format!("{error}: {refusal}"),
+                },
+                None => MigrateError::Failed {
+                    phase,
+                    why: error.to_string(),
+                },
             },
         }
     }
 
     fn stop_if_cancelled(&self) -> Result<(), StepError> {
-        if self.cancel.load(Ordering::Acquire) { Err(StepError::Cancelled) } else { Ok(()) }
+        if self.cancel.load(Ordering::Acquire) {
+            Err(StepError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The commit: the destination may run the VM as soon as this message is sent.
+fn tell_to_run(link: &mut Link, functions: &[Function]) -> Result<Arrival, MigrateError> {
+    let uncertain = |why: String| MigrateError::Uncertain {
+        phase: Phase::Resume,
+        why,
+        whereabouts: "All of the VM is at the destination, and this side keeps it paused. \
+                      Look at the destination: if its QEMU runs the VM, end this side's QEMU; \
+                      if it does not and never will, QMP `cont` lets the VM run on here"
+            .into(),
+    };
+    match link.ask(
+        &Message::Run {
+            functions: functions.to_vec(),
+        },
+        RUN,
+    ) {
+        Ok(Message::Running(arrival)) => Ok(arrival),
+        Ok(other) => Err(uncertain(link::unexpected(&other).to_string())),
+        Err(error) => Err(uncertain(error.to_string())),
     }
 }

@@ -29,7 +29,9 @@ pub enum StateBlobError {
     #[error("the devices' state is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
     /// Another form or version.
-    #[error("the devices' state is of form {form} {version}, this vferry reads {FORM} {VERSION}: update vferry on this side")]
+    #[error(
+        "the devices' state is of form {form} {version}, this vferry reads {FORM} {VERSION}: update vferry on this side"
+    )]
     Foreign {
         /// Name in the blob.
         form: String,
@@ -43,9 +45,17 @@ pub enum StateBlobError {
 /// # Errors
 /// When they are too long to be carried.
 pub fn pack(endpoints: Vec<EndpointState>) -> Result<Vec<u8>, StateBlobError> {
-    let state = VmState { form: FORM.into(), version: VERSION, endpoints };
+    let state = VmState {
+        form: FORM.into(),
+        version: VERSION,
+        endpoints,
+    };
     let blob = serde_json::to_vec(&state)?;
-    if blob.len() > MAX_LEN { Err(StateBlobError::TooLong(blob.len())) } else { Ok(blob) }
+    if blob.len() > MAX_LEN {
+        Err(StateBlobError::TooLong(blob.len()))
+    } else {
+        Ok(blob)
+    }
 }
 
 /// Unpacks what [`pack`] made. For fuzzers too: any bytes are an error or a state.
@@ -87,13 +97,19 @@ mod tests {
     #[test]
     fn another_version_is_refused_by_its_number_not_by_its_shape() {
         let next = br#"{"form":"vferry-vm","version":2,"anything":[]}"#;
-        assert!(matches!(unpack(next), Err(StateBlobError::Foreign { version: 2, .. })));
+        assert!(matches!(
+            unpack(next),
+            Err(StateBlobError::Foreign { version: 2, .. })
+        ));
     }
 
     #[test]
     fn nesting_without_end_is_an_error() {
         let deep = format!("{{\"form\":{}", "[".repeat(100_000));
-        assert!(matches!(unpack(deep.as_bytes()), Err(StateBlobError::Damaged(_))));
+        assert!(matches!(
+            unpack(deep.as_bytes()),
+            Err(StateBlobError::Damaged(_))
+        ));
     }
 
     proptest! {

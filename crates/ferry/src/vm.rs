@@ -95,9 +95,15 @@ impl Vm {
     /// The VM whose devices are `endpoints`, with the dirty log of its sidecar.
     pub fn new(endpoints: Endpoints, log: LogHandle, controls: Controls) -> Self {
         if controls.any() {
-            tracing::error!(?controls, "UNSOUND: a law of migration is switched off on purpose");
+            tracing::error!(
+                ?controls,
+                "UNSOUND: a law of migration is switched off on purpose"
+            );
         }
-        let state = State { stage: Stage::running(endpoints.clone()), ..State::default() };
+        let state = State {
+            stage: Stage::running(endpoints.clone()),
+            ..State::default()
+        };
         Self(Arc::new(Inner {
             endpoints,
             log,
@@ -129,7 +135,9 @@ impl Vm {
 
     /// Waits for QEMU to connect to the sidecar, however long it takes; `false` if it never does.
     pub fn wait_connected(&self) -> bool {
-        self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| state.sidecar_connected)
+        self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| {
+            state.sidecar_connected
+        })
     }
 
     /// Pages marked so far in the migration under way or the last one.
@@ -172,16 +180,26 @@ impl Vm {
 
     /// An incoming migration was agreed on: the devices stand still and wait for their state.
     pub(crate) fn expect_arrival(&self, verify: bool) -> Result<(), String> {
-        let ram = if verify { self.guest_ram().map_err(|e| e.to_string())? } else { Vec::new() };
+        let ram = if verify {
+            self.guest_ram().map_err(|e| e.to_string())?
+        } else {
+            Vec::new()
+        };
         let ram = Arc::new(ram);
         let mut state = self.lock();
         state.stage.wait_for_arrival()?;
-        state.session = Some(Session { ram: Arc::clone(&ram), digests: Vec::new() });
+        state.session = Some(Session {
+            ram: Arc::clone(&ram),
+            digests: Vec::new(),
+        });
         state.timeline = Timeline::default();
         drop(state);
         // While memory comes in, in the background; what is not done by LOAD is done there.
         let touch = move || ram.iter().for_each(GuestRam::touch);
-        std::thread::Builder::new().name("touch".into()).spawn(touch).map_err(|e| e.to_string())?;
+        std::thread::Builder::new()
+            .name("touch".into())
+            .spawn(touch)
+            .map_err(|e| e.to_string())?;
         Ok(())
     }
 
@@ -204,22 +222,38 @@ impl Vm {
     }
 
     pub(crate) fn take_digests(&self) -> Vec<MemoryDigest> {
-        self.lock().session.take().map_or_else(Vec::new, |session| session.digests)
+        self.lock()
+            .session
+            .take()
+            .map_or_else(Vec::new, |session| session.digests)
     }
 
     /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
     /// writes it.
     pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<MemoryDigest>> {
-        self.guest_ram()?.iter().map(|ram| ram.digest(Urgency::Background)).collect()
+        self.guest_ram()?
+            .iter()
+            .map(|ram| ram.digest(Urgency::Background))
+            .collect()
     }
 
     fn guest_ram(&self) -> std::io::Result<Vec<GuestRam>> {
-        let Some(endpoint) = self.0.endpoints.0.first() else { return Ok(Vec::new()) };
-        endpoint.bus().memory_files().into_iter().map(GuestRam::map).collect()
+        let Some(endpoint) = self.0.endpoints.0.first() else {
+            return Ok(Vec::new());
+        };
+        endpoint
+            .bus()
+            .memory_files()
+            .into_iter()
+            .map(GuestRam::map)
+            .collect()
     }
 
     fn wait(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {
-        let waited = self.0.changed.wait_timeout_while(self.lock(), limit, |state| !done(state));
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.lock(), limit, |state| !done(state));
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         done(&state)
     }

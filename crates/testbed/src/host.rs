@@ -71,7 +71,10 @@ impl Host {
         let process = Guarded::spawn(run, &File::create(&log)?)?;
         wait_served(&process, &folder.join("control.sock"))
             .with_context(|| format!("vferry said:\n{}", read(&log)))?;
-        let initrd = Initrd::new().module("ixgbevf").module("8021q").program(&programs.guest, "lab-guest");
+        let initrd = Initrd::new()
+            .module("ixgbevf")
+            .module("8021q")
+            .program(&programs.guest, "lab-guest");
         let mut builder = Vm::builder(lab, &folder, "qemu")
             .machine_from_args()
             .initrd(initrd)
@@ -80,9 +83,18 @@ impl Host {
         if incoming {
             builder = builder.incoming();
         }
-        let vm = builder.spawn().with_context(|| format!("vferry said:\n{}", read(&log)))?;
+        let vm = builder
+            .spawn()
+            .with_context(|| format!("vferry said:\n{}", read(&log)))?;
         let link = format!("unix:{}", folder.join("link.sock").display());
-        Ok(Self { config, link, vm, vferry: programs.vferry.clone(), log, process })
+        Ok(Self {
+            config,
+            link,
+            vm,
+            vferry: programs.vferry.clone(),
+            log,
+            process,
+        })
     }
 
     /// A `vferry` command about this host's VM.
@@ -98,7 +110,11 @@ impl Host {
     /// When it fails.
     pub fn status(&self) -> Result<Status> {
         let output = self.command("status").arg("--json").output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
@@ -117,12 +133,17 @@ impl Host {
     /// # Errors
     /// When vferry does not.
     pub fn end(self, limit: Duration) -> Result<()> {
-        let Self { vm, process, log, .. } = self;
+        let Self {
+            vm, process, log, ..
+        } = self;
         vm.quit(limit)?;
         match process.wait(Instant::now() + limit) {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("vferry ended with {status}; it said:\n{}", read(&log)),
-            None => bail!("vferry outlived its QEMU by {limit:?}; it said:\n{}", read(&log)),
+            None => bail!(
+                "vferry outlived its QEMU by {limit:?}; it said:\n{}",
+                read(&log)
+            ),
         }
     }
 }
@@ -164,8 +185,16 @@ uplink = "wire:{wire}"
 }
 
 fn qemu_args(vferry: &Path, config: &Path) -> Result<Vec<String>> {
-    let output = Command::new(vferry).arg("qemu-args").arg("--json").arg(config).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(vferry)
+        .arg("qemu-args")
+        .arg("--json")
+        .arg(config)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
@@ -176,12 +205,17 @@ fn wait_served(process: &Guarded, control: &Path) -> Result<()> {
         if let Some(status) = process.exit_status() {
             bail!("vferry did not start ({status})");
         }
-        ensure!(Instant::now() < deadline, "vferry did not serve its sockets within {START:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "vferry did not serve its sockets within {START:?}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
 
 fn read(path: &Path) -> String {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }

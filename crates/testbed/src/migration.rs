@@ -37,7 +37,10 @@ impl Migration {
 
     /// The stretches of time in which packets may have been lost.
     pub fn outages(&self) -> Vec<Silence> {
-        [self.window.udp_from_guest, self.window.udp_to_guest].into_iter().flatten().collect()
+        [self.window.udp_from_guest, self.window.udp_to_guest]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
@@ -48,7 +51,12 @@ impl Interrupts {
         for device in &status.devices {
             let vectors = device.model.get("vectors").and_then(|v| v.as_array());
             for vector in vectors.into_iter().flatten() {
-                let number = |name| vector.get(name).and_then(|v| v.as_u64()).unwrap_or(0);
+                let number = |name| {
+                    vector
+                        .get(name)
+                        .and_then(serde_json::Value::as_u64)
+                        .unwrap_or(0)
+                };
                 sum.raised += number("raised");
                 sum.spurious += number("reraised");
                 let raised_before = number("raised") > number("rearmed") + 1;
@@ -60,7 +68,10 @@ impl Interrupts {
 }
 
 /// A silence in milliseconds.
-#[expect(clippy::cast_precision_loss, reason = "an outage of 100 days loses a microsecond")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an outage of 100 days loses a microsecond"
+)]
 pub(crate) fn ms(silence: &Silence) -> f64 {
     silence.nanos() as f64 / 1e6
 }

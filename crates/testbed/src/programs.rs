@@ -33,7 +33,9 @@ impl Programs {
         run(cargo("vferry"))?;
         let mut guest = cargo("lab-guest");
         // The guest has no libraries.
-        guest.args(["--target", GUEST_TARGET]).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+        guest
+            .args(["--target", GUEST_TARGET])
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
         run(guest)?;
         Ok(Self {
             vferry: target.join("release/vferry"),

@@ -95,7 +95,10 @@ impl Spread {
             len if len % 2 == 1 => values[middle],
             _ => f64::midpoint(values[middle - 1], values[middle]),
         };
-        Self { median, max: values.last().copied().unwrap_or(0.0) }
+        Self {
+            median,
+            max: values.last().copied().unwrap_or(0.0),
+        }
     }
 }
 
@@ -110,15 +113,30 @@ impl Summary {
         };
         fault(!self.guest_alive, "the guest is not well".into());
         let stale = self.stale_pages.unwrap_or(0);
-        fault(stale > 0, format!("{stale} pages of guest memory arrived stale"));
-        fault(!self.tcp_content_ok, "TCP content was wrong, or its connection broke".into());
+        fault(
+            stale > 0,
+            format!("{stale} pages of guest memory arrived stale"),
+        );
+        fault(
+            !self.tcp_content_ok,
+            "TCP content was wrong, or its connection broke".into(),
+        );
         let outside = self.udp_lost_outside_outage;
-        fault(outside > 0, format!("{outside} UDP packets were lost outside of the outages"));
+        fault(
+            outside > 0,
+            format!("{outside} UDP packets were lost outside of the outages"),
+        );
         let damaged = self.udp_to_guest.damaged + self.udp_from_guest.damaged;
         fault(damaged > 0, format!("{damaged} UDP packets were damaged"));
         let words = self.dirtier_wrong_words;
-        fault(words > 0, format!("{words} words of the guest's memory were wrong"));
-        fault(self.interrupts.lost > 0, format!("{} interrupts were lost", self.interrupts.lost));
+        fault(
+            words > 0,
+            format!("{words} words of the guest's memory were wrong"),
+        );
+        fault(
+            self.interrupts.lost > 0,
+            format!("{} interrupts were lost", self.interrupts.lost),
+        );
         faults
     }
 }
@@ -131,19 +149,31 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
     let peer = testbed.peer.report();
     let guest = testbed.guest_report()?;
     let outages: Vec<_> = migrations.iter().flat_map(Migration::outages).collect();
-    let runs = guest.udp.as_ref().map(|udp| udp.lost_runs.clone()).unwrap_or_default();
+    let runs = guest
+        .udp
+        .as_ref()
+        .map(|udp| udp.lost_runs.clone())
+        .unwrap_or_default();
     let unknown = guest.udp.as_ref().map_or(0, |udp| udp.lost_elsewhere);
     let loss = testbed.peer.loss_from_guest(&outages, SLACK)
         + testbed.peer.loss_to_guest(&runs, &outages, SLACK)
-        + Loss { inside: 0, outside: unknown };
+        + Loss {
+            inside: 0,
+            outside: unknown,
+        };
     let spread = |value: &dyn Fn(&Migration) -> Option<f64>| {
         Spread::of(migrations.iter().filter_map(value).collect())
     };
     let silence = |of: Option<load_format::Silence>| of.map(|s| crate::migration::ms(&s));
-    let verified = migrations.iter().map(|m| m.report.stale_pages).collect::<Option<Vec<_>>>();
+    let verified = migrations
+        .iter()
+        .map(|m| m.report.stale_pages)
+        .collect::<Option<Vec<_>>>();
     let wrong_words = guest.dirty.as_ref().map_or(0, |dirty| dirty.wrong_words);
     Ok(Summary {
-        strategy: migrations.first().map_or_else(Strategy::default, |m| m.report.strategy),
+        strategy: migrations
+            .first()
+            .map_or_else(Strategy::default, |m| m.report.strategy),
         round_trips: migrations.len() / 2,
         migrations: migrations.len(),
         guest_alive: is_alive(testbed, &guest),
@@ -171,11 +201,13 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         device_outage_ms: spread(&Migration::outage_ms),
         silence_to_guest_ms: spread(&|m| silence(m.window.udp_to_guest)),
         silence_from_guest_ms: spread(&|m| silence(m.window.udp_from_guest)),
-        interrupts: migrations.iter().fold(Interrupts::default(), |sum, m| Interrupts {
-            raised: sum.raised + m.interrupts.raised,
-            spurious: sum.spurious + m.interrupts.spurious,
-            lost: sum.lost + m.interrupts.lost,
-        }),
+        interrupts: migrations
+            .iter()
+            .fold(Interrupts::default(), |sum, m| Interrupts {
+                raised: sum.raised + m.interrupts.raised,
+                spurious: sum.spurious + m.interrupts.spurious,
+                lost: sum.lost + m.interrupts.lost,
+            }),
     })
 }
 
@@ -187,7 +219,10 @@ fn is_alive(testbed: &Testbed, guest: &GuestReport) -> bool {
 }
 
 fn tcp_ok(peer: &PeerReport, guest: &GuestReport) -> bool {
-    let guest_ok = guest.tcp.as_ref().is_some_and(|tcp| tcp.wrong_bytes == 0 && tcp.broken == 0);
+    let guest_ok = guest
+        .tcp
+        .as_ref()
+        .is_some_and(|tcp| tcp.wrong_bytes == 0 && tcp.broken == 0);
     peer.tcp_content_ok() && guest_ok
 }
 
@@ -213,7 +248,12 @@ fn udp_from_guest(peer: &PeerReport, guest: &GuestReport) -> Udp {
 }
 
 fn marked(migration: &Migration) -> u64 {
-    migration.report.pages_marked.values().map(ferry::report::Marks::total).sum()
+    migration
+        .report
+        .pages_marked
+        .values()
+        .map(ferry::report::Marks::total)
+        .sum()
 }
 
 fn marked_by(migrations: &[Migration]) -> BTreeMap<String, [u64; 2]> {
@@ -232,8 +272,26 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_and_the_maximum_the_largest() {
-        assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { median: 2.0, max: 3.0 });
-        assert_eq!(Spread::of(vec![4.0, 1.0]), Spread { median: 2.5, max: 4.0 });
-        assert_eq!(Spread::of(Vec::new()), Spread { median: 0.0, max: 0.0 });
+        assert_eq!(
+            Spread::of(vec![3.0, 1.0, 2.0]),
+            Spread {
+                median: 2.0,
+                max: 3.0
+            }
+        );
+        assert_eq!(
+            Spread::of(vec![4.0, 1.0]),
+            Spread {
+                median: 2.5,
+                max: 4.0
+            }
+        );
+        assert_eq!(
+            Spread::of(Vec::new()),
+            Spread {
+                median: 0.0,
+                max: 0.0
+            }
+        );
     }
 }

@@ -104,8 +104,10 @@ impl Config {
     /// # Errors
     /// All that is wrong with it, each with line, reason and remedy.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.into(),
+            source,
+        })?;
         Self::parse(path, &text)
     }
 
@@ -114,9 +116,12 @@ impl Config {
     /// # Errors
     /// See [`load`](Self::load).
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let wrong = |problems| ConfigError::Wrong { path: path.into(), problems };
+        let wrong = |problems| ConfigError::Wrong {
+            path: path.into(),
+            problems,
+        };
         let file = file::parse(text).map_err(|problem| wrong(vec![problem]))?;
-        validate::validate(path, text, file).map_err(wrong)
+        validate::validate(path, text, &file).map_err(wrong)
     }
 }
 
@@ -133,9 +138,14 @@ impl std::str::FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let explain = || format!("`{text}` is no place to listen: write unix:/PATH or tcp:ADDRESS:PORT");
+        let explain =
+            || format!("`{text}` is no place to listen: write unix:/PATH or tcp:ADDRESS:PORT");
         if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() { Err(explain()) } else { Ok(Self::Unix(path.into())) }
+            if path.is_empty() {
+                Err(explain())
+            } else {
+                Ok(Self::Unix(path.into()))
+            }
         } else if let Some(address) = text.strip_prefix("tcp:") {
             address.parse().map(Self::Tcp).map_err(|_| explain())
         } else {

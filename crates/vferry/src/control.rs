@@ -89,7 +89,9 @@ pub struct Control {
 impl Control {
     /// Speaks over `stream`.
     pub fn new(stream: UnixStream) -> Self {
-        Self { reader: BufReader::new(stream) }
+        Self {
+            reader: BufReader::new(stream),
+        }
     }
 
     /// Another handle for writing.
@@ -106,7 +108,11 @@ impl Control {
     /// When the line is no message, or too long.
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let mut line = Vec::new();
-        let count = self.reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        let count = self
+            .reader
+            .by_ref()
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)?;
         if count == 0 {
             return Ok(None);
         }

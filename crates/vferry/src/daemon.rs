@@ -52,13 +52,21 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
     let devices = devices::open(&config)?;
     let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
-    let endpoints = devices.iter().map(|device| device.slot.endpoint.clone()).collect();
+    let endpoints = devices
+        .iter()
+        .map(|device| device.slot.endpoint.clone())
+        .collect();
     let vm = Vm::new(Endpoints(endpoints), sidecar.marker_handle(), controls);
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
     let control = bind(&config.control)?;
     let link = Listener::bind(&config.link)
         .with_context(|| format!("listening for other hosts at {}", config.link))?;
-    let shared = Arc::new(Shared { config, vm: vm.clone(), slots, migrating: Mutex::new(()) });
+    let shared = Arc::new(Shared {
+        config,
+        vm: vm.clone(),
+        slots,
+        migrating: Mutex::new(()),
+    });
 
     catch_signals(ended.clone())?;
     let drainer = Drainer::start(&vm)?;
@@ -162,10 +170,12 @@ fn bind(path: &Path) -> anyhow::Result<BoundSocket> {
 fn catch_signals(ended: Sender<End>) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            let _ = ended.send(End::Signal(signal));
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let _ = ended.send(End::Signal(signal));
+            }
+        })?;
     Ok(())
 }

@@ -20,7 +20,10 @@ pub fn names() -> Vec<&'static str> {
 /// # Errors
 /// When there is no such model, or its uplink cannot be opened.
 pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
-    let build = MODELS.iter().find(|(name, _)| *name == device.model).map(|(_, build)| build);
+    let build = MODELS
+        .iter()
+        .find(|(name, _)| *name == device.model)
+        .map(|(_, build)| build);
     build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
 }
 
@@ -35,7 +38,11 @@ fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
         subsystem: spec::SUBSYSTEM_ID,
     };
-    let bar = |index, size| Bar { index, size, kind: BarKind::Memory64Prefetchable };
+    let bar = |index, size| Bar {
+        index,
+        size,
+        kind: BarKind::Memory64Prefetchable,
+    };
     let msix = MsixCapability {
         vectors: spec::MSIX_VECTORS,
         bar: spec::MSIX_BAR,
@@ -48,8 +55,10 @@ fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
         .express(spec::PCIE_CAPABILITY_OFFSET.into())
         .build();
-    let settings =
-        ixgbevf::VfConfig { mac: device.nic.mac, queue_pairs: device.nic.queues };
+    let settings = ixgbevf::VfConfig {
+        mac: device.nic.mac,
+        queue_pairs: device.nic.queues,
+    };
     let model = ixgbevf::Vf::new(settings, link(&device.nic.uplink)?)?;
     Ok((config, Box::new(model)))
 }

@@ -93,7 +93,10 @@ impl BoundSocket {
             }
             other => other,
         };
-        Ok(Self { listener: listener?, path: path.into() })
+        Ok(Self {
+            listener: listener?,
+            path: path.into(),
+        })
     }
 }
 

@@ -4,12 +4,21 @@ use qemu::machine::MemoryBackend;
 use super::*;
 
 pub(crate) fn facts() -> Facts {
-    let memory = MemoryBackend { id: Some("ram".into()), size: 512 << 20, share: true };
+    let memory = MemoryBackend {
+        id: Some("ram".into()),
+        size: 512 << 20,
+        share: true,
+    };
     Facts {
         vferry: "0.1.0".into(),
         vm: "web".into(),
         machine: Machine {
-            version: Version { major: 11, minor: 1, micro: 3, package: String::new() },
+            version: Version {
+                major: 11,
+                minor: 1,
+                micro: 3,
+                package: String::new(),
+            },
             machine_type: "pc-q35-11.1".into(),
             cpus: vec!["max-x86_64-cpu".into(); 2],
             base_memory: 512 << 20,
@@ -38,11 +47,20 @@ fn two_sides_that_fit_are_not_refused() {
 fn every_difference_is_named_with_both_values() {
     type Spoil = fn(&mut Facts);
     let cases: [(Spoil, &str); 7] = [
-        (|f| f.machine.machine_type = "pc-q35-11.0".into(), "pc-q35-11.0"),
+        (
+            |f| f.machine.machine_type = "pc-q35-11.0".into(),
+            "pc-q35-11.0",
+        ),
         (|f| f.machine.cpus.truncate(1), "vCPUs"),
-        (|f| f.machine.base_memory = 256 << 20, "512 MiB at the source, 256 MiB"),
+        (
+            |f| f.machine.base_memory = 256 << 20,
+            "512 MiB at the source, 256 MiB",
+        ),
         (|f| f.machine.kvm = true, "KVM"),
-        (|f| f.devices[0].name = "lan".into(), "lan (ixgbevf at 00:05.0)"),
+        (
+            |f| f.devices[0].name = "lan".into(),
+            "lan (ixgbevf at 00:05.0)",
+        ),
         (|f| f.sidecar = "00:07.0".parse().unwrap(), "00:07.0"),
         (|f| f.machine.version.major = 10, "older"),
     ];
@@ -50,7 +68,10 @@ fn every_difference_is_named_with_both_values() {
         let mut other = facts();
         spoil(&mut other);
         let reasons = compare(&facts(), &other);
-        assert!(reasons.len() == 1 && reasons[0].contains(expected), "{reasons:?}");
+        assert!(
+            reasons.len() == 1 && reasons[0].contains(expected),
+            "{reasons:?}"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use qemu::QmpError;
 use qemu::migration::{MigrationInfo, MigrationStatus};
 
-use super::{Options, Source, StepError};
+use super::{Source, StepError};
 use crate::Phase;
 use crate::link::Function;
 use crate::report::{Progress, millis};
@@ -32,18 +32,16 @@ pub(super) struct Sent {
 pub(super) fn run(
     source: &Source<'_>,
     uri: &str,
-    options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sent, (Phase, StepError)> {
     let mut phase = Phase::Precopy;
-    let sent = send(source, uri, options, progress, &mut phase);
+    let sent = send(source, uri, progress, &mut phase);
     sent.map_err(|error| (phase, error))
 }
 
 fn send(
     source: &Source<'_>,
     uri: &str,
-    _options: &Options,
     progress: &mut dyn FnMut(Progress),
     phase: &mut Phase,
 ) -> Result<Sent, StepError> {
@@ -71,8 +69,14 @@ fn send(
         }
         let over = match &event {
             Some(event) if event.name == "MIGRATION" => {
-                let status = event.data.get("status").and_then(|s| s.as_str()).unwrap_or_default();
-                MigrationStatus::from(status.to_owned()).is_over().then_some(event.received)
+                let status = event
+                    .data
+                    .get("status")
+                    .and_then(|s| s.as_str())
+                    .unwrap_or_default();
+                MigrationStatus::from(status.to_owned())
+                    .is_over()
+                    .then_some(event.received)
             }
             Some(_) => None,
             None => tick(source, progress)?.then(Instant::now),

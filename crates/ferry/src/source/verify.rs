@@ -19,9 +19,13 @@ pub(super) fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> 
     let mut stale = Stale::default();
     for (file, own) in vm.digest_memory()?.iter().enumerate() {
         let blocks = match link.ask(&Message::Digests { file }, DIGESTS)? {
-            Message::BlockDigests { digests: Some(blocks) } => blocks,
+            Message::BlockDigests {
+                digests: Some(blocks),
+            } => blocks,
             Message::BlockDigests { digests: None } => {
-                return Err(LinkError::Unexpected("the destination took no digest".into()));
+                return Err(LinkError::Unexpected(
+                    "the destination took no digest".into(),
+                ));
             }
             other => return Err(link::unexpected(&other)),
         };

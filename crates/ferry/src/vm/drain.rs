@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use device::lifecycle::Migratable;
 use device::DirtySink;
+use device::lifecycle::Migratable;
 use sidecar::Marker;
 
 use super::Vm;
@@ -37,7 +37,11 @@ impl Drainer {
             let (vm, stop) = (vm.clone(), Arc::clone(&stop));
             move || run(&vm, &stop)
         })?;
-        Ok(Self { vm: vm.clone(), stop, thread: Some(thread) })
+        Ok(Self {
+            vm: vm.clone(),
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -55,7 +59,7 @@ fn run(vm: &Vm, stop: &AtomicBool) {
     let stopped = || stop.load(Ordering::Acquire);
     while !stopped() {
         // Sleeps without a timer while no migration is under way.
-        vm.wait(Duration::from_secs(3600), |state| state.logging || stopped());
+        vm.wait(Duration::from_hours(1), |state| state.logging || stopped());
         if vm.is_logging() && !vm.0.controls.no_log {
             drain(vm);
         }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use device::lifecycle::Migratable;
 use device::DirtySink;
+use device::lifecycle::Migratable;
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
 use super::{Stage, StageName, State, Vm};
@@ -40,7 +40,9 @@ impl Hooks for VmHooks {
 
     fn stopping(&mut self, stop: Stop<'_>) -> Result<(), Veto> {
         // A VM that is merely paused keeps its devices as they are: nobody reads its memory.
-        let Stop::Logged(mut marker) = stop else { return Ok(()) };
+        let Stop::Logged(mut marker) = stop else {
+            return Ok(());
+        };
         let controls = self.0.0.controls;
         let vm = self.0.clone();
         let mut result = Ok(());
@@ -50,7 +52,13 @@ impl Hooks for VmHooks {
             result = if controls.naive_order {
                 mark_only(&vm, state, &mut marker)
             } else {
-                halt_and_mark(state, &mut Sink { marker, lose: controls.no_log })
+                halt_and_mark(
+                    state,
+                    &mut Sink {
+                        marker,
+                        lose: controls.no_log,
+                    },
+                )
             };
         });
         result
@@ -91,7 +99,10 @@ impl Hooks for VmHooks {
         };
         let ram = Arc::clone(&session.ram);
         if !ram.is_empty() {
-            let digests = ram.iter().map(|ram| ram.digest(Urgency::Now)).collect::<Result<_, _>>();
+            let digests = ram
+                .iter()
+                .map(|ram| ram.digest(Urgency::Now))
+                .collect::<Result<_, _>>();
             let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
             state.timeline.digested = Some(Instant::now());
             if let Some(session) = &mut state.session {
@@ -136,7 +147,9 @@ impl VmHooks {
 
 fn halt_and_mark(state: &mut State, sink: &mut Sink<'_>) -> Result<(), Veto> {
     let mut halted = None;
-    let result = state.stage.halt_and_mark(sink, || halted = Some(Instant::now()));
+    let result = state
+        .stage
+        .halt_and_mark(sink, || halted = Some(Instant::now()));
     state.timeline.halted = halted;
     state.timeline.marked = Some(Instant::now());
     state.marks.at_halt = sink.marker.tally().newly_marked;
@@ -154,7 +167,9 @@ fn halt_and_mark(state: &mut State, sink: &mut Sink<'_>) -> Result<(), Veto> {
 fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), Veto> {
     let mut endpoints = vm.0.endpoints.clone();
     let mut sink = |page: u64| marker.mark_page(page << 12);
-    let result = endpoints.mark(&mut sink).map_err(|error| Veto::new(error.to_string()));
+    let result = endpoints
+        .mark(&mut sink)
+        .map_err(|error| Veto::new(error.to_string()));
     state.timeline.marked = Some(Instant::now());
     state.marks.at_halt = marker.tally().newly_marked;
     result
@@ -167,7 +182,9 @@ fn save(stage: &Stage, stopped: Stopped) -> Result<Vec<u8>, Veto> {
              is not known: let the VM run (QMP `cont`) and migrate again",
         ));
     }
-    let states = stage.save().expect("the stage was just seen to be `Marked`");
+    let states = stage
+        .save()
+        .expect("the stage was just seen to be `Marked`");
     let states = states.map_err(|error| Veto::new(error.to_string()))?;
     state::pack(states).map_err(|error| Veto::new(error.to_string()))
 }

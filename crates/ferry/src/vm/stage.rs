@@ -1,7 +1,7 @@
 //! The life cycle's types, held where QEMU's calls can find them.
 
-use device::lifecycle::{Arrived, HandedOver, Halted, Marked, Migratable, Running};
 use device::DirtySink;
+use device::lifecycle::{Arrived, Halted, HandedOver, Marked, Migratable, Running};
 use endpoint::{EndpointError, EndpointState, Endpoints};
 
 /// Where the devices are. `Moving` only inside a method: a step consumes the one before it.

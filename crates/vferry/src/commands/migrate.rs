@@ -29,7 +29,10 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
             Some(Reply::Failed { why }) => {
                 display.end();
                 if options.json {
-                    println!("{}", serde_json::to_string(&Reply::Failed { why: why.clone() })?);
+                    println!(
+                        "{}",
+                        serde_json::to_string(&Reply::Failed { why: why.clone() })?
+                    );
                 }
                 anyhow::bail!("{why}");
             }
@@ -49,14 +52,16 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
 fn cancel_on_signal(mut writer: crate::control::Writer) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 || writer.send(&Request::Cancel).is_err() {
-                std::process::exit(130);
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for (count, _) in signals.forever().enumerate() {
+                if count > 0 || writer.send(&Request::Cancel).is_err() {
+                    std::process::exit(130);
+                }
+                eprintln!("\ncancelling; once more to leave without waiting");
             }
-            eprintln!("\ncancelling; once more to leave without waiting");
-        }
-    })?;
+        })?;
     Ok(())
 }
 
@@ -67,7 +72,11 @@ struct Display {
 
 impl Display {
     fn new(json: bool) -> Self {
-        let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(1) };
+        let bar = if json {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(1)
+        };
         let style = "{prefix:>8} {bar:30} {bytes}/{total_bytes} {msg}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
@@ -78,11 +87,20 @@ impl Display {
 
     fn show(&self, progress: &Progress) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(&Reply::Progress(progress.clone()))?);
+            println!(
+                "{}",
+                serde_json::to_string(&Reply::Progress(progress.clone()))?
+            );
         }
         match progress {
             Progress::Phase { phase } => self.bar.set_prefix(phase.name()),
-            Progress::Memory { transferred, total, remaining, mbps, marked } => {
+            Progress::Memory {
+                transferred,
+                total,
+                remaining,
+                mbps,
+                marked,
+            } => {
                 self.bar.set_length(*total);
                 self.bar.set_position(total.saturating_sub(*remaining));
                 self.bar.set_message(format!(
@@ -101,13 +119,20 @@ impl Display {
     fn done(&self, report: &Report) -> anyhow::Result<()> {
         self.end();
         if self.json {
-            println!("{}", serde_json::to_string(&Reply::Done { report: report.clone() })?);
+            println!(
+                "{}",
+                serde_json::to_string(&Reply::Done {
+                    report: report.clone()
+                })?
+            );
         } else {
             print_report(report);
         }
         match report.stale_pages {
             Some(stale) if stale > 0 => {
-                anyhow::bail!("{stale} pages of guest memory arrived stale: the VM at the destination is damaged")
+                anyhow::bail!(
+                    "{stale} pages of guest memory arrived stale: the VM at the destination is damaged"
+                )
             }
             _ => Ok(()),
         }
@@ -115,8 +140,14 @@ impl Display {
 }
 
 fn print_report(report: &Report) {
-    println!("The VM runs at the destination (strategy {}).", report.strategy);
-    println!("  VM pause            {:8.1} ms, as QEMU reports it", report.vm_pause_ms);
+    println!(
+        "The VM runs at the destination (strategy {}).",
+        report.strategy
+    );
+    println!(
+        "  VM pause            {:8.1} ms, as QEMU reports it",
+        report.vm_pause_ms
+    );
     println!("  devices halted      {:8.1} ms", report.devices_paused_ms);
     for phase in Phase::ALL {
         if let Some(ms) = report.phases_ms.get(&phase) {
@@ -130,7 +161,11 @@ fn print_report(report: &Report) {
             marks.at_halt
         );
     }
-    println!("  memory sent         {} in {} passes", HumanBytes(report.transferred), report.passes);
+    println!(
+        "  memory sent         {} in {} passes",
+        HumanBytes(report.transferred),
+        report.passes
+    );
     if let Some(stale) = report.stale_pages {
         println!("  stale pages         {stale:8}");
         for at in &report.stale_at {

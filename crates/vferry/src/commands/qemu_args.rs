@@ -18,13 +18,17 @@ pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Resu
 /// The sidecar comes last: QEMU loads device state in the order of its devices, and all that the
 /// sidecar's LOAD may look at is loaded then.
 fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
-    let mut args =
-        QemuArgs::new().machine(&config.machine, config.memory)?.qmp(&config.qmp)?;
+    let mut args = QemuArgs::new()
+        .machine(&config.machine, config.memory)?
+        .qmp(&config.qmp)?;
     for device in &config.devices {
         args = args.vfio_user(&VfioUser {
             id: device.name.clone(),
             socket: device.socket.clone(),
-            plug: Plug { bus: None, address: Some(device.address) },
+            plug: Plug {
+                bus: None,
+                address: Some(device.address),
+            },
             message_timeout: None,
         })?;
     }
@@ -32,7 +36,14 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
         id: "vferry".into(),
         socket: config.sidecar.clone(),
         tag: "vferry".into(),
-        plug: Plug { bus: None, address: Some(config.sidecar_address) },
+        plug: Plug {
+            bus: None,
+            address: Some(config.sidecar_address),
+        },
     })?;
-    Ok(if incoming { args.args(["-incoming", "defer"]) } else { args })
+    Ok(if incoming {
+        args.args(["-incoming", "defer"])
+    } else {
+        args
+    })
 }

@@ -31,10 +31,19 @@ pub(super) fn connect(config: &Config) -> anyhow::Result<Control> {
 }
 
 fn print_text(status: &Status) {
-    let yes = |connected| if connected { "connected to QEMU" } else { "waiting for QEMU" };
+    let yes = |connected| {
+        if connected {
+            "connected to QEMU"
+        } else {
+            "waiting for QEMU"
+        }
+    };
     println!("VM {}: devices {}", status.vm, status.stage);
     if status.migrating {
-        println!("  a migration is under way, {} pages marked", status.pages_marked);
+        println!(
+            "  a migration is under way, {} pages marked",
+            status.pages_marked
+        );
     }
     println!("  sidecar: {}", yes(status.sidecar_connected));
     for device in &status.devices {

@@ -75,7 +75,10 @@ pub(super) fn parse(text: &str) -> Result<File, Problem> {
         let instead = match message.split_once(", expected ") {
             Some((_, expected)) => expected.to_owned(),
             None if message.starts_with("missing field") => {
-                format!("the {} in this section", message.trim_start_matches("missing "))
+                format!(
+                    "the {} in this section",
+                    message.trim_start_matches("missing ")
+                )
             }
             None => "see the example in the README".to_owned(),
         };

@@ -45,13 +45,21 @@ impl Problem {
         what: impl Into<String>,
         instead: impl Into<String>,
     ) -> Self {
-        Self { line: line(text, span), what: what.into(), instead: instead.into() }
+        Self {
+            line: line(text, span),
+            what: what.into(),
+            instead: instead.into(),
+        }
     }
 }
 
 /// The line of a place in `text`, from 1 on.
 pub(super) fn line(text: &str, span: &Range<usize>) -> usize {
-    text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
+    text.bytes()
+        .take(span.start)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
 }
 
 impl fmt::Display for Problem {

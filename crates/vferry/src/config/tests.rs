@@ -45,35 +45,136 @@ fn a_sound_file_is_taken_as_it_is_meant() {
 
 /// What is written instead of a good line, and what the message must say.
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn every_mistake_is_refused_with_file_line_and_remedy() {
     let cases = [
-        ("name = \"web\"", "nmae = \"web\"", 2, "unknown field `nmae`", "`name`"),
+        (
+            "name = \"web\"",
+            "nmae = \"web\"",
+            2,
+            "unknown field `nmae`",
+            "`name`",
+        ),
         ("name = \"web\"\n", "", 1, "missing field `name`", "name"),
-        ("memory = \"512M\"", "memory = 512", 3, "invalid type", "a string"),
-        ("memory = \"512M\"", "memory = \"half\"", 3, "`half` is not a number", "512M"),
-        ("memory = \"512M\"", "memory = \"513K\"", 3, "multiple of 2 MiB", "512M"),
-        ("memory = \"512M\"", "memory = \"99999999T\"", 3, "not a number of bytes", "512M"),
-        ("/tmp/qmp.sock", "/nonesuch/qmp.sock", 6, "does not exist: /nonesuch", "mkdir -p /nonesuch"),
-        ("/tmp/qmp.sock", "qmp.sock", 6, "not an absolute path", "begins with `/`"),
-        ("/tmp/net0.sock", "/tmp/sidecar.sock", 22, "socket of line 12 already", "of its own"),
-        ("unix:/tmp/incoming.sock", "unix:/tmp/qmp.sock", 17, "line 6 already", "of its own"),
-        ("\"00:05.0\"", "\"00:06.0\"", 23, "address of line 13 already", "of its own"),
-        ("\"00:05.0\"", "\"5\"", 23, "`5` is not a PCI address", "00:05.0"),
-        ("\"00:05.0\"", "\"00:1f.0\"", 23, "not a free slot", "00:1e.0"),
-        ("\"ixgbevf\"", "\"e1000\"", 21, "no device model `e1000`", "ixgbevf"),
-        ("02:00:00:00:00:01", "03:00:00:00:00:01", 24, "not the address of one station", "even"),
-        ("02:00:00:00:00:01", "02:00", 24, "`02:00` is not a MAC", "six bytes"),
+        (
+            "memory = \"512M\"",
+            "memory = 512",
+            3,
+            "invalid type",
+            "a string",
+        ),
+        (
+            "memory = \"512M\"",
+            "memory = \"half\"",
+            3,
+            "`half` is not a number",
+            "512M",
+        ),
+        (
+            "memory = \"512M\"",
+            "memory = \"513K\"",
+            3,
+            "multiple of 2 MiB",
+            "512M",
+        ),
+        (
+            "memory = \"512M\"",
+            "memory = \"99999999T\"",
+            3,
+            "not a number of bytes",
+            "512M",
+        ),
+        (
+            "/tmp/qmp.sock",
+            "/nonesuch/qmp.sock",
+            6,
+            "does not exist: /nonesuch",
+            "mkdir -p /nonesuch",
+        ),
+        (
+            "/tmp/qmp.sock",
+            "qmp.sock",
+            6,
+            "not an absolute path",
+            "begins with `/`",
+        ),
+        (
+            "/tmp/net0.sock",
+            "/tmp/sidecar.sock",
+            22,
+            "socket of line 12 already",
+            "of its own",
+        ),
+        (
+            "unix:/tmp/incoming.sock",
+            "unix:/tmp/qmp.sock",
+            17,
+            "line 6 already",
+            "of its own",
+        ),
+        (
+            "\"00:05.0\"",
+            "\"00:06.0\"",
+            23,
+            "address of line 13 already",
+            "of its own",
+        ),
+        (
+            "\"00:05.0\"",
+            "\"5\"",
+            23,
+            "`5` is not a PCI address",
+            "00:05.0",
+        ),
+        (
+            "\"00:05.0\"",
+            "\"00:1f.0\"",
+            23,
+            "not a free slot",
+            "00:1e.0",
+        ),
+        (
+            "\"ixgbevf\"",
+            "\"e1000\"",
+            21,
+            "no device model `e1000`",
+            "ixgbevf",
+        ),
+        (
+            "02:00:00:00:00:01",
+            "03:00:00:00:00:01",
+            24,
+            "not the address of one station",
+            "even",
+        ),
+        (
+            "02:00:00:00:00:01",
+            "02:00",
+            24,
+            "`02:00` is not a MAC",
+            "six bytes",
+        ),
         ("mac = \"02:00:00:00:00:01\"\n", "", 19, "no `mac`", "mac ="),
         ("tap:vf0", "vf0", 25, "`vf0` is no uplink", "wire:/PATH"),
-        ("tcp:127.0.0.1:7800", "localhost", 16, "no place to listen", "tcp:"),
+        (
+            "tcp:127.0.0.1:7800",
+            "localhost",
+            16,
+            "no place to listen",
+            "tcp:",
+        ),
         ("[[device]]", "[device]", 19, "invalid type", "a sequence"),
         ("[vm]", "[vm", 1, "", ""),
     ];
     for (good, bad, line, what, instead) in cases {
         assert!(GOOD.contains(good), "{good}");
         let text = GOOD.replacen(good, bad, 1);
-        let Err(error @ ConfigError::Wrong { .. }) = parse(&text) else { panic!("taken: {bad}") };
-        let ConfigError::Wrong { problems, .. } = &error else { unreachable!() };
+        let Err(error @ ConfigError::Wrong { .. }) = parse(&text) else {
+            panic!("taken: {bad}")
+        };
+        let ConfigError::Wrong { problems, .. } = &error else {
+            unreachable!()
+        };
         let first = &problems[0];
         assert_eq!(first.line, line, "{bad}: {error}");
         assert!(first.what.contains(what), "{bad}: {error}");
@@ -85,7 +186,9 @@ fn every_mistake_is_refused_with_file_line_and_remedy() {
 #[test]
 fn all_mistakes_are_told_at_once() {
     let text = GOOD.replace("512M", "half").replace("tap:vf0", "vf0");
-    let Err(ConfigError::Wrong { problems, .. }) = parse(&text) else { panic!("taken") };
+    let Err(ConfigError::Wrong { problems, .. }) = parse(&text) else {
+        panic!("taken")
+    };
     assert_eq!(problems.iter().map(|p| p.line).collect::<Vec<_>>(), [3, 25]);
 }
 
@@ -93,6 +196,20 @@ fn all_mistakes_are_told_at_once() {
 fn a_file_without_devices_is_refused() {
     let text = &GOOD[..GOOD.find("[[device]]").unwrap()];
     assert!(parse(text).unwrap_err().to_string().contains("no device"));
+}
+
+#[test]
+fn the_example_of_the_readme_is_sound() {
+    let readme = include_str!("../../../../README.md");
+    let (_, rest) = readme
+        .split_once("```toml\n")
+        .expect("the README has an example");
+    let (example, _) = rest.split_once("```").expect("which ends");
+    let config = parse(&example.replace("/run/vferry/", "/tmp/")).unwrap();
+    assert_eq!(
+        (config.name.as_str(), config.max_bandwidth),
+        ("web1", 1 << 30)
+    );
 }
 
 proptest! {

@@ -19,9 +19,17 @@ const MAX_SOCKET_PATH: usize = 107;
 const LAST_DEVICE: u8 = 0x1e;
 const DEFAULT_DOWNTIME_LIMIT_MS: u64 = 100;
 
-pub(super) fn validate(path: &Path, text: &str, file: File) -> Result<Config, Vec<Problem>> {
-    let mut check = Check { text, problems: Vec::new(), sockets: BTreeMap::new(), slots: BTreeMap::new() };
-    let origin = Origin { path: path.into(), memory_line: line(text, &file.vm.memory.span()) };
+pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, Vec<Problem>> {
+    let mut check = Check {
+        text,
+        problems: Vec::new(),
+        sockets: BTreeMap::new(),
+        slots: BTreeMap::new(),
+    };
+    let origin = Origin {
+        path: path.into(),
+        memory_line: line(text, &file.vm.memory.span()),
+    };
     let name = check.name(&file.vm.name);
     let memory = check.memory(&file.vm.memory);
     let qmp = check.socket(&file.qemu.qmp);
@@ -75,7 +83,8 @@ impl Check<'_> {
         what: impl Into<String>,
         instead: impl Into<String>,
     ) -> Option<T> {
-        self.problems.push(Problem::at(self.text, &at.span(), what, instead));
+        self.problems
+            .push(Problem::at(self.text, &at.span(), what, instead));
         None
     }
 
@@ -84,7 +93,11 @@ impl Check<'_> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if text.is_empty() || !text.chars().all(fits) || !text.starts_with(char::is_alphabetic) {
             let what = format!("`{text}` is not a usable name");
-            return self.wrong(name, what, "a letter, then letters, digits, `-`, `_` and `.`");
+            return self.wrong(
+                name,
+                what,
+                "a letter, then letters, digits, `-`, `_` and `.`",
+            );
         }
         Some(text.clone())
     }
@@ -102,25 +115,36 @@ impl Check<'_> {
     fn size(&mut self, size: &Spanned<String>) -> Option<u64> {
         let text = size.get_ref();
         let (digits, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-            Some(digits) => (digits, 10 * (1 + "KMGT".find(&text[digits.len()..]).unwrap_or(0))),
+            Some(digits) => (
+                digits,
+                10 * (1 + "KMGT".find(&text[digits.len()..]).unwrap_or(0)),
+            ),
             None => (text.as_str(), 0),
         };
-        let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
-        match bytes {
-            Some(bytes) => Some(bytes),
-            None => {
-                let what = format!("`{text}` is not a number of bytes");
-                self.wrong(size, what, "a number with K, M, G or T behind it, as in \"512M\"")
-            }
+        let bytes = digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(1 << shift));
+        if bytes.is_none() {
+            let what = format!("`{text}` is not a number of bytes");
+            let instead = "a number with K, M, G or T behind it, as in \"512M\"";
+            return self.wrong(size, what, instead);
         }
+        bytes
     }
 
     fn machine(&mut self, machine: Option<&Spanned<String>>) -> String {
-        let Some(machine) = machine else { return "q35".into() };
+        let Some(machine) = machine else {
+            return "q35".into();
+        };
         let text = machine.get_ref();
         if text != "q35" && !text.starts_with("pc-q35-") {
             let what = format!("machine `{text}` has no PCI Express, which the devices need");
-            self.wrong::<(), _>(machine, what, "\"q35\", or a version of it as \"pc-q35-11.1\"");
+            self.wrong::<(), _>(
+                machine,
+                what,
+                "\"q35\", or a version of it as \"pc-q35-11.1\"",
+            );
         }
         text.clone()
     }
@@ -133,13 +157,18 @@ impl Check<'_> {
         }
         if path.as_os_str().len() > MAX_SOCKET_PATH {
             let len = path.as_os_str().len();
-            let what = format!("a socket's path of {len} characters: the system allows {MAX_SOCKET_PATH}");
+            let what =
+                format!("a socket's path of {len} characters: the system allows {MAX_SOCKET_PATH}");
             return self.wrong(socket, what, "a shorter path, for instance below /run");
         }
         if !path.parent().is_some_and(Path::is_dir) {
             let folder = path.parent().unwrap_or(Path::new("/")).display();
             let what = format!("the folder of this socket does not exist: {folder}");
-            return self.wrong(socket, what, format!("an existing folder, or `mkdir -p {folder}` first"));
+            return self.wrong(
+                socket,
+                what,
+                format!("an existing folder, or `mkdir -p {folder}` first"),
+            );
         }
         let here = line(self.text, &socket.span());
         if let Some(other) = self.sockets.insert(path.clone(), here) {
@@ -171,10 +200,11 @@ impl Check<'_> {
         match Endpoint::from_str(endpoint.get_ref()) {
             Ok(Endpoint::Unix(path)) => {
                 let text = path.to_string_lossy().into_owned();
-                self.socket(&Spanned::new(endpoint.span(), text)).map(Endpoint::Unix)
+                self.socket(&Spanned::new(endpoint.span(), text))
+                    .map(Endpoint::Unix)
             }
             Ok(tcp) => Some(tcp),
-            Err(error) => self.wrong(endpoint, error, "as in \"tcp:10.0.0.1:7800\""),
+            Err(error) => self.wrong(endpoint, error, "as in \"tcp:192.0.2.1:7800\""),
         }
     }
 
@@ -201,7 +231,10 @@ impl Check<'_> {
             let device = section.get_ref();
             let here = line(text, &device.name.span());
             if let Some(other) = names.insert(device.name.get_ref().clone(), here) {
-                let what = format!("`{}` is the device of line {other} already", device.name.get_ref());
+                let what = format!(
+                    "`{}` is the device of line {other} already",
+                    device.name.get_ref()
+                );
                 self.wrong::<(), _>(&device.name, what, "a name of its own for each device");
             }
             devices.extend(self.device(section));
@@ -221,40 +254,65 @@ impl Check<'_> {
             self.wrong::<(), _>(&device.model, what, known.join(" or "));
         }
         let nic = self.nic(section);
-        Some(Device { name: name?, model: model.clone(), socket: socket?, address: address?, nic: nic? })
+        Some(Device {
+            name: name?,
+            model: model.clone(),
+            socket: socket?,
+            address: address?,
+            nic: nic?,
+        })
     }
 
     fn nic(&mut self, section: &Spanned<DeviceSection>) -> Option<Nic> {
         let device = section.get_ref();
         let mac = match &device.mac {
             Some(mac) => self.mac(mac),
-            None => self.wrong(section, "this device has no `mac`", "mac = \"02:00:00:00:00:01\""),
+            None => self.wrong(
+                section,
+                "this device has no `mac`",
+                "mac = \"02:00:00:00:00:01\"",
+            ),
         };
         let queues = device.queues.as_ref().map_or(2, |queues| *queues.get_ref());
-        if let Some(at) = device.queues.as_ref().filter(|_| !(1..=2).contains(&queues)) {
+        if let Some(at) = device
+            .queues
+            .as_ref()
+            .filter(|_| !(1..=2).contains(&queues))
+        {
             let what = format!("{queues} queue pairs");
             self.wrong::<(), _>(at, what, "1 or 2, as an 82599 virtual function has");
         }
-        let uplink = match &device.uplink {
-            Some(uplink) => self.uplink(uplink),
-            None => {
-                let instead = "uplink = \"tap:NAME\" or uplink = \"wire:/PATH\"";
-                self.wrong(section, "this device has no `uplink`", instead)
-            }
+        let uplink = if let Some(uplink) = &device.uplink {
+            self.uplink(uplink)
+        } else {
+            let instead = "uplink = \"tap:NAME\" or uplink = \"wire:/PATH\"";
+            self.wrong(section, "this device has no `uplink`", instead)
         };
-        Some(Nic { mac: mac?, queues, uplink: uplink? })
+        Some(Nic {
+            mac: mac?,
+            queues,
+            uplink: uplink?,
+        })
     }
 
     fn mac(&mut self, mac: &Spanned<String>) -> Option<[u8; 6]> {
         let text = mac.get_ref();
-        let byte = |part: &str| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten();
+        let byte = |part: &str| {
+            (part.len() == 2)
+                .then(|| u8::from_str_radix(part, 16).ok())
+                .flatten()
+        };
         let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
         let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
         match bytes {
             Some(bytes) if bytes[0] & 1 == 0 && bytes != [0; 6] => Some(bytes),
             Some(_) => {
                 let what = format!("{text} is not the address of one station");
-                self.wrong(mac, what, "an address whose first byte is even, as 02:00:00:00:00:01")
+                self.wrong(
+                    mac,
+                    what,
+                    "an address whose first byte is even, as 02:00:00:00:00:01",
+                )
             }
             None => {
                 let what = format!("`{text}` is not a MAC address");
@@ -270,7 +328,11 @@ impl Check<'_> {
             Some(("wire", path)) if path.starts_with('/') => Some(Uplink::Wire(path.into())),
             _ => {
                 let what = format!("`{text}` is no uplink");
-                self.wrong(uplink, what, "\"tap:NAME\" (1 to 15 characters) or \"wire:/PATH\"")
+                self.wrong(
+                    uplink,
+                    what,
+                    "\"tap:NAME\" (1 to 15 characters) or \"wire:/PATH\"",
+                )
             }
         }
     }

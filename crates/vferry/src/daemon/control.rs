@@ -17,39 +17,54 @@ use crate::stream::connect;
 
 pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let shared = Arc::clone(shared);
-    thread::Builder::new().name("control".into()).spawn(move || {
-        for stream in listener.incoming() {
-            let shared = Arc::clone(&shared);
-            let serve_one = move |stream: UnixStream| {
-                let spawned = thread::Builder::new()
-                    .name("command".into())
-                    .spawn(move || answer(&shared, Control::new(stream)));
-                spawned.map(drop)
-            };
-            if let Err(error) = stream.and_then(serve_one) {
-                tracing::warn!(%error, "a command could not be served");
+    thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&shared);
+                let serve_one = move |stream: UnixStream| {
+                    let spawned = thread::Builder::new()
+                        .name("command".into())
+                        .spawn(move || answer(&shared, Control::new(stream)));
+                    spawned.map(drop)
+                };
+                if let Err(error) = stream.and_then(serve_one) {
+                    tracing::warn!(%error, "a command could not be served");
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
 fn answer(shared: &Shared, mut control: Control) {
-    let Ok(mut writer) = control.writer() else { return };
+    let Ok(mut writer) = control.writer() else {
+        return;
+    };
     let reply = match control.receive() {
         Ok(Some(Request::Status)) => Reply::Status(status(shared)),
-        Ok(Some(Request::Migrate { to, verify, strategy, downtime_limit_ms })) => {
-            let mut options = Options { verify, strategy, settings: shared.settings() };
+        Ok(Some(Request::Migrate {
+            to,
+            verify,
+            strategy,
+            downtime_limit_ms,
+        })) => {
+            let mut options = Options {
+                verify,
+                strategy,
+                settings: shared.settings(),
+            };
             if let Some(ms) = downtime_limit_ms {
                 options.settings.downtime_limit = Some(Duration::from_millis(ms));
             }
             migrate(shared, &to, &options, control, &mut writer)
         }
-        Ok(Some(Request::Cancel)) => {
-            Reply::Failed { why: "no migration was asked for on this connection".into() }
-        }
+        Ok(Some(Request::Cancel)) => Reply::Failed {
+            why: "no migration was asked for on this connection".into(),
+        },
         Ok(None) => return,
-        Err(error) => Reply::Failed { why: format!("not understood: {error}") },
+        Err(error) => Reply::Failed {
+            why: format!("not understood: {error}"),
+        },
     };
     // A command that is gone needs no answer.
     let _ = writer.send(&reply);
@@ -80,7 +95,9 @@ fn migrate(
     writer: &mut Writer,
 ) -> Reply {
     let Some(_guard) = shared.begin_migration() else {
-        return Reply::Failed { why: "a migration of this VM is under way already".into() };
+        return Reply::Failed {
+            why: "a migration of this VM is under way already".into(),
+        };
     };
     let cancel = Arc::new(AtomicBool::new(false));
     let listening = listen_for_cancel(control, &cancel);
@@ -88,9 +105,16 @@ fn migrate(
         let qmp = shared.monitor()?;
         let facts = shared.facts(&qmp)?;
         let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
-        let stream = connect(&to)
-            .with_context(|| format!("no vferry answers at {to}: is `vferry run` started there?"))?;
-        let source = Source { vm: &shared.vm, qmp: &qmp, slots: &shared.slots, facts, cancel };
+        let stream = connect(&to).with_context(|| {
+            format!("no vferry answers at {to}: is `vferry run` started there?")
+        })?;
+        let source = Source {
+            vm: &shared.vm,
+            qmp: &qmp,
+            slots: &shared.slots,
+            facts,
+            cancel,
+        };
         let report = source.migrate(&mut Link::new(stream), options, &mut |progress| {
             let _ = writer.send(&Reply::Progress(progress));
         })?;
@@ -98,24 +122,31 @@ fn migrate(
     });
     match result {
         Ok(report) => {
-            tracing::info!(pause_ms = report.vm_pause_ms, "the VM runs at the destination");
+            tracing::info!(
+                pause_ms = report.vm_pause_ms,
+                "the VM runs at the destination"
+            );
             Reply::Done { report }
         }
         Err(error) => {
             tracing::error!("{error:#}");
-            Reply::Failed { why: format!("{error:#}") }
+            Reply::Failed {
+                why: format!("{error:#}"),
+            }
         }
     }
 }
 
 fn listen_for_cancel(mut control: Control, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let cancel = Arc::clone(cancel);
-    thread::Builder::new().name("cancel".into()).spawn(move || {
-        while let Ok(Some(request)) = control.receive::<Request>() {
-            if request == Request::Cancel {
-                cancel.store(true, Ordering::Release);
+    thread::Builder::new()
+        .name("cancel".into())
+        .spawn(move || {
+            while let Ok(Some(request)) = control.receive::<Request>() {
+                if request == Request::Cancel {
+                    cancel.store(true, Ordering::Release);
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }

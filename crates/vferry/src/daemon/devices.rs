@@ -31,10 +31,18 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Vec<Device>> {
         let (space, model) = models::build(device)?;
         let endpoint = Endpoint::new(&device.name, space, model)?;
         let server = Server::bind(&device.socket)?;
-        anyhow::Ok(Device { slot: Slot { endpoint, address: device.address }, server })
+        anyhow::Ok(Device {
+            slot: Slot {
+                endpoint,
+                address: device.address,
+            },
+            server,
+        })
     };
     let devices = config.devices.iter();
-    devices.map(|d| open(d).with_context(|| format!("device `{}`", d.name))).collect()
+    devices
+        .map(|d| open(d).with_context(|| format!("device `{}`", d.name)))
+        .collect()
 }
 
 pub(super) fn serve(
@@ -42,7 +50,10 @@ pub(super) fn serve(
     shared: &Arc<Shared>,
     ended: &Sender<End>,
 ) -> anyhow::Result<Serving> {
-    let mut serving = Serving { connections: Vec::new(), engines: Vec::new() };
+    let mut serving = Serving {
+        connections: Vec::new(),
+        engines: Vec::new(),
+    };
     for device in devices {
         serving.engines.push(Engine::start(&device.slot.endpoint)?);
         let stopper = device.server.stopper();
@@ -60,7 +71,10 @@ pub(super) fn serve(
 fn serve_one(device: &Device, shared: &Arc<Shared>, ended: &Sender<End>) {
     let name = device.slot.endpoint.name();
     let mut frontend = device.slot.endpoint.frontend();
-    let first = shared.slots.first().is_some_and(|slot| slot.endpoint.name() == name);
+    let first = shared
+        .slots
+        .first()
+        .is_some_and(|slot| slot.endpoint.name() == name);
     if first {
         look_when_connected(shared);
     }
@@ -75,11 +89,13 @@ fn serve_one(device: &Device, shared: &Arc<Shared>, ended: &Sender<End>) {
 /// QEMU's monitor greets only after all its devices have connected.
 fn look_when_connected(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let looker = thread::Builder::new().name("look-at-qemu".into()).spawn(move || {
-        if shared.vm.wait_connected() {
-            shared.look_at_qemu();
-        }
-    });
+    let looker = thread::Builder::new()
+        .name("look-at-qemu".into())
+        .spawn(move || {
+            if shared.vm.wait_connected() {
+                shared.look_at_qemu();
+            }
+        });
     if let Err(error) = looker {
         tracing::warn!(%error, "QEMU is not looked at before a migration");
     }
