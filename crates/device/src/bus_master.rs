@@ -10,7 +10,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::memory::{DirtySink, DmaError, GuestMemory, MapError, MapRequest, MemoryMap};
+use crate::memory::{
+    DirtySink, DmaError, GuestMemory, MapError, MapRequest, MemoryFile, MemoryMap,
+};
 
 /// One function's access to guest memory.
 #[derive(Debug, Default)]
@@ -97,7 +99,7 @@ impl BusMaster {
 
     /// The distinct files behind the mapped memory, in the order of their lowest address: guest
     /// RAM as the VMM holds it, for digests.
-    pub fn memory_files(&self) -> Vec<File> {
+    pub fn memory_files(&self) -> Vec<MemoryFile> {
         self.gate
             .read()
             .unwrap_or_else(PoisonError::into_inner)

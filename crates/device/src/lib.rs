@@ -27,6 +27,8 @@ pub use bus_master::BusMaster;
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use interrupts::Interrupts;
 pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
-pub use memory::{DirtySink, DmaError, FlatMemory, GuestMemory, MapError, MapRequest, PAGE_SIZE};
+pub use memory::{
+    DirtySink, DmaError, FlatMemory, GuestMemory, MapError, MapRequest, MemoryFile, PAGE_SIZE,
+};
 pub use model::{Access, Model, Progress, Reset};
 pub use state::{State, StateError, StateRecord};

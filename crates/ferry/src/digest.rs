@@ -8,10 +8,10 @@
 //! beforehand ([`GuestRam::touch`]): what remains is one copy of each page into a buffer that stays
 //! in the nearest cache, and the hash of it.
 
-use std::fs::File;
 use std::io;
 use std::thread;
 
+use device::MemoryFile;
 use serde::{Deserialize, Serialize};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use xxhash_rust::xxh3::xxh3_128;
@@ -27,6 +27,7 @@ const IDLE: i32 = 19;
 #[derive(Debug)]
 pub struct GuestRam {
     mapping: MmapRegion,
+    of: MemoryFile,
 }
 
 /// How much of the machine may be taken.
@@ -39,16 +40,25 @@ pub enum Urgency {
 }
 
 impl GuestRam {
-    /// Maps all of `file`.
+    /// Maps all of the file.
     ///
     /// # Errors
     /// When it cannot be mapped.
-    pub fn map(file: File) -> io::Result<Self> {
+    pub fn map(of: MemoryFile) -> io::Result<Self> {
+        let file = of.file.try_clone()?;
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, 0), len);
         Ok(Self {
             mapping: mapping.map_err(io::Error::other)?,
+            of,
         })
+    }
+
+    /// The guest-physical address of page `page` of the file; its offset where devices cannot
+    /// reach it.
+    pub fn address_of(&self, page: usize) -> u64 {
+        let offset = (page * PAGE) as u64;
+        self.of.address_of(offset).unwrap_or(offset)
     }
 
     /// Looks at every page once, so that a later digest takes no page fault. Makes pages of holes;
@@ -177,7 +187,10 @@ fn hex(digest: u128) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
+
+    use device::{BusMaster, MapRequest};
 
     use super::*;
 
@@ -188,10 +201,32 @@ mod tests {
         file
     }
 
+    /// `file` as guest memory from address `iova` on.
+    fn ram(file: &File, iova: u64) -> GuestRam {
+        let size = file.metadata().unwrap().len();
+        let request = MapRequest {
+            iova,
+            size,
+            offset: 0,
+            writable: true,
+        };
+        let bus = BusMaster::default();
+        bus.map(request, Some(file.try_clone().unwrap().into()))
+            .unwrap();
+        GuestRam::map(bus.memory_files().remove(0)).unwrap()
+    }
+
     fn digest(file: &File) -> MemoryDigest {
-        let ram = GuestRam::map(file.try_clone().unwrap()).unwrap();
+        let ram = ram(file, 0);
         ram.touch();
         ram.digest(Urgency::Now).unwrap()
+    }
+
+    #[test]
+    fn a_page_has_the_address_that_devices_reach_it_by() {
+        let ram = ram(&memory(4), 1 << 32);
+        assert_eq!(ram.address_of(3), (1 << 32) + 3 * PAGE as u64);
+        assert_eq!(ram.address_of(4), 4 * PAGE as u64, "not reached");
     }
 
     fn differences(a: &File, b: &File) -> Vec<usize> {
@@ -228,8 +263,8 @@ mod tests {
     fn the_background_comes_to_the_same() {
         let memory = memory(700);
         memory.write_all_at(&[3; 9], 5 * PAGE as u64).unwrap();
-        let ram = GuestRam::map(memory.try_clone().unwrap()).unwrap();
-        assert_eq!(ram.digest(Urgency::Background).unwrap(), digest(&memory));
+        let background = ram(&memory, 0).digest(Urgency::Background).unwrap();
+        assert_eq!(background, digest(&memory));
     }
 
     #[test]

@@ -31,12 +31,9 @@ pub struct Report {
     pub functions_corrected: usize,
     /// Pages of guest memory that differed at LOAD; `None` when not verified.
     pub stale_pages: Option<usize>,
-    /// Their guest-physical addresses, at most [`STALE_LISTED`].
-    pub stale_at: Vec<u64>,
+    /// Where they are: guest-physical address and bytes of each run of them.
+    pub stale_ranges: Vec<[u64; 2]>,
 }
-
-/// Most stale pages whose addresses are listed.
-pub const STALE_LISTED: usize = 64;
 
 /// Pages newly marked in QEMU's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -168,8 +168,8 @@ impl Source<'_> {
             transferred: sent.transferred,
             passes: sent.passes,
             functions_corrected: arrival.corrected,
-            stale_pages: stale.as_ref().map(|stale| stale.count),
-            stale_at: stale.map(|stale| stale.listed).unwrap_or_default(),
+            stale_pages: stale.as_ref().map(|stale| stale.pages),
+            stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
         })
     }
 

@@ -230,11 +230,12 @@ impl Vm {
 
     /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
     /// writes it.
-    pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<MemoryDigest>> {
-        self.guest_ram()?
-            .iter()
-            .map(|ram| ram.digest(Urgency::Background))
-            .collect()
+    pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<(GuestRam, MemoryDigest)>> {
+        let digest = |ram: GuestRam| {
+            let digest = ram.digest(Urgency::Background)?;
+            Ok((ram, digest))
+        };
+        self.guest_ram()?.into_iter().map(digest).collect()
     }
 
     fn guest_ram(&self) -> std::io::Result<Vec<GuestRam>> {

@@ -72,6 +72,28 @@ pub enum MapError {
     System(String),
 }
 
+/// A file that holds guest memory.
+#[derive(Debug)]
+pub struct MemoryFile {
+    /// The file.
+    pub file: File,
+    /// Offset in the file, address on the bus, and bytes of each mapped range.
+    parts: Vec<(u64, u64, u64)>,
+}
+
+impl MemoryFile {
+    /// The address under which a function reaches the byte at `offset`, if it does.
+    pub fn address_of(&self, offset: u64) -> Option<u64> {
+        let within = |(start, address, len): &(u64, u64, u64)| {
+            offset
+                .checked_sub(*start)
+                .filter(|by| by < len)
+                .map(|by| address + by)
+        };
+        self.parts.iter().find_map(within)
+    }
+}
+
 /// The ranges that a function can reach, each with a dirty bit per page.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryMap {
@@ -164,26 +186,31 @@ impl MemoryMap {
         }
     }
 
-    pub(crate) fn files(&self) -> Vec<File> {
-        let mut seen = Vec::new();
-        let mut files = Vec::new();
+    pub(crate) fn files(&self) -> Vec<MemoryFile> {
+        let mut files: Vec<(_, MemoryFile)> = Vec::new();
         for region in self.regions.iter() {
             let mapping = region.get_mmap();
-            let Some(file) = mapping.file_offset() else {
+            let Some(offset) = mapping.file_offset() else {
                 continue;
             };
-            let Ok(metadata) = file.file().metadata() else {
+            let Ok(metadata) = offset.file().metadata() else {
                 continue;
             };
             let id = (metadata.dev(), metadata.ino());
-            if !seen.contains(&id)
-                && let Ok(file) = file.file().try_clone()
-            {
-                seen.push(id);
-                files.push(file);
+            let part = (offset.start(), region.start_addr().0, region.len());
+            if let Some((_, known)) = files.iter_mut().find(|(known, _)| *known == id) {
+                known.parts.push(part);
+            } else if let Ok(file) = offset.file().try_clone() {
+                files.push((
+                    id,
+                    MemoryFile {
+                        file,
+                        parts: vec![part],
+                    },
+                ));
             }
         }
-        files
+        files.into_iter().map(|(_, file)| file).collect()
     }
 
     pub(crate) fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {

@@ -3,7 +3,7 @@
 mod map;
 
 pub(crate) use map::MemoryMap;
-pub use map::{MapError, MapRequest};
+pub use map::{MapError, MapRequest, MemoryFile};
 
 /// Reads and writes of guest memory by DMA.
 ///

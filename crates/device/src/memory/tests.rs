@@ -116,6 +116,30 @@ fn refuses_what_would_fault_or_overlap() {
     map.insert(request(4, 1), Some(memfd(1))).unwrap();
 }
 
+#[test]
+fn a_file_is_listed_once_and_knows_where_its_bytes_are_mapped() {
+    let file = memfd(8);
+    let mut map = MemoryMap::default();
+    map.insert(request(0, 2), Some(file.try_clone().unwrap()))
+        .unwrap();
+    let high = MapRequest {
+        iova: 1 << 32,
+        offset: 4 * PAGE_SIZE,
+        ..request(0, 4)
+    };
+    map.insert(high, Some(file.try_clone().unwrap())).unwrap();
+    map.insert(request(100, 1), Some(memfd(1))).unwrap();
+    let files = map.files();
+    assert_eq!(files.len(), 2);
+    assert_eq!(files[0].address_of(PAGE_SIZE + 1), Some(PAGE_SIZE + 1));
+    assert_eq!(files[0].address_of(2 * PAGE_SIZE), None);
+    assert_eq!(
+        files[0].address_of(7 * PAGE_SIZE),
+        Some((1 << 32) + 3 * PAGE_SIZE)
+    );
+    assert_eq!(files[1].address_of(0), Some(100 * PAGE_SIZE));
+}
+
 proptest! {
     /// Any mix of mappings and accesses: an access succeeds exactly when all of it is mapped, and
     /// then the pages it touched, and no others, are dirty.

@@ -60,12 +60,7 @@ fn send(
             Err(error) => return Err(error.into()),
         };
         if functions.is_none() && source.vm.stage() == StageName::Marked {
-            for passed in [Phase::Halt, Phase::Mark, Phase::Copy] {
-                *phase = passed;
-                progress(Progress::Phase { phase: passed });
-            }
-            // The guest can no longer change it. QEMU answers as soon as it has sent the rest.
-            functions = Some(restore::read(source.qmp, source.slots)?);
+            functions = at_stop(source, progress, phase)?;
         }
         let over = match &event {
             Some(event) if event.name == "MIGRATION" => {
@@ -100,6 +95,30 @@ fn send(
         None => restore::read(source.qmp, source.slots)?,
     };
     Ok(sent(&info, completed, functions))
+}
+
+/// The devices were halted. If that was the migration's stop, reads what the guest, which can no
+/// longer change it, has programmed.
+///
+/// A guest that reboots or unbinds the sidecar's driver stops its rings too, and then the vCPUs
+/// run: the devices follow. QEMU opens the log again when the rings do; should they not, nothing
+/// halts and marks at the real stop, and SAVE is refused.
+fn at_stop(
+    source: &Source<'_>,
+    progress: &mut dyn FnMut(Progress),
+    phase: &mut Phase,
+) -> Result<Option<Vec<Function>>, StepError> {
+    // QEMU answers as soon as it has sent the rest.
+    if source.qmp.run_status()?.running {
+        tracing::info!("the guest stopped the sidecar, not the migration: devices go on");
+        source.vm.run_again();
+        return Ok(None);
+    }
+    for passed in [Phase::Halt, Phase::Mark, Phase::Copy] {
+        *phase = passed;
+        progress(Progress::Phase { phase: passed });
+    }
+    Ok(Some(restore::read(source.qmp, source.slots)?))
 }
 
 /// Tells how far it is; says whether QEMU is done (an event may have been lost).

@@ -3,55 +3,78 @@
 
 use super::{ANSWER, DIGESTS};
 use crate::Vm;
-use crate::digest::{MemoryDigest, PAGE};
+use crate::digest::{BlockDigests, MemoryDigest, PAGE};
 use crate::link::{self, Link, LinkError, Message};
-use crate::report::STALE_LISTED;
 
 /// What differs.
 #[derive(Debug, Default)]
 pub(super) struct Stale {
-    pub(super) count: usize,
-    /// Offsets in the memory file, which are guest-physical addresses below the PCI hole.
-    pub(super) listed: Vec<u64>,
+    pub(super) pages: usize,
+    /// Guest-physical address and bytes of each run of pages.
+    pub(super) ranges: Vec<[u64; 2]>,
 }
 
 pub(super) fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> {
     let mut stale = Stale::default();
-    for (file, own) in vm.digest_memory()?.iter().enumerate() {
-        let blocks = match link.ask(&Message::Digests { file }, DIGESTS)? {
-            Message::BlockDigests {
-                digests: Some(blocks),
-            } => blocks,
-            Message::BlockDigests { digests: None } => {
-                return Err(LinkError::Unexpected(
-                    "the destination took no digest".into(),
-                ));
-            }
-            other => return Err(link::unexpected(&other)),
-        };
+    for (file, (ram, own)) in vm.digest_memory()?.iter().enumerate() {
+        let blocks = ask_blocks(link, file)?;
         for block in own.differing_blocks(&blocks) {
-            compare_block(link, file, block, own, &mut stale)?;
+            for page in differing_pages(link, file, block, own)? {
+                stale.add(ram.address_of(page));
+            }
         }
     }
     Ok(stale)
 }
 
-fn compare_block(
+impl Stale {
+    fn add(&mut self, address: u64) {
+        self.pages += 1;
+        match self.ranges.last_mut() {
+            Some([start, len]) if start.checked_add(*len) == Some(address) => *len += PAGE as u64,
+            _ => self.ranges.push([address, PAGE as u64]),
+        }
+    }
+}
+
+fn ask_blocks(link: &mut Link, file: usize) -> Result<BlockDigests, LinkError> {
+    match link.ask(&Message::Digests { file }, DIGESTS)? {
+        Message::BlockDigests {
+            digests: Some(blocks),
+        } => Ok(blocks),
+        Message::BlockDigests { digests: None } => {
+            Err(LinkError::Unexpected("no digest of this memory".into()))
+        }
+        other => Err(link::unexpected(&other)),
+    }
+}
+
+fn differing_pages(
     link: &mut Link,
     file: usize,
     block: usize,
     own: &MemoryDigest,
-    stale: &mut Stale,
-) -> Result<(), LinkError> {
-    let pages = match link.ask(&Message::BlockPages { file, block }, ANSWER)? {
-        Message::PageDigests { pages } => pages,
-        other => return Err(link::unexpected(&other)),
-    };
-    for page in own.differing_pages(block, &pages) {
-        stale.count += 1;
-        if stale.listed.len() < STALE_LISTED {
-            stale.listed.push((page * PAGE) as u64);
-        }
+) -> Result<Vec<usize>, LinkError> {
+    match link.ask(&Message::BlockPages { file, block }, ANSWER)? {
+        Message::PageDigests { pages } => Ok(own.differing_pages(block, &pages)),
+        other => Err(link::unexpected(&other)),
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_range() {
+        let mut stale = Stale::default();
+        for address in [0x1000, 0x2000, 0x4000, 0x1_0000_0000] {
+            stale.add(address);
+        }
+        assert_eq!(stale.pages, 4);
+        assert_eq!(
+            stale.ranges,
+            [[0x1000, 0x2000], [0x4000, 0x1000], [0x1_0000_0000, 0x1000]]
+        );
+    }
 }

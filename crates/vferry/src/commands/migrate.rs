@@ -168,8 +168,8 @@ fn print_report(report: &Report) {
     );
     if let Some(stale) = report.stale_pages {
         println!("  stale pages         {stale:8}");
-        for at in &report.stale_at {
-            println!("    at {at:#x}");
+        for [address, bytes] in &report.stale_ranges {
+            println!("    {bytes:#x} bytes at {address:#x}");
         }
     }
     println!("This host's QEMU keeps the VM paused (`postmigrate`): end it when you like.");
