@@ -26,6 +26,10 @@ pub struct HostOptions {
     pub downtime_limit: Duration,
     /// A law to switch off: the argument of `--unsound-control`.
     pub unsound_control: Option<String>,
+    /// Most bytes per second that a source sends; `None` is no limit.
+    pub max_bandwidth: Option<u64>,
+    /// Where the NIC sits on the guest's PCI bus.
+    pub nic_address: String,
     /// More for the kernel's command line.
     pub append: String,
 }
@@ -153,6 +157,8 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let memory = options.memory >> 20;
     let wire = options.wire.display();
     let limit = options.downtime_limit.as_millis();
+    let bandwidth = options.max_bandwidth.unwrap_or(0);
+    let nic_address = &options.nic_address;
     format!(
         r#"[vm]
 name = "lab"
@@ -172,12 +178,13 @@ address = "00:06.0"
 link = "unix:{folder}/link.sock"
 incoming = "unix:{folder}/incoming.sock"
 downtime-limit-ms = {limit}
+max-bandwidth = "{bandwidth}"
 
 [[device]]
 name = "net0"
 model = "ixgbevf"
 socket = "{folder}/net0.sock"
-address = "00:05.0"
+address = "{nic_address}"
 mac = "02:00:00:00:00:02"
 uplink = "wire:{wire}"
 "#

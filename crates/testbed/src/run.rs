@@ -44,6 +44,10 @@ pub struct Options {
     pub verify: bool,
     /// MiB of guest memory that a program writes over and over, and how many of them per second.
     pub dirty: (u32, u32),
+    /// Most bytes per second that the first source sends; `None` is no limit.
+    pub max_bandwidth: Option<u64>,
+    /// More for the kernel's command line.
+    pub append: String,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -56,6 +60,8 @@ impl Default for Options {
             unsound_control: None,
             verify: true,
             dirty: (16, 8),
+            max_bandwidth: None,
+            append: String::new(),
             load: true,
         }
     }
@@ -96,7 +102,9 @@ impl Testbed {
             wire,
             downtime_limit: Duration::from_millis(30),
             unsound_control: options.unsound_control.clone(),
-            append: String::new(),
+            max_bandwidth: options.max_bandwidth,
+            nic_address: "00:05.0".into(),
+            append: options.append.clone(),
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
         host.vm.wait_ready(BOOT)?;
@@ -171,6 +179,22 @@ impl Testbed {
     /// # Errors
     /// When it does not start.
     pub fn next_host(&mut self) -> Result<Host> {
+        self.another_host(&self.next_host_options(), true)
+    }
+
+    /// What [`Testbed::next_host`] starts a host with.
+    pub fn next_host_options(&self) -> HostOptions {
+        HostOptions {
+            max_bandwidth: None,
+            ..self.host_options.clone()
+        }
+    }
+
+    /// Starts a host that waits for a guest, or boots one of its own.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn another_host(&mut self, options: &HostOptions, incoming: bool) -> Result<Host> {
         self.hosts += 1;
         let name = self.hosts.to_string();
         Host::start(
@@ -178,8 +202,8 @@ impl Testbed {
             &self.programs,
             self.folder.path(),
             &name,
-            &self.host_options,
-            true,
+            options,
+            incoming,
         )
     }
 
