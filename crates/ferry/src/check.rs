@@ -6,6 +6,7 @@ use qemu::{PciAddress, Qmp};
 use serde::{Deserialize, Serialize};
 
 use crate::Strategy;
+use crate::link::printable;
 
 /// One side, as the other needs to know it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,7 +107,8 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
             b.version, a.version
         ));
     }
-    reasons
+    // One of the two is in the other side's words.
+    reasons.iter().map(|reason| printable(reason)).collect()
 }
 
 /// The strategy for these devices: all of them are models whose state vferry holds.

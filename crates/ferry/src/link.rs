@@ -237,7 +237,8 @@ pub fn parse(body: &[u8]) -> Result<Message, LinkError> {
     match serde_json::from_slice(body) {
         Ok(Message::Abort { reason }) => Err(LinkError::Aborted(printable(&reason))),
         Ok(message) => Ok(message),
-        Err(error) => Err(LinkError::Malformed(error.to_string())),
+        // It quotes the other side's own words.
+        Err(error) => Err(LinkError::Malformed(printable(&error.to_string()))),
     }
 }
 
@@ -252,7 +253,7 @@ pub fn unexpected(message: &Message) -> LinkError {
 }
 
 /// What the other side wrote goes to a terminal: bounded, and without control characters.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(2000)
@@ -357,6 +358,14 @@ mod tests {
         .unwrap();
         let error = b.receive(SOON).unwrap_err();
         assert_eq!(error.to_string(), "the other host gave up: no [2J");
+    }
+
+    #[test]
+    fn what_is_no_message_is_quoted_without_control_characters() {
+        let error = parse(br#"{"message":"prepared","\u001b[2J":1}"#).unwrap_err();
+        assert!(error.to_string().contains("` [2J`"), "{error}");
+        let error = parse(br#"{"message":"\u001b]0;x\u0007"}"#).unwrap_err();
+        assert!(error.to_string().contains("` ]0;x `"), "{error}");
     }
 
     #[test]

@@ -76,6 +76,17 @@ fn every_difference_is_named_with_both_values() {
 }
 
 #[test]
+fn the_other_sides_words_cannot_steer_the_terminal() {
+    let mut other = facts();
+    other.machine.machine_type = "\x1b[2Jpc".into();
+    let reasons = compare(&facts(), &other);
+    assert!(
+        reasons[0].contains(" [2Jpc at the destination"),
+        "{reasons:?}"
+    );
+}
+
+#[test]
 fn a_side_that_cannot_be_migrated_says_what_to_do() {
     let old = |f: &mut Facts| f.machine.version.minor = 0;
     let private = |f: &mut Facts| f.machine.memory_backends[0].share = false;
