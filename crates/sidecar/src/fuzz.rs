@@ -1,10 +1,11 @@
-//! The way in for fuzzers: bytes as QEMU would send them, served as QEMU would be.
+//! The ways in for fuzzers: bytes as QEMU or the other host would send them.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use crate::blob;
 use crate::server::{Connection, Stopper};
 use crate::{Config, Hooks, LogStart, Stop, Stopped, Veto};
 
@@ -39,6 +40,16 @@ pub fn converse(messages: &[u8]) {
         let _ = connection.serve(&mut Indifferent);
         let _ = ours.shutdown(Shutdown::Both);
     });
+}
+
+/// Opens the frame around a device state, as it comes from the other host.
+///
+/// # Panics
+/// When the frame of what was in it is another one.
+pub fn open(sealed: &[u8]) {
+    if let Ok(state) = blob::open(sealed.to_vec()) {
+        assert_eq!(blob::seal(&state), sealed);
+    }
 }
 
 /// Hooks that agree with everything.
