@@ -10,6 +10,7 @@
 
 mod demo;
 mod fmt;
+mod fuzz;
 mod house;
 mod lab;
 mod licences;
@@ -48,6 +49,8 @@ enum Command {
     Lint,
     /// Run all tests, those with a VM too.
     Test,
+    /// Run the fuzz targets, each for a bounded time.
+    Fuzz(fuzz::Fuzz),
     /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
     Demo(demo::Demo),
 }
@@ -57,6 +60,7 @@ fn main() -> Result<ExitCode> {
         Command::Demo(demo) => return demo::run(&demo),
         Command::Lab { rebuild } => lab::run(rebuild),
         Command::Fmt { check } => fmt::run(check),
+        Command::Fuzz(fuzz) => fuzz::run(&fuzz),
         Command::Lint => lint::run(),
         Command::Test => test::run(),
     };
