@@ -8,6 +8,7 @@ use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
 use crate::digest::MemoryDigest;
+use crate::driverless;
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
@@ -38,6 +39,14 @@ pub struct Destination<'a> {
     pub uri: String,
     /// Limits for QEMU.
     pub settings: MigrationSettings,
+}
+
+/// What the destination has prepared for.
+#[derive(Debug)]
+struct Prepared {
+    functions: Vec<Function>,
+    /// The sidecar was started from outside of the guest.
+    driverless: bool,
 }
 
 /// Why nothing arrived.
@@ -74,6 +83,9 @@ impl Destination<'_> {
         };
         match self.arrive(link, &prepared) {
             Ok(arrival) => {
+                if prepared.driverless {
+                    self.release_sidecar();
+                }
                 self.answer_digests(link);
                 Ok(arrival)
             }
@@ -122,9 +134,13 @@ impl Destination<'_> {
         Ok(link.send(&answer, ANSWER)?)
     }
 
-    fn prepare(&self, link: &mut Link) -> Result<Vec<Function>, ReceiveError> {
-        let (functions, verify) = match link.receive(ANSWER)? {
-            Message::Prepare { functions, verify } => (functions, verify),
+    fn prepare(&self, link: &mut Link) -> Result<Prepared, ReceiveError> {
+        let (functions, verify, driverless) = match link.receive(ANSWER)? {
+            Message::Prepare {
+                functions,
+                verify,
+                driverless,
+            } => (functions, verify, driverless),
             other => return Err(link::unexpected(&other).into()),
         };
         tracing::info!(phase = %Phase::Prepare, "phase");
@@ -142,10 +158,13 @@ impl Destination<'_> {
             },
             ANSWER,
         )?;
-        Ok(functions)
+        Ok(Prepared {
+            functions,
+            driverless,
+        })
     }
 
-    fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
+    fn arrive(&self, link: &mut Link, prepared: &Prepared) -> Result<Arrival, ReceiveError> {
         let mut events = self.qmp.events();
         let functions = self.wait_for_word(link)?;
         let told = Instant::now();
@@ -157,11 +176,11 @@ impl Destination<'_> {
                 "the devices' state did not arrive".into(),
             ));
         }
-        let corrected = if functions == prepared {
+        let corrected = if functions == prepared.functions {
             0
         } else {
             self.wait_loaded(&mut events)?;
-            restore::program(self.qmp, self.slots, &functions, prepared)?
+            restore::program(self.qmp, self.slots, &functions, &prepared.functions)?
         };
         // The VM is complete and this host's: what devices write from here on is its own. QEMU
         // takes `cont` also in the last moments of loading, and starts the VM when it is done.
@@ -224,6 +243,15 @@ impl Destination<'_> {
             digest_ms: since(timeline.load_began, timeline.digested),
             resume_ms: millis(told.elapsed()),
             corrected,
+        }
+    }
+
+    /// The VM runs, and needs the sidecar no longer until it migrates again.
+    fn release_sidecar(&self) {
+        if let Some(through) = self.slots.first()
+            && let Err(error) = driverless::release(self.qmp, self.facts.sidecar, through)
+        {
+            tracing::warn!(%error, "not released: a driver loaded later finds it running");
         }
     }
 

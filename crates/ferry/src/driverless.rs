@@ -1,4 +1,5 @@
-//! Starting the sidecar in a guest without a driver for it, through the devices' DMA messages.
+//! Starting the sidecar in a guest without a driver for it, and releasing it again where the VM
+//! ends up, through the devices' DMA messages.
 
 use std::io;
 
@@ -13,14 +14,14 @@ use crate::restore::Slot;
 const COMMAND: u8 = 4;
 const BUS_MASTER: u32 = 1 << 2;
 
-/// Why the sidecar was not started.
+/// Why the sidecar was not started or released.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The sequence failed.
-    #[error("starting the sidecar in a guest that has no driver for it: {0}")]
+    #[error("the sidecar in a guest that has no driver for it: {0}")]
     Driverless(#[from] DriverlessError),
     /// QEMU's monitor refused.
-    #[error("starting the sidecar in a guest that has no driver for it: {0}")]
+    #[error("the sidecar in a guest that has no driver for it: {0}")]
     Qmp(#[from] QmpError),
     /// No ECAM.
     #[error(
@@ -29,33 +30,51 @@ pub enum StartError {
     NoEcam,
 }
 
-/// Makes sure that the sidecar at `sidecar` is started: by the guest's driver, else from here.
-/// `through` is a function whose messages reach it.
+/// Makes sure that the sidecar at `sidecar` is started: by the guest's driver, else from here, and
+/// says whether it was from here. `through` is a function whose messages reach it.
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, through: &Slot) -> Result<(), StartError> {
+pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, through: &Slot) -> Result<bool, StartError> {
+    match reach(qmp, sidecar, through, |window| driverless::start(window))? {
+        Ok(()) => Ok(true),
+        Err(DriverlessError::DriverBound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Undoes a start from here, lest a driver that the guest loads later finds the device running.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn release(qmp: &Qmp, sidecar: PciAddress, through: &Slot) -> Result<(), StartError> {
+    match reach(qmp, sidecar, through, |window| driverless::release(window))? {
+        // A driver came meanwhile: the device is its own.
+        Ok(()) | Err(DriverlessError::DriverBound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn reach<T>(
+    qmp: &Qmp,
+    sidecar: PciAddress,
+    through: &Slot,
+    work: impl FnOnce(&mut dyn PciWindow) -> T,
+) -> Result<T, StartError> {
     let ecam = ecam_base(&qmp.human_monitor("info mtree")?).ok_or(StartError::NoEcam)?;
     let mut window = Window {
         endpoint: &through.endpoint,
         config: ecam + ecam_offset(sidecar),
     };
     if through.endpoint.is_bus_master() {
-        return started(driverless::start(&mut window));
+        return Ok(work(&mut window));
     }
     // Without a driver on this function either, its messages do not get through. The vCPUs stand
     // still while that is lent to it, so that nobody sees it.
     qmp.stop()?;
-    let result = with_bus_master(qmp, through.address, || driverless::start(&mut window));
+    let result = with_bus_master(qmp, through.address, || work(&mut window));
     qmp.cont()?;
-    started(result?)
-}
-
-fn started(result: Result<(), DriverlessError>) -> Result<(), StartError> {
-    match result {
-        Ok(()) | Err(DriverlessError::DriverBound { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(result?)
 }
 
 fn with_bus_master<T>(

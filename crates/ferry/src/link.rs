@@ -35,6 +35,10 @@ pub enum Message {
         functions: Vec<Function>,
         /// Take digests of memory at LOAD.
         verify: bool,
+        /// The sidecar was started from outside, in a guest without a driver for it: release it
+        /// when the VM runs.
+        #[serde(default)]
+        driverless: bool,
     },
     /// Destination: QEMU listens there.
     Prepared {
@@ -323,6 +327,7 @@ mod tests {
             Message::Prepare {
                 functions: vec![function.clone()],
                 verify: true,
+                driverless: true,
             },
             Message::Prepared {
                 uri: "unix:/run/mig".into(),

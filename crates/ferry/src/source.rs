@@ -119,19 +119,20 @@ impl Source<'_> {
         };
         self.vm.begin_migration();
         enter(Phase::Check, &mut watch);
+        let mut driverless = false;
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
-            let uri = self.prepare(link, options)?;
+            let uri = self.prepare(link, options, &mut driverless)?;
             enter(Phase::Precopy, &mut watch);
             Ok((strategy, uri))
         });
         let (strategy, uri) = match result {
             Ok(prepared) => prepared,
-            Err(error) => return Err(self.give_up(link, phase, error)),
+            Err(error) => return Err(self.give_up(link, phase, error, driverless)),
         };
         let sent = match precopy::run(&self, &uri, progress) {
             Ok(sent) => sent,
-            Err((phase, error)) => return Err(self.give_up(link, phase, error)),
+            Err((phase, error)) => return Err(self.give_up(link, phase, error, driverless)),
         };
         // QEMU has completed: from here on the VM must not run on this host.
         self.vm.hand_over();
@@ -223,16 +224,23 @@ impl Source<'_> {
         }
     }
 
-    fn prepare(&self, link: &mut Link, options: &Options) -> Result<String, StepError> {
+    /// `driverless` becomes true once the sidecar was started from here.
+    fn prepare(
+        &self,
+        link: &mut Link,
+        options: &Options,
+        driverless: &mut bool,
+    ) -> Result<String, StepError> {
         self.stop_if_cancelled()?;
         if let Some(through) = self.slots.first() {
-            driverless::ensure_started(self.qmp, self.facts.sidecar, through)?;
+            *driverless = driverless::ensure_started(self.qmp, self.facts.sidecar, through)?;
         }
         self.qmp.prepare_migration(&options.settings)?;
         let functions = restore::read(self.qmp, self.slots)?;
         let question = Message::Prepare {
             functions,
             verify: options.verify,
+            driverless: *driverless,
         };
         match link.ask(&question, RUN)? {
             Message::Prepared { uri } => Ok(uri),
@@ -241,7 +249,13 @@ impl Source<'_> {
     }
 
     /// Before QEMU has completed: the VM stays, and is seen to run.
-    fn give_up(&self, link: &mut Link, phase: Phase, error: StepError) -> MigrateError {
+    fn give_up(
+        &self,
+        link: &mut Link,
+        phase: Phase,
+        error: StepError,
+        driverless: bool,
+    ) -> MigrateError {
         let _ = link.send(
             &Message::Abort {
                 reason: error.to_string(),
@@ -256,6 +270,12 @@ impl Source<'_> {
                 why: error.to_string(),
                 whereabouts: format!("The VM did not start again on this host: {why}"),
             };
+        }
+        if driverless
+            && let Some(through) = self.slots.first()
+            && let Err(error) = driverless::release(self.qmp, self.facts.sidecar, through)
+        {
+            tracing::warn!(%error, "not released: a driver loaded later finds it running");
         }
         match error {
             StepError::Refused(refused) => MigrateError::Refused(refused),
