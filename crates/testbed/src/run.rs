@@ -23,7 +23,8 @@ pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// A guest boots in 10 s on two idle processors under emulation.
 const BOOT: Duration = Duration::from_mins(2);
-const COMMAND: Duration = Duration::from_secs(20);
+/// A command in the guest takes a moment, or long where other guests have the processors too.
+const COMMAND: Duration = Duration::from_mins(1);
 /// How long traffic may take to flow everywhere, from nothing or after a migration.
 const FLOW: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(10);
