@@ -49,6 +49,9 @@ pub struct Options {
     pub max_bandwidth: Option<u64>,
     /// More for the kernel's command line.
     pub append: String,
+    /// Numbered UDP packets per second to the guest, and half as many echoes. A guest that has not
+    /// the processor to itself drops some of many, migrated or not.
+    pub packets_per_second: u32,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -63,6 +66,7 @@ impl Default for Options {
             dirty: (16, 8),
             max_bandwidth: None,
             append: String::new(),
+            packets_per_second: 2000,
             load: true,
         }
     }
@@ -93,10 +97,13 @@ impl Testbed {
         let wire = folder.path().join("wire.sock");
         let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
         peer.tcp_bytes_per_second = TCP_RATE;
-        if !options.load {
-            peer.udp_per_second = 0;
-            peer.icmp_per_second = 0;
-        }
+        let packets = if options.load {
+            options.packets_per_second
+        } else {
+            0
+        };
+        peer.udp_per_second = packets;
+        peer.icmp_per_second = packets / 2;
         let peer = Peer::start(peer)?;
         let host_options = HostOptions {
             memory: options.memory,
