@@ -111,7 +111,10 @@ fn sockets(config: &Path) -> Result<Vec<String>> {
     let folder = config.parent().context("a file is in a folder")?;
     let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().into_string()));
     let names: Vec<_> = names.collect::<Result<_>>()?;
-    let own = |name: &String| name.ends_with(".sock") && !name.contains("qmp");
+    let own = |name: &String| {
+        let socket = Path::new(name).extension().is_some_and(|end| end == "sock");
+        socket && !name.contains("qmp")
+    };
     Ok(names.into_iter().flatten().filter(own).collect())
 }
 
