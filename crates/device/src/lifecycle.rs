@@ -48,7 +48,8 @@ pub trait Migratable {
     /// Takes over a state, while halted.
     ///
     /// # Errors
-    /// When the state does not fit these devices; they are as before then.
+    /// When the state does not fit these devices. What was loaded of it is of no use then: they
+    /// must load another before they run.
     fn load(&mut self, state: Self::State) -> Result<(), Self::Error>;
 
     /// Starts work again after `load`: raises what interrupts may have been lost, announces

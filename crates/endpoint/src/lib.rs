@@ -153,12 +153,6 @@ impl Endpoint {
         self.lock_config().bus_master()
     }
 
-    /// Sends the message of every vector once: one that was on its way when the VM stopped may
-    /// have been lost, one too many does no harm.
-    pub fn raise_all(&self) {
-        self.0.vectors.signal_all();
-    }
-
     /// Where the MSI-X table lies in guest-physical memory, and its number of entries; `None`
     /// while no BAR shows it.
     pub fn msix_table_address(&self) -> Option<(u64, usize)> {

@@ -64,7 +64,10 @@ impl Model for Store {
     }
 
     fn reset(&mut self, _: Reset) {
-        *self = Self { resets: self.resets + 1, ..Self::default() };
+        *self = Self {
+            resets: self.resets + 1,
+            ..Self::default()
+        };
     }
 
     fn poll(&mut self, access: &Access<'_>) -> Progress {
@@ -77,12 +80,19 @@ impl Model for Store {
     }
 
     fn save(&self) -> Result<StateRecord, StateError> {
-        StateRecord::pack(&StoreV1 { wanted: self.wanted, stored: self.stored })
+        StateRecord::pack(&StoreV1 {
+            wanted: self.wanted,
+            stored: self.stored,
+        })
     }
 
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError> {
         let StoreV1 { wanted, stored } = record.unpack()?;
-        *self = Self { wanted, stored, ..Self::default() };
+        *self = Self {
+            wanted,
+            stored,
+            ..Self::default()
+        };
         Ok(())
     }
 
@@ -105,9 +115,23 @@ fn space() -> ConfigSpace {
         subsystem_vendor: 0,
         subsystem: 0,
     };
-    let bar = |index| Bar { index, size: 0x1000, kind: BarKind::Memory32 };
-    let msix = MsixCapability { vectors: 2, bar: 1, table_offset: 0, pba_offset: 0x800 };
-    ConfigSpace::builder(identity).bar(bar(0)).bar(bar(1)).msix(0x40, msix).express(0x60).build()
+    let bar = |index| Bar {
+        index,
+        size: 0x1000,
+        kind: BarKind::Memory32,
+    };
+    let msix = MsixCapability {
+        vectors: 2,
+        bar: 1,
+        table_offset: 0,
+        pba_offset: 0x800,
+    };
+    ConfigSpace::builder(identity)
+        .bar(bar(0))
+        .bar(bar(1))
+        .msix(0x40, msix)
+        .express(0x60)
+        .build()
 }
 
 /// An endpoint with 16 pages of memory, bus mastering on, and vector 0 armed.
@@ -125,25 +149,49 @@ impl Rig {
         let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let ram = File::from(ram);
         ram.set_len(16 * PAGE).unwrap();
-        let map = DmaMap { iova: 0, size: 16 * PAGE, offset: 0, readable: true, writable: true };
-        frontend.dma_map(map, Some(ram.try_clone().unwrap().into())).unwrap();
+        let map = DmaMap {
+            iova: 0,
+            size: 16 * PAGE,
+            offset: 0,
+            readable: true,
+            writable: true,
+        };
+        frontend
+            .dma_map(map, Some(ram.try_clone().unwrap().into()))
+            .unwrap();
         let vector = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let change = IrqChange::Connect {
             event: IrqEvent::Trigger,
             eventfds: vec![vector.try_clone().unwrap()],
         };
-        frontend.set_irqs(IrqSet { index: 2, start: 0, count: 1, change }).unwrap();
-        let mut rig = Self { endpoint, frontend, ram, vector };
+        frontend
+            .set_irqs(IrqSet {
+                index: 2,
+                start: 0,
+                count: 1,
+                change,
+            })
+            .unwrap();
+        let mut rig = Self {
+            endpoint,
+            frontend,
+            ram,
+            vector,
+        };
         rig.command(6);
         rig
     }
 
     fn command(&mut self, value: u16) {
-        self.frontend.region_write(CONFIG, 4, &value.to_le_bytes()).unwrap();
+        self.frontend
+            .region_write(CONFIG, 4, &value.to_le_bytes())
+            .unwrap();
     }
 
     fn store(&mut self, value: u64) {
-        self.frontend.region_write(0, 0, &value.to_le_bytes()).unwrap();
+        self.frontend
+            .region_write(0, 0, &value.to_le_bytes())
+            .unwrap();
     }
 
     fn register(&mut self) -> u64 {
@@ -160,8 +208,7 @@ impl Rig {
 
     fn interrupts(&self) -> u64 {
         let mut count = [0; 8];
-        rustix::io::read(self.vector.as_fd(), &mut count)
-            .map_or(0, |_| u64::from_ne_bytes(count))
+        rustix::io::read(self.vector.as_fd(), &mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 
     fn devices(&self) -> Endpoints {
@@ -218,7 +265,10 @@ fn what_was_written_is_marked_after_the_halt_and_what_was_left_undone_is_done_el
     let state = marked.save().unwrap();
 
     let mut destination = Rig::new("a");
-    let arrived = Halted::waiting(destination.devices()).unwrap().load(state).unwrap();
+    let arrived = Halted::waiting(destination.devices())
+        .unwrap()
+        .load(state)
+        .unwrap();
     assert_eq!((destination.register(), destination.memory()), (7, 0));
     let _running = arrived.run();
     assert_eq!((destination.register(), destination.memory()), (8, 8));
@@ -229,30 +279,57 @@ fn what_was_written_is_marked_after_the_halt_and_what_was_left_undone_is_done_el
 #[test]
 fn an_interrupt_that_nobody_took_goes_along() {
     let mut source = Rig::new("a");
-    let all = IrqSet { index: 2, start: 0, count: 0, change: IrqChange::DisableAll };
+    let all = IrqSet {
+        index: 2,
+        start: 0,
+        count: 0,
+        change: IrqChange::DisableAll,
+    };
     source.frontend.set_irqs(all).unwrap();
     source.store(7);
-    let state = Running::new(source.devices()).halt().unwrap().mark(&mut |_| {}).unwrap();
+    let state = Running::new(source.devices())
+        .halt()
+        .unwrap()
+        .mark(&mut |_| {})
+        .unwrap();
     let state = state.save().unwrap();
     assert_eq!(state[0].pending, [0]);
     let destination = Rig::new("a");
-    let _arrived = Halted::waiting(destination.devices()).unwrap().load(state).unwrap();
+    let _arrived = Halted::waiting(destination.devices())
+        .unwrap()
+        .load(state)
+        .unwrap();
     assert_eq!(destination.interrupts(), 1);
 }
 
 #[test]
 fn a_state_of_other_devices_is_refused_and_nothing_changed() {
     let source = Rig::new("a");
-    let marked = Running::new(source.devices()).halt().unwrap().mark(&mut |_| {}).unwrap();
+    let marked = Running::new(source.devices())
+        .halt()
+        .unwrap()
+        .mark(&mut |_| {})
+        .unwrap();
     let mut state = marked.save().unwrap();
     let mut other = Rig::new("b");
-    let failed = Halted::waiting(other.devices()).unwrap().load(state.clone()).unwrap_err();
-    assert!(matches!(failed.error, EndpointError::Devices { .. }), "{}", failed.error);
+    let failed = Halted::waiting(other.devices())
+        .unwrap()
+        .load(state.clone())
+        .unwrap_err();
+    assert!(
+        matches!(failed.error, EndpointError::Devices { .. }),
+        "{}",
+        failed.error
+    );
 
     state[0].name = "b".into();
     state[0].model.version = 9;
     let failed = failed.back_to.load(state).unwrap_err();
-    assert!(failed.error.to_string().contains("version 9"), "{}", failed.error);
+    assert!(
+        failed.error.to_string().contains("version 9"),
+        "{}",
+        failed.error
+    );
     other.store(3);
     assert_eq!(other.memory(), 0, "still waiting");
 }
@@ -270,11 +347,24 @@ fn a_function_level_reset_takes_bus_mastering_and_the_model_back() {
 #[test]
 fn mapping_errors_are_told_as_the_specification_has_them() {
     let mut rig = Rig::new("a");
-    let map = DmaMap { iova: PAGE, size: PAGE, offset: 0, readable: true, writable: true };
+    let map = DmaMap {
+        iova: PAGE,
+        size: PAGE,
+        offset: 0,
+        readable: true,
+        writable: true,
+    };
     assert_eq!(rig.frontend.dma_map(map, None), Err(Errno::EXIST));
-    let odd = DmaMap { iova: 1 << 32, size: 5, ..map };
+    let odd = DmaMap {
+        iova: 1 << 32,
+        size: 5,
+        ..map
+    };
     assert_eq!(rig.frontend.dma_map(odd, None), Err(Errno::INVAL));
-    let range = DmaUnmap::Range { iova: PAGE, size: PAGE };
+    let range = DmaUnmap::Range {
+        iova: PAGE,
+        size: PAGE,
+    };
     assert_eq!(rig.frontend.dma_unmap(range), Err(Errno::NOENT));
     rig.frontend.disconnected();
     rig.store(7);

@@ -5,7 +5,6 @@ use qemu::system::RunState;
 use qemu::{PciAddress, Qmp};
 use serde::{Deserialize, Serialize};
 
-use crate::Strategy;
 use crate::link::printable;
 
 /// One side, as the other needs to know it.
@@ -109,11 +108,6 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
     }
     // One of the two is in the other side's words.
     reasons.iter().map(|reason| printable(reason)).collect()
-}
-
-/// The strategy for these devices: all of them are models whose state vferry holds.
-pub fn strategy(_: &Facts, wanted: Option<Strategy>) -> Strategy {
-    wanted.unwrap_or_default()
 }
 
 /// The tree of QEMU's devices, in which a virtual IOMMU shows.

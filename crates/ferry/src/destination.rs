@@ -41,14 +41,6 @@ pub struct Destination<'a> {
     pub settings: MigrationSettings,
 }
 
-/// What the destination has prepared for.
-#[derive(Debug)]
-struct Prepared {
-    functions: Vec<Function>,
-    /// The sidecar was started from outside of the guest.
-    driverless: bool,
-}
-
 /// Why nothing arrived.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -64,6 +56,11 @@ pub enum ReceiveError {
     /// PCI configuration was not taken.
     #[error("nothing arrived: {0}")]
     Restore(#[from] RestoreError),
+    /// The VM may run here, or may not.
+    #[error(
+        "the VM is complete here, but QEMU did not say whether it runs ({0}): ask it by QMP `query-status`, and end it if the source shall run the VM"
+    )]
+    Uncertain(String),
     /// The devices or QEMU are not where they should be.
     #[error("nothing arrived: {0}")]
     Other(String),
@@ -76,25 +73,30 @@ impl Destination<'_> {
     /// See [`ReceiveError`]. A QEMU that had begun to receive is ended then: what is in it is no
     /// VM, and the source runs on.
     pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
-        let prepared = self.check(link).and_then(|()| self.prepare(link));
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
+        let asked = self.check(link).and_then(|()| asked(link));
+        let (functions, verify, driverless) = match asked {
+            Ok(asked) => asked,
             Err(error) => return Err(tell(link, error)),
         };
-        match self.arrive(link, &prepared) {
+        let arrived = self
+            .prepare(link, &functions, verify)
+            .and_then(|()| self.arrive(link, &functions));
+        match arrived {
             Ok(arrival) => {
-                if prepared.driverless {
+                if driverless {
                     self.release_sidecar();
                 }
-                self.answer_digests(link);
+                self.answer_digests(link, verify);
                 Ok(arrival)
             }
+            // It may run here. To say that it does not would let the source run it too.
+            Err(error @ ReceiveError::Uncertain(_)) => Err(error),
             Err(error) => {
-                self.vm.forget_arrival();
-                let error = tell(link, error);
-                // It was held all the time; nothing of it has run.
+                // It was held all the time; nothing of it has run. Ended first, so that the source
+                // finds shared disks free when it hears of it.
                 let _ = self.qmp.quit();
-                Err(error)
+                self.vm.forget_arrival();
+                Err(tell(link, error))
             }
         }
     }
@@ -134,37 +136,26 @@ impl Destination<'_> {
         Ok(link.send(&answer, ANSWER)?)
     }
 
-    fn prepare(&self, link: &mut Link) -> Result<Prepared, ReceiveError> {
-        let (functions, verify, driverless) = match link.receive(ANSWER)? {
-            Message::Prepare {
-                functions,
-                verify,
-                driverless,
-            } => (functions, verify, driverless),
-            other => return Err(link::unexpected(&other).into()),
-        };
+    fn prepare(
+        &self,
+        link: &mut Link,
+        functions: &[Function],
+        verify: bool,
+    ) -> Result<(), ReceiveError> {
         tracing::info!(phase = %Phase::Prepare, "phase");
         // QEMU shall not start the VM by itself when it has it: the source says when.
         self.qmp.stop()?;
         self.vm
             .expect_arrival(verify)
             .map_err(ReceiveError::Other)?;
-        restore::program(self.qmp, self.slots, &functions, &[])?;
+        restore::program(self.qmp, self.slots, functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
         self.qmp.migrate_incoming(&self.uri)?;
-        link.send(
-            &Message::Prepared {
-                uri: self.uri.clone(),
-            },
-            ANSWER,
-        )?;
-        Ok(Prepared {
-            functions,
-            driverless,
-        })
+        let uri = self.uri.clone();
+        Ok(link.send(&Message::Prepared { uri }, ANSWER)?)
     }
 
-    fn arrive(&self, link: &mut Link, prepared: &Prepared) -> Result<Arrival, ReceiveError> {
+    fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
         let mut events = self.qmp.events();
         let functions = self.wait_for_word(link)?;
         let told = Instant::now();
@@ -176,16 +167,19 @@ impl Destination<'_> {
                 "the devices' state did not arrive".into(),
             ));
         }
-        let corrected = if functions == prepared.functions {
+        let corrected = if functions == prepared {
             0
         } else {
             self.wait_loaded(&mut events)?;
-            restore::program(self.qmp, self.slots, &functions, &prepared.functions)?
+            restore::program(self.qmp, self.slots, &functions, prepared)?
         };
-        // The VM is complete and this host's: what devices write from here on is its own. QEMU
-        // takes `cont` also in the last moments of loading, and starts the VM when it is done.
+        // QEMU takes `cont` also in the last moments of loading, and starts the VM when it is done.
+        self.qmp.cont().map_err(|error| match error {
+            QmpError::Refused { .. } => ReceiveError::Qmp(error),
+            // It may be carried out late.
+            error => ReceiveError::Uncertain(error.to_string()),
+        })?;
         self.vm.run_again();
-        self.qmp.cont()?;
         tracing::info!(phase = %Phase::Resume, "phase");
         let arrival = self.arrival(told, corrected);
         // The VM runs here, whether the source hears of it or not.
@@ -201,10 +195,11 @@ impl Destination<'_> {
             match link.receive(LOOK) {
                 Ok(Message::Run { functions }) => return Ok(functions),
                 Ok(other) => return Err(link::unexpected(&other).into()),
-                Err(LinkError::Timeout(_)) => {
-                    // An error means that QEMU is gone.
-                    self.qmp.run_status()?;
-                }
+                // A QEMU that is slow to answer loads a large state, or is looked at.
+                Err(LinkError::Timeout(_)) => match self.qmp.run_status() {
+                    Ok(_) | Err(QmpError::Timeout { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                },
                 Err(error) => return Err(error.into()),
             }
         }
@@ -256,9 +251,10 @@ impl Destination<'_> {
     }
 
     /// The VM runs; what happens to the link no longer matters to it.
-    fn answer_digests(&self, link: &mut Link) {
+    fn answer_digests(&self, link: &mut Link, verify: bool) {
         let digests = self.vm.take_digests();
-        while let Ok(message) = link.receive(DIGESTS) {
+        let patience = if verify { DIGESTS } else { ANSWER };
+        while let Ok(message) = link.receive(patience) {
             let answer = match message {
                 Message::Digests { file } => Message::BlockDigests {
                     digests: digests.get(file).map(MemoryDigest::blocks),
@@ -276,6 +272,19 @@ impl Destination<'_> {
                 return;
             }
         }
+    }
+}
+
+/// What the source wants: the functions to prepare for, whether to verify, and whether the sidecar
+/// was started from outside of the guest.
+fn asked(link: &mut Link) -> Result<(Vec<Function>, bool, bool), ReceiveError> {
+    match link.receive(ANSWER)? {
+        Message::Prepare {
+            functions,
+            verify,
+            driverless,
+        } => Ok((functions, verify, driverless)),
+        other => Err(link::unexpected(&other).into()),
     }
 }
 

@@ -64,15 +64,22 @@ fn reach<T>(
     let ecam = ecam_base(&qmp.human_monitor("info mtree")?).ok_or(StartError::NoEcam)?;
     let mut window = Window {
         endpoint: &through.endpoint,
-        config: ecam + ecam_offset(sidecar),
+        config: ecam
+            .checked_add(ecam_offset(sidecar))
+            .ok_or(StartError::NoEcam)?,
     };
     if through.endpoint.is_bus_master() {
         return Ok(work(&mut window));
     }
     // Without a driver on this function either, its messages do not get through. The vCPUs stand
-    // still while that is lent to it, so that nobody sees it.
-    qmp.stop()?;
-    let result = with_bus_master(qmp, through.address, || work(&mut window));
+    // still while that is lent to it, so that nobody sees it, and its own DMA stays off: it is
+    // the guest that has not allowed it.
+    through.endpoint.bus().halt();
+    let result = qmp
+        .stop()
+        .and_then(|()| with_bus_master(qmp, through.address, || work(&mut window)));
+    through.endpoint.bus().unhalt();
+    // Also where `stop` was not answered: it may be carried out late.
     qmp.cont()?;
     Ok(result?)
 }

@@ -109,6 +109,18 @@ impl Source<'_> {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
+        self.vm.begin_migration();
+        let result = self.run(link, options, progress);
+        self.vm.end_migration();
+        result
+    }
+
+    fn run(
+        &self,
+        link: &mut Link,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Report, MigrateError> {
         let mut watch = Stopwatch::new();
         let mut phase = Phase::Check;
         let mut enter = |new: Phase, watch: &mut Stopwatch| {
@@ -117,7 +129,6 @@ impl Source<'_> {
             progress(Progress::Phase { phase: new });
             phase = new;
         };
-        self.vm.begin_migration();
         enter(Phase::Check, &mut watch);
         let mut driverless = false;
         let result = self.check(link, options).and_then(|strategy| {
@@ -130,16 +141,25 @@ impl Source<'_> {
             Ok(prepared) => prepared,
             Err(error) => return Err(self.give_up(link, phase, error, driverless)),
         };
-        let sent = match precopy::run(&self, &uri, progress) {
+        let sent = match precopy::run(self, &uri, progress) {
             Ok(sent) => sent,
             Err((phase, error)) => return Err(self.give_up(link, phase, error, driverless)),
         };
         // QEMU has completed: from here on the VM must not run on this host.
-        self.vm.hand_over();
+        if !self.vm.hand_over() {
+            let error = StepError::Other("the devices ran on while QEMU completed".into());
+            return Err(self.give_up(link, Phase::Copy, error, driverless));
+        }
         progress(Progress::Phase {
             phase: Phase::Resume,
         });
-        let arrival = tell_to_run(link, &sent.functions)?;
+        let arrival = match tell_to_run(link, &sent.functions) {
+            Ok(arrival) => arrival,
+            Err(NotRun::Certain(error)) => {
+                return Err(self.give_up(link, Phase::Resume, error.into(), driverless));
+            }
+            Err(NotRun::Unknown(error)) => return Err(uncertain(&error)),
+        };
         let running = Instant::now();
         let timeline = self.vm.timeline();
         let (phases_ms, devices_paused_ms) =
@@ -218,7 +238,7 @@ impl Source<'_> {
             Err(error) => return Err(error.into()),
         }
         if reasons.is_empty() {
-            Ok(check::strategy(&self.facts, options.strategy))
+            Ok(options.strategy.unwrap_or_default())
         } else {
             Err(Refused(reasons).into())
         }
@@ -277,6 +297,8 @@ impl Source<'_> {
         {
             tracing::warn!(%error, "not released: a driver loaded later finds it running");
         }
+        // The release stopped the sidecar once more.
+        self.vm.run_again();
         match error {
             StepError::Refused(refused) => MigrateError::Refused(refused),
             StepError::Cancelled => MigrateError::Cancelled,
@@ -302,24 +324,37 @@ impl Source<'_> {
     }
 }
 
+/// The destination was not seen to run the VM.
+enum NotRun {
+    /// It said so, or cannot have heard the word.
+    Certain(LinkError),
+    /// It may have.
+    Unknown(LinkError),
+}
+
 /// The commit: the destination may run the VM as soon as this message is sent.
-fn tell_to_run(link: &mut Link, functions: &[Function]) -> Result<Arrival, MigrateError> {
-    let uncertain = |why: String| MigrateError::Uncertain {
-        phase: Phase::Resume,
-        why,
-        whereabouts: "All of the VM is at the destination, and this side keeps it paused. \
-                      Look at the destination: if its QEMU runs the VM, end this side's QEMU; \
-                      if it does not and never will, QMP `cont` lets the VM run on here"
-            .into(),
+fn tell_to_run(link: &mut Link, functions: &[Function]) -> Result<Arrival, NotRun> {
+    let word = Message::Run {
+        functions: functions.to_vec(),
     };
-    match link.ask(
-        &Message::Run {
-            functions: functions.to_vec(),
-        },
-        RUN,
-    ) {
+    // Half a message is none: the destination ends its QEMU when the link closes.
+    link.send(&word, ANSWER).map_err(NotRun::Certain)?;
+    match link.receive(RUN) {
         Ok(Message::Running(arrival)) => Ok(arrival),
-        Ok(other) => Err(uncertain(link::unexpected(&other).to_string())),
-        Err(error) => Err(uncertain(error.to_string())),
+        Ok(other) => Err(NotRun::Unknown(link::unexpected(&other))),
+        // It says so only after it has ended its QEMU.
+        Err(error @ LinkError::Aborted(_)) => Err(NotRun::Certain(error)),
+        Err(error) => Err(NotRun::Unknown(error)),
+    }
+}
+
+fn uncertain(error: &LinkError) -> MigrateError {
+    MigrateError::Uncertain {
+        phase: Phase::Resume,
+        why: error.to_string(),
+        whereabouts: "All of the VM is at the destination, and this side keeps it paused. Look at \
+                      the destination: if its QEMU runs the VM, end this side's QEMU; if it does \
+                      not and never will, QMP `cont` lets the VM run on here"
+            .into(),
     }
 }

@@ -50,6 +50,8 @@ struct State {
     marks: Marks,
     session: Option<Session>,
     logging: bool,
+    /// A migration away from here was begun by [`Vm::begin_migration`].
+    outgoing: bool,
     refusal: Option<String>,
     sidecar_connected: bool,
 }
@@ -164,9 +166,15 @@ impl Vm {
 
     pub(crate) fn begin_migration(&self) {
         let mut state = self.lock();
+        state.outgoing = true;
         state.refusal = None;
         state.timeline = Timeline::default();
         state.marks = Marks::default();
+    }
+
+    /// The migration away from here is over, one way or the other.
+    pub(crate) fn end_migration(&self) {
+        self.lock().outgoing = false;
     }
 
     /// Waits until `done` holds of the stage.
@@ -210,9 +218,22 @@ impl Vm {
         state.stage.discard_arrival();
     }
 
-    /// The source's QEMU has completed: the state has left.
-    pub(crate) fn hand_over(&self) {
-        self.lock().stage.hand_over();
+    /// The source's QEMU has completed: the state has left. `false` if it cannot have, as the
+    /// devices run.
+    #[must_use]
+    pub(crate) fn hand_over(&self) -> bool {
+        self.lock().stage.hand_over()
+    }
+
+    /// The stop was the guest's doing, not the migration's: the devices run again, unless their
+    /// state was taken meanwhile.
+    pub(crate) fn undo_halt(&self) {
+        let mut state = self.lock();
+        if state.timeline.saved.is_none() {
+            state.stage.run();
+        }
+        drop(state);
+        self.0.changed.notify_all();
     }
 
     /// The VM runs here again, as QMP says, whatever the hooks have heard.

@@ -287,6 +287,7 @@ impl Qmp {
     ///
     /// As [`Qmp::execute`]; QEMU's words say what blocks a migration.
     pub fn migrate(&self, uri: &str) -> Result<(), QmpError> {
+        refuse_all_but_streams(uri)?;
         self.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 
@@ -296,6 +297,7 @@ impl Qmp {
     ///
     /// As [`Qmp::execute`].
     pub fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
+        refuse_all_but_streams(uri)?;
         self.execute("migrate-incoming", json!({ "uri": uri }))
             .map(drop)
     }
@@ -342,6 +344,32 @@ impl Qmp {
     }
 }
 
+/// QEMU would also run a shell command (`exec:`) or write a file (`file:`), and the address may come
+/// from another host.
+fn refuse_all_but_streams(uri: &str) -> Result<(), QmpError> {
+    let unix = uri
+        .strip_prefix("unix:")
+        .is_some_and(|path| path.starts_with('/'));
+    let tcp = uri
+        .strip_prefix("tcp:")
+        .and_then(|address| address.rsplit_once(':'));
+    let tcp = tcp.is_some_and(|(host, port)| {
+        let in_host = |c: char| c.is_ascii_alphanumeric() || "-.:[]".contains(c);
+        !host.is_empty() && host.chars().all(in_host) && port.parse::<u16>().is_ok()
+    });
+    if unix || tcp {
+        return Ok(());
+    }
+    let shown: String = uri
+        .chars()
+        .take(100)
+        .flat_map(char::escape_default)
+        .collect();
+    Err(QmpError::InvalidArgument(format!(
+        "migration address `{shown}`: only unix:/PATH and tcp:HOST:PORT are used"
+    )))
+}
+
 fn milliseconds<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
 }
@@ -349,6 +377,31 @@ fn milliseconds<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Dura
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_streams_are_taken_for_an_address() {
+        for good in [
+            "unix:/run/in.sock",
+            "tcp:192.0.2.1:7801",
+            "tcp:[2001:db8::1]:7801",
+        ] {
+            assert!(refuse_all_but_streams(good).is_ok(), "{good}");
+        }
+        let bad = [
+            "exec:rm -rf /",
+            "file:/etc/passwd",
+            "fd:3",
+            "unix:",
+            "unix:x",
+            "tcp::1",
+            "tcp:h:x",
+            "tcp:h:1,to=9",
+            "",
+        ];
+        for bad in bad {
+            assert!(refuse_all_but_streams(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn reads_a_completed_migration() {

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use ferry::report::Progress;
 use ferry::{Report, Strategy};
@@ -99,7 +100,10 @@ impl Control {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn writer(&self) -> io::Result<Writer> {
-        Ok(Writer(self.reader.get_ref().try_clone()?))
+        Ok(Writer {
+            stream: self.reader.get_ref().try_clone()?,
+            broken: false,
+        })
     }
 
     /// The next message, or `None` at the end.
@@ -122,7 +126,11 @@ impl Control {
 
 /// Sends messages.
 #[derive(Debug)]
-pub struct Writer(UnixStream);
+pub struct Writer {
+    stream: UnixStream,
+    /// A message was cut short: nothing that follows could be understood.
+    broken: bool,
+}
 
 impl Writer {
     /// Sends one message.
@@ -132,7 +140,20 @@ impl Writer {
     pub fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        self.0.write_all(&line)
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let written = self.stream.write_all(&line);
+        self.broken = written.is_err();
+        written
+    }
+
+    /// Gives up on a reader that takes nothing for `limit`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn set_patience(&self, limit: Duration) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(limit))
     }
 }
 
@@ -152,7 +173,7 @@ mod tests {
     #[test]
     fn messages_arrive_one_by_one_and_the_end_is_told() {
         let (a, b) = UnixStream::pair().unwrap();
-        let mut writer = Writer(a);
+        let mut writer = Control::new(a).writer().unwrap();
         writer.send(&Request::Status).unwrap();
         writer.send(&Request::Cancel).unwrap();
         drop(writer);
@@ -160,6 +181,21 @@ mod tests {
         assert_eq!(control.receive().unwrap(), Some(Request::Status));
         assert_eq!(control.receive().unwrap(), Some(Request::Cancel));
         assert_eq!(control.receive::<Request>().unwrap(), None);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_nobody_up() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let mut writer = Control::new(a).writer().unwrap();
+        writer.set_patience(Duration::from_millis(1)).unwrap();
+        let long = Reply::Failed {
+            why: "x".repeat(1 << 20),
+        };
+        assert!(writer.send(&long).is_err());
+        assert!(
+            writer.send(&Request::Cancel).is_err(),
+            "after half a message"
+        );
     }
 
     #[test]

@@ -19,11 +19,22 @@ pub(crate) fn connect(to: &Endpoint) -> io::Result<Box<dyn Stream>> {
         Endpoint::Unix(path) => Box::new(UnixStream::connect(path)?),
         Endpoint::Tcp(address) => {
             let stream = TcpStream::connect_timeout(address, CONNECT)?;
-            // Messages are few and each is waited for.
-            stream.set_nodelay(true)?;
-            Box::new(stream)
+            Box::new(tuned(stream)?)
         }
     })
+}
+
+/// Messages are few and each is waited for; and a host that vanishes is noticed while memory is
+/// copied, not when all depends on it.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepcnt(&stream, 5)?;
+    sockopt::set_tcp_user_timeout(&stream, 15_000)?;
+    Ok(stream)
 }
 
 /// A place to be connected to.
@@ -60,11 +71,7 @@ impl Acceptor {
     pub(crate) fn accept(&self) -> io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Unix(listener) => Box::new(listener.accept()?.0),
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
+            Self::Tcp(listener) => Box::new(tuned(listener.accept()?.0)?),
         })
     }
 }

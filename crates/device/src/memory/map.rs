@@ -29,6 +29,9 @@ const PAGE: NonZeroUsize =
 
 type Region = GuestRegionMmap<AtomicBitmap>;
 
+/// No range is larger: 16 TiB, whose dirty bits take 512 MiB.
+const MAX_SIZE: u64 = 1 << 44;
+
 /// A range to be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapRequest {
@@ -45,8 +48,9 @@ pub struct MapRequest {
 /// Why a range could not be mapped or unmapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    /// Address, size or offset is not a multiple of the page size, or the range wraps.
-    #[error("DMA range {0:#x?} is not made of whole pages")]
+    /// Address, size or offset is not a multiple of the page size, or the range wraps, or it is
+    /// larger than 16 TiB.
+    #[error("DMA range {0:#x?} is not made of whole pages, or too large")]
     Unaligned(MapRequest),
     /// A part of the range is mapped already.
     #[error("DMA range {0:#x?} overlaps one that is mapped")]
@@ -121,7 +125,9 @@ impl MemoryMap {
         let aligned = [iova, size, offset]
             .iter()
             .all(|v| v.is_multiple_of(PAGE_SIZE));
-        let end = iova.checked_add(size).filter(|_| aligned && size > 0);
+        let end = iova
+            .checked_add(size)
+            .filter(|_| aligned && size > 0 && size <= MAX_SIZE);
         let end = end.ok_or(MapError::Unaligned(request))?;
         if self.overlaps(iova, end) {
             return Err(MapError::Overlap(request));

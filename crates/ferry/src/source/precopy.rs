@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use qemu::QmpError;
 use qemu::migration::{MigrationInfo, MigrationStatus};
+use qemu::system::RunState;
 
 use super::{Source, StepError};
 use crate::Phase;
@@ -48,10 +49,9 @@ fn send(
     source.stop_if_cancelled()?;
     let mut events = source.qmp.events();
     source.qmp.migrate(uri)?;
-    if !source.vm.wait_logging(REACT) {
-        return Err(no_log(source));
-    }
-    let mut functions = None;
+    wait_logging(source)?;
+    // What the guest had programmed at the stop that was at this time.
+    let mut functions: Option<(Option<Instant>, Vec<Function>)> = None;
     let mut cancelled = false;
     let (info, completed) = loop {
         let event = match events.next(Instant::now() + TICK) {
@@ -59,8 +59,11 @@ fn send(
             Err(QmpError::Timeout { .. } | QmpError::EventsLost { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        if functions.is_none() && source.vm.stage() == StageName::Marked {
-            functions = at_stop(source, progress, phase)?;
+        // A pause that came to nothing is followed by another stop, at another time.
+        let stop = source.vm.timeline().stopping;
+        let known = functions.as_ref().is_some_and(|(at, _)| *at == stop);
+        if !known && source.vm.stage() == StageName::Marked {
+            functions = at_stop(source, progress, phase)?.map(|read| (stop, read));
         }
         let over = match &event {
             Some(event) if event.name == "MIGRATION" => {
@@ -89,10 +92,11 @@ fn send(
         MigrationStatus::Cancelled => return Err(StepError::Cancelled),
         _ => return Err(StepError::Other(reason(&info))),
     }
+    let stop = source.vm.timeline().stopping;
     let functions = match functions {
-        Some(functions) => functions,
+        Some((at, functions)) if at == stop => functions,
         // The stop and the completion came in one.
-        None => restore::read(source.qmp, source.slots)?,
+        _ => restore::read(source.qmp, source.slots)?,
     };
     Ok(sent(&info, completed, functions))
 }
@@ -111,7 +115,7 @@ fn at_stop(
     // QEMU answers as soon as it has sent the rest.
     if source.qmp.run_status()?.running {
         tracing::info!("the guest stopped the sidecar, not the migration: devices go on");
-        source.vm.run_again();
+        source.vm.undo_halt();
         return Ok(None);
     }
     for passed in [Phase::Halt, Phase::Mark, Phase::Copy] {
@@ -136,6 +140,19 @@ fn tick(source: &Source<'_>, progress: &mut dyn FnMut(Progress)) -> Result<bool,
     Ok(info.status.is_over())
 }
 
+/// Waits for QEMU to open the dirty log, as it does before its first pass.
+fn wait_logging(source: &Source<'_>) -> Result<(), StepError> {
+    let deadline = Instant::now() + REACT;
+    while !source.vm.wait_logging(TICK) {
+        source.stop_if_cancelled()?;
+        let over = source.qmp.migration()?.status.is_over();
+        if over || Instant::now() > deadline {
+            return Err(no_log(source));
+        }
+    }
+    Ok(())
+}
+
 /// QEMU began without opening the dirty log: what devices write would be lost.
 fn no_log(source: &Source<'_>) -> StepError {
     let _ = source.qmp.migrate_cancel();
@@ -148,17 +165,24 @@ fn no_log(source: &Source<'_>) -> StepError {
     })
 }
 
-/// After a failure: QEMU lets the VM run again by itself; the devices follow.
+/// After a failure that the destination knows of or will see, before or in place of the word to run:
+/// QEMU lets the VM run again by itself, or is told to when it had completed; the devices follow.
 pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
     let _ = source.qmp.migrate_cancel();
     let deadline = Instant::now() + REACT;
     let mut events = source.qmp.events();
     loop {
         let status = source.qmp.run_status().map_err(|error| error.to_string())?;
-        if status.running {
+        let over = source.qmp.migration().map_err(|error| error.to_string())?;
+        let under_way = !over.status.is_over() && over.status != MigrationStatus::None;
+        if status.running && !under_way {
             // Nothing has come from the rings if the sidecar was the one that failed.
             source.vm.run_again();
             return Ok(());
+        }
+        if status.status == RunState::PostMigrate {
+            // Refused as long as the destination's QEMU has not let go of shared disks.
+            let _ = source.qmp.cont();
         }
         if Instant::now() > deadline {
             return Err(format!(

@@ -11,6 +11,9 @@ use super::{Stage, StageName, State, Vm};
 use crate::digest::Urgency;
 use crate::state;
 
+const NOT_AGREED: &str = "this migration was not agreed on by the two vferry processes, so PCI \
+     configuration and interrupts were not prepared: start it with `vferry migrate`";
+
 /// The sidecar's hooks of one VM.
 #[derive(Debug)]
 pub struct VmHooks(pub(super) Vm);
@@ -45,20 +48,20 @@ impl Hooks for VmHooks {
         };
         let controls = self.0.0.controls;
         let vm = self.0.clone();
-        let mut result = Ok(());
+        let mut result = Err(Veto::new(NOT_AGREED));
         self.change(|state| {
-            state.timeline.stopping = Some(Instant::now());
             state.logging = false;
+            // Somebody else's migration: if the guest caused this stop, nobody would undo a halt.
+            if !state.outgoing {
+                return;
+            }
+            state.timeline.stopping = Some(Instant::now());
+            state.timeline.saved = None;
             result = if controls.naive_order {
                 mark_only(&vm, state, &mut marker)
             } else {
-                halt_and_mark(
-                    state,
-                    &mut Sink {
-                        marker,
-                        lose: controls.no_log,
-                    },
-                )
+                let lose = controls.no_log;
+                halt_and_mark(state, &mut Sink { marker, lose })
             };
         });
         result
@@ -89,26 +92,27 @@ impl Hooks for VmHooks {
     fn load(&mut self, blob: Vec<u8>) -> Result<(), Veto> {
         let began = Instant::now();
         let states = state::unpack(&blob).map_err(|error| Veto::new(error.to_string()))?;
-        let mut state = self.0.lock();
-        state.timeline.load_began = Some(began);
-        let Some(session) = &state.session else {
-            return Err(Veto::new(
-                "this migration was not agreed on by the two vferry processes, so PCI \
-                 configuration and interrupts were not prepared here: start it with `vferry migrate`",
-            ));
+        let ram = {
+            let mut state = self.0.lock();
+            state.timeline.load_began = Some(began);
+            let session = state
+                .session
+                .as_ref()
+                .ok_or_else(|| Veto::new(NOT_AGREED))?;
+            Arc::clone(&session.ram)
         };
-        let ram = Arc::clone(&session.ram);
+        // Without the lock: whoever looks at the VM meanwhile must not wait for it.
+        let digests = ram.iter().map(|ram| ram.digest(Urgency::Now));
+        let digests = digests.collect::<Result<_, _>>();
+        let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
+        let mut state = self.0.lock();
         if !ram.is_empty() {
-            let digests = ram
-                .iter()
-                .map(|ram| ram.digest(Urgency::Now))
-                .collect::<Result<_, _>>();
-            let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
             state.timeline.digested = Some(Instant::now());
-            if let Some(session) = &mut state.session {
-                session.digests = digests;
-            }
         }
+        let session = state.session.as_mut();
+        session
+            .ok_or_else(|| Veto::new("this migration was given up"))?
+            .digests = digests;
         state.stage.load(states).map_err(|error| match error {
             Some(error) => Veto::new(error.to_string()),
             None => Veto::new(format!(

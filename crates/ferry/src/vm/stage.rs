@@ -97,11 +97,13 @@ impl Stage {
         }
     }
 
-    pub(crate) fn hand_over(&mut self) {
-        *self = match std::mem::take(self) {
-            Self::Marked(marked) => Self::HandedOver(marked.hand_over()),
-            other => other,
+    pub(crate) fn hand_over(&mut self) -> bool {
+        let (next, done) = match std::mem::take(self) {
+            Self::Marked(marked) => (Self::HandedOver(marked.hand_over()), true),
+            other => (other, false),
         };
+        *self = next;
+        done
     }
 
     pub(crate) fn wait_for_arrival(&mut self) -> Result<(), String> {

@@ -15,6 +15,11 @@ use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
 use crate::stream::connect;
 
+/// How long a command may leave what it is told unread. A migration waits for it once, no more.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// After a connection that could not be taken, for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
 pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
@@ -30,6 +35,7 @@ pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Res
                 };
                 if let Err(error) = stream.and_then(serve_one) {
                     tracing::warn!(%error, "a command could not be served");
+                    thread::sleep(PAUSE);
                 }
             }
         })?;
@@ -40,6 +46,9 @@ fn answer(shared: &Shared, mut control: Control) {
     let Ok(mut writer) = control.writer() else {
         return;
     };
+    if writer.set_patience(PATIENCE).is_err() {
+        return;
+    }
     let reply = match control.receive() {
         Ok(Some(Request::Status)) => Reply::Status(status(shared)),
         Ok(Some(Request::Migrate {
@@ -71,6 +80,7 @@ fn answer(shared: &Shared, mut control: Control) {
 }
 
 fn status(shared: &Shared) -> Status {
+    let migrating = shared.begin_migration().is_none();
     let device = |slot: &ferry::restore::Slot| DeviceStatus {
         name: slot.endpoint.name().into(),
         connected: slot.endpoint.is_connected(),
@@ -79,7 +89,7 @@ fn status(shared: &Shared) -> Status {
     Status {
         vm: shared.config.name.clone(),
         stage: shared.vm.stage_name().into(),
-        migrating: shared.begin_migration().is_none(),
+        migrating,
         sidecar_connected: shared.vm.is_sidecar_connected(),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),

@@ -10,6 +10,8 @@ use ferry::link::{Link, Message};
 use super::Shared;
 use crate::stream::Acceptor;
 
+/// After a connection that could not be taken, for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
 const REFUSAL: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(listener: Acceptor, shared: &Arc<Shared>) -> anyhow::Result<()> {
@@ -19,8 +21,8 @@ pub(super) fn serve(listener: Acceptor, shared: &Arc<Shared>) -> anyhow::Result<
             match listener.accept() {
                 Ok(stream) => receive(&shared, &mut Link::new(stream)),
                 Err(error) => {
-                    tracing::error!(%error, "no more VMs are taken in");
-                    return;
+                    tracing::warn!(%error, "another host could not be answered");
+                    thread::sleep(PAUSE);
                 }
             }
         }
