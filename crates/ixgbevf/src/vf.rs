@@ -200,8 +200,16 @@ impl Model for Vf {
     /// Both kinds return all but [`Admin`] to what it is after power-on: the PF of a real card
     /// keeps that through every reset of the function and of the machine it is given to, and a
     /// driver that wakes from suspend takes the address from there.
-    fn reset(&mut self, _kind: Reset) {
-        self.replace_state(VfState::new(self.state.admin, self.link.is_up()));
+    fn reset(&mut self, kind: Reset) {
+        let mut state = VfState::new(self.state.admin, self.link.is_up());
+        if kind == Reset::Function {
+            // What was agreed on over the mailbox is the physical function's to remember, and a
+            // function-level reset of this one does not make it forget: the stock driver opens its
+            // interface afterwards without a RESET message.
+            state.mailbox.clear_to_send = self.state.mailbox.clear_to_send;
+            state.mailbox.api = self.state.mailbox.api;
+        }
+        self.replace_state(state);
     }
 
     fn poll(&mut self, access: &Access<'_>) -> Progress {

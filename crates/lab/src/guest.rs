@@ -168,7 +168,10 @@ impl VmBuilder<'_> {
                 "-initrd",
                 text(&initrd)?,
             ])
-            .args(["-append", &format!("{} {}", self.append, accelerator.kernel_parameters())])
+            .args([
+                "-append",
+                &format!("{} {}", self.append, accelerator.kernel_parameters()),
+            ])
             .args(serial("console", "file", console, "")?)
             .args(serial("control", "socket", line, ",server=on,wait=off")?)
             .qmp(monitor)?

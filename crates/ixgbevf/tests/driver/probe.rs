@@ -209,6 +209,20 @@ fn a_function_reset_leaves_nothing_but_the_address_the_pf_keeps() {
     }
 }
 
+/// As after `echo 1 > reset` with the interface down: the stock driver opens it without a RESET
+/// message, and a refusal would cost it ten seconds.
+#[test]
+fn after_a_function_reset_the_driver_may_open_at_once() {
+    let (mut m, mut driver) = Driver::up(Options::default());
+    driver.close(&mut m);
+    Driver::granted(&mut m, &[0x08, 8]);
+    m.vf.reset(Reset::Function);
+    Driver::granted(&mut m, &[0x05, 1518]);
+    Driver::granted(&mut m, &[0x09]);
+    m.vf.reset(Reset::Bus);
+    assert_eq!(Driver::message(&mut m, &[0x05, 1518])[0], FAILURE | 5);
+}
+
 #[test]
 fn a_change_of_the_link_reaches_the_driver_when_the_mailbox_is_free() {
     let (mut m, _) = Driver::up(Options::default());
