@@ -76,26 +76,26 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
     let mut same = |what: &str, here: String, there: String| {
         if here != there {
             reasons.push(format!(
-                "{what} differs: {here} at the source, {there} at the destination"
+                "{what} not the same: {here} at the source, {there} at the destination"
             ));
         }
     };
     let (a, b) = (&source.machine, &destination.machine);
     same(
-        "the machine type",
+        "the machine type is",
         a.machine_type.clone(),
         b.machine_type.clone(),
     );
-    same("the vCPUs", a.cpus.join(", "), b.cpus.join(", "));
-    same("the memory", mib(a), mib(b));
+    same("the vCPUs are", a.cpus.join(", "), b.cpus.join(", "));
+    same("the memory is", mib(a), mib(b));
     same(
-        "the accelerator",
+        "the accelerator is",
         accelerator(a).into(),
         accelerator(b).into(),
     );
-    same("the devices", devices(source), devices(destination));
+    same("the devices are", devices(source), devices(destination));
     same(
-        "the sidecar's address",
+        "the sidecar's address is",
         source.sidecar.to_string(),
         destination.sidecar.to_string(),
     );

@@ -1,4 +1,8 @@
 //! The `vferry` command.
+//!
+//! # What it does not do
+//!
+//! Anything itself: all of it is in the library of the same name.
 
 use std::process::ExitCode;
 

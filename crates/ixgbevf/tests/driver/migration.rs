@@ -256,13 +256,3 @@ proptest! {
         }
     }
 }
-
-/// Writes the golden file anew; for a new version only, never for a released one.
-#[test]
-#[ignore = "writes a file"]
-fn write_golden() {
-    let (m, _) = busy();
-    let text = serde_json::to_string_pretty(&m.vf.save().unwrap()).unwrap();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ixgbevf-v1.json");
-    std::fs::write(path, text + "\n").unwrap();
-}

@@ -213,7 +213,7 @@ fn a_function_reset_leaves_nothing_but_the_address_the_pf_keeps() {
 /// message, and a refusal would cost it ten seconds.
 #[test]
 fn after_a_function_reset_the_driver_may_open_at_once() {
-    let (mut m, mut driver) = Driver::up(Options::default());
+    let (mut m, driver) = Driver::up(Options::default());
     driver.close(&mut m);
     Driver::granted(&mut m, &[0x08, 8]);
     m.vf.reset(Reset::Function);

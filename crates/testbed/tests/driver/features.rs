@@ -125,7 +125,7 @@ fn checksums_are_right(frame: &[u8]) -> Result<bool> {
         .context("not IPv4")?;
     let udp = headers
         .transport
-        .and_then(|l4| l4.udp())
+        .and_then(etherparse::TransportHeader::udp)
         .context("not UDP")?;
     let right = udp.calc_checksum_ipv4(ip, headers.payload.slice())?;
     Ok(ip.header_checksum == ip.calc_header_checksum() && udp.checksum == right)

@@ -158,10 +158,10 @@ pub(crate) fn kernel_has_no_complaint(testbed: &Testbed) -> Result<()> {
         COMPLAINTS.iter().any(|words| line.contains(words))
             || names_us && level.is_some_and(|level| level <= 4)
     };
-    let complaints: Vec<_> = messages.lines().filter(|line| complains(line)).collect();
+    let bad: Vec<_> = messages.lines().filter(|line| complains(line)).collect();
     ensure!(
-        complaints.is_empty(),
-        "the kernel complains: {complaints:#?}\nof all:\n{messages}"
+        bad.is_empty(),
+        "the kernel complains: {bad:#?}\nof all:\n{messages}"
     );
     Ok(())
 }

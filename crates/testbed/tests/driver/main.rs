@@ -19,7 +19,7 @@ use station::Station;
 /// The guest's address, as `vm.toml` of the testbed has it.
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// How long anything may take that takes a moment on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn guest(load: bool) -> Result<Testbed> {
     let lab = Lab::ensure(&progress_on_stderr)?;

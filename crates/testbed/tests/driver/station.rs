@@ -185,12 +185,12 @@ fn answer_arp(frame: &[u8], vlan: Option<u16>) -> Option<Vec<u8>> {
     const ANSWER: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
     let start = if vlan.is_some() { 18 } else { 14 };
     let arp = frame.get(start..start + 28)?;
-    let (asker, asked) = (&arp[8..18], &arp[24..28]);
+    let (sender, asked) = (&arp[8..18], &arp[24..28]);
     if arp[..8] != REQUEST || ![IP.octets(), VLAN_IP.octets()].iter().any(|ip| ip == asked) {
         return None;
     }
-    let mut answer = [&asker[..6], &MAC, &frame[12..start]].concat();
-    answer.extend([&ANSWER[..], &MAC, asked, asker].concat());
+    let mut answer = [&sender[..6], &MAC, &frame[12..start]].concat();
+    answer.extend([&ANSWER[..], &MAC, asked, sender].concat());
     answer.resize(answer.len().max(60), 0);
     Some(answer)
 }
@@ -211,9 +211,9 @@ fn answer_echo(frame: &[u8], vlan: Option<u16>) -> Option<Vec<u8>> {
     if !ours || !icmp_is_right(icmp.slice()) || frame[..6] != MAC {
         return None;
     }
-    let asker: [u8; 6] = frame[6..12].try_into().expect("six bytes");
+    let sender: [u8; 6] = frame[6..12].try_into().expect("six bytes");
     let (from, to) = (header.destination(), header.source());
-    let ethernet = PacketBuilder::ethernet2(MAC, asker);
+    let ethernet = PacketBuilder::ethernet2(MAC, sender);
     let answer = match vlan {
         Some(vlan) => ethernet
             .single_vlan(VlanId::try_new(vlan).ok()?)

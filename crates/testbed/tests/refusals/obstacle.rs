@@ -97,7 +97,7 @@ fn other_memory(testbed: &mut Testbed) -> Result<()> {
     refused_untouched(
         testbed,
         &options,
-        &["the memory differs: 512 MiB", "256 MiB"],
+        &["the memory is not the same: 512 MiB", "256 MiB"],
     )
 }
 
@@ -110,7 +110,7 @@ fn other_devices(testbed: &mut Testbed) -> Result<()> {
     refused_untouched(
         testbed,
         &options,
-        &["the devices differ", "00:05.0", "00:07.0"],
+        &["the devices are not the same", "00:05.0", "00:07.0"],
     )
 }
 
