@@ -53,7 +53,11 @@ pub(crate) fn run(fuzz: &Fuzz) -> Result<()> {
     for finding in &findings {
         explain(finding, &program);
     }
-    ensure!(findings.is_empty(), "{} findings", findings.len());
+    ensure!(
+        findings.is_empty(),
+        "inputs that are not survived: {}",
+        findings.len()
+    );
     Ok(())
 }
 
