@@ -51,6 +51,9 @@ impl Output {
     }
 }
 
+/// How long an answer may stay out before the guest is made to look.
+const NUDGE: Duration = Duration::from_secs(1);
+
 /// The host's end of the line.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -110,6 +113,7 @@ impl Control {
         mut alive: impl FnMut() -> Result<()>,
         mut wanted: impl FnMut(&[u8]) -> Option<Result<T>>,
     ) -> Result<T> {
+        let mut nudged = Instant::now();
         loop {
             while let Some(line) = self.next_line() {
                 if let Some(result) = wanted(line.trim_ascii()) {
@@ -117,9 +121,25 @@ impl Control {
                 }
             }
             alive()?;
+            if nudged.elapsed() >= NUDGE {
+                nudged = Instant::now();
+                self.nudge()?;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "the guest did not answer in time");
             self.receive(left.min(CHECK))?;
+        }
+    }
+
+    /// An empty line, which the guest passes over. Once in a while an emulated guest that idles does
+    /// not take notice of its serial line in time; the next byte makes it look.
+    fn nudge(&mut self) -> Result<()> {
+        self.stream.set_write_timeout(Some(CHECK))?;
+        match self.stream.write(b"\n") {
+            Ok(_) => Ok(()),
+            // It is full: there is more than enough to look at.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error).context("cannot write to the guest's serial line"),
         }
     }
 

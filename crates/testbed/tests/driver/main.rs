@@ -27,6 +27,8 @@ fn guest(load: bool) -> Result<Testbed> {
         load,
         // The NIC is the matter here, and the processors are few.
         dirty: (0, 0),
+        // The stock virtiofs driver refuses to suspend (`virtio_fs_freeze`), and with it the guest.
+        append: "initcall_blacklist=virtio_fs_init".into(),
         ..Options::default()
     };
     Testbed::start(lab, Programs::build()?, options)
