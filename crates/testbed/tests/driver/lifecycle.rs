@@ -31,13 +31,12 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// All, with the move at the end.
-    pub(crate) const ALL: [Self; 6] = [
+    /// All but sleep, with the move at the end.
+    pub(crate) const ALL: [Self; 5] = [
         Self::Nothing,
         Self::DownAndUp,
         Self::ReloadModule,
         Self::FunctionReset,
-        Self::Suspend,
         Self::Migrate,
     ];
 

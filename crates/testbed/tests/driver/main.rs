@@ -41,13 +41,26 @@ fn the_driver_works_after_all_that_happens_in_its_life() -> Result<()> {
     let station = Station::plug_in(&testbed)?;
     for host in ["where it booted", "where it moved to"] {
         for action in Action::ALL {
-            let began = Instant::now();
-            action
-                .run(&mut testbed)
-                .and_then(|()| health::check(&testbed, &station))
-                .with_context(|| format!("{action:?}, on the host {host}"))?;
-            lifecycle::told(action, began.elapsed());
+            live(&mut testbed, &station, action, host)?;
         }
     }
+    // Last: after a wake-up QEMU shows no configuration space in memory, without which the sidecar
+    // of a guest that has no driver for it cannot be started for another move.
+    live(
+        &mut testbed,
+        &station,
+        Action::Suspend,
+        "where it is in the end",
+    )?;
+    Ok(())
+}
+
+fn live(testbed: &mut Testbed, station: &Station, action: Action, host: &str) -> Result<()> {
+    let began = Instant::now();
+    action
+        .run(testbed)
+        .and_then(|()| health::check(testbed, station))
+        .with_context(|| format!("{action:?}, on the host {host}"))?;
+    lifecycle::told(action, began.elapsed());
     Ok(())
 }
