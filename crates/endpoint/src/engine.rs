@@ -82,16 +82,11 @@ fn run(endpoint: &Endpoint) {
 }
 
 fn step(endpoint: &Endpoint, wait: &mut Wait) -> Progress {
-    let mut model = endpoint.lock_model();
-    let dma = endpoint.0.bus.begin();
-    let access = device::Access {
-        memory: dma.as_ref().map(|dma| dma as &dyn device::GuestMemory),
-        interrupts: &endpoint.0.vectors,
-        clock: &endpoint.0.clock,
-    };
-    let progress = model.poll(&access);
-    wait.look_at(model.as_ref(), dma.is_some());
-    progress
+    endpoint.access(|model, access| {
+        let progress = model.poll(access);
+        wait.look_at(model, access.memory.is_some());
+        progress
+    })
 }
 
 /// What the engine waits for, taken from the model while its lock is held.

@@ -180,6 +180,17 @@ impl Endpoint {
 
     /// Runs `f` on the model with what it may use; wakes the engine if that left work for it.
     fn with_model<R>(&self, f: impl FnOnce(&mut dyn Model, &Access<'_>) -> R) -> R {
+        self.access(|model, access| {
+            let result = f(model, access);
+            if model.needs_poll() {
+                self.0.kick.kick();
+            }
+            result
+        })
+    }
+
+    /// Runs `f` on the model with what it may use.
+    fn access<R>(&self, f: impl FnOnce(&mut dyn Model, &Access<'_>) -> R) -> R {
         let mut model = self.lock_model();
         let dma = self.0.bus.begin();
         let access = Access {
@@ -187,11 +198,7 @@ impl Endpoint {
             interrupts: &self.0.vectors,
             clock: &self.0.clock,
         };
-        let result = f(model.as_mut(), &access);
-        if model.needs_poll() {
-            self.0.kick.kick();
-        }
-        result
+        f(model.as_mut(), &access)
     }
 
     fn lock_model(&self) -> MutexGuard<'_, Box<dyn Model>> {
