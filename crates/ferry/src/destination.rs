@@ -252,7 +252,10 @@ impl Destination<'_> {
 
     /// The VM runs; what happens to the link no longer matters to it.
     fn answer_digests(&self, link: &mut Link, verify: bool) {
-        let digests = self.vm.take_digests();
+        // Its mapping of all guest memory is kept as long: to take it down now would cost the VM
+        // that has just begun to run a processor.
+        let session = self.vm.take_session();
+        let digests = &session.digests;
         let patience = if verify { DIGESTS } else { ANSWER };
         while let Ok(message) = link.receive(patience) {
             let answer = match message {

@@ -9,12 +9,13 @@
 //! in the nearest cache, and the hash of it.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use device::MemoryFile;
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
-use xxhash_rust::xxh3::xxh3_128;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -65,7 +66,7 @@ impl GuestRam {
     /// a VMM that receives memory does the same.
     pub fn touch(&self) {
         for page in 0..self.pages() {
-            let mut byte = [0];
+            let mut byte = [0_u8];
             if let Ok(slice) = self.mapping.get_slice(page * PAGE, 1) {
                 slice.copy_to(&mut byte);
             }
@@ -83,33 +84,37 @@ impl GuestRam {
             Urgency::Now => thread::available_parallelism().map_or(1, usize::from),
             Urgency::Background => 1,
         };
-        let share = pages.len().div_ceil(workers).max(1);
+        // A worker takes the next block when it has done one: a processor that has other work as
+        // well does less, and nobody waits for it.
+        let blocks = Mutex::new(pages.chunks_mut(BLOCK_PAGES).enumerate());
+        let next = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            if urgency == Urgency::Background {
+                step_back();
+            }
+            while let Some((block, digests)) = next() {
+                self.digest_block(block, digests);
+            }
+        };
         thread::scope(|scope| {
-            for (number, part) in pages.chunks_mut(share).enumerate() {
-                let work = move || {
-                    if urgency == Urgency::Background {
-                        step_back();
-                    }
-                    self.digest_part(number * share, part);
-                };
-                thread::Builder::new()
-                    .name("digest".into())
-                    .spawn_scoped(scope, work)?;
+            for _ in 0..workers {
+                let named = thread::Builder::new().name("digest".into());
+                named.spawn_scoped(scope, work)?;
             }
             io::Result::Ok(())
         })?;
         Ok(MemoryDigest { pages })
     }
 
-    fn digest_part(&self, first: usize, digests: &mut [u128]) {
+    fn digest_block(&self, block: usize, digests: &mut [u128]) {
         let mut buffer = [0; PAGE];
-        for (page, digest) in (first..).zip(digests) {
+        for (page, digest) in (block * BLOCK_PAGES..).zip(digests) {
             // A last page that is cut short is hashed as far as it goes.
             let at = page * PAGE;
             let len = PAGE.min(self.mapping.size() - at);
             let slice = self.mapping.get_slice(at, len).expect("within the mapping");
             slice.copy_to(&mut buffer[..len]);
-            *digest = xxh3_128(&buffer[..len]);
+            *digest = XxHash3_128::oneshot(&buffer[..len]);
         }
     }
 
@@ -143,7 +148,7 @@ impl MemoryDigest {
     pub fn blocks(&self) -> BlockDigests {
         let digest = |pages: &[u128]| {
             let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
-            hex(xxh3_128(&bytes))
+            hex(XxHash3_128::oneshot(&bytes))
         };
         BlockDigests {
             len: (self.pages.len() * PAGE) as u64,
@@ -250,6 +255,24 @@ mod tests {
         b.write_all_at(&[2], 2000 * PAGE as u64).unwrap();
         a.write_all_at(&[2], 2999 * PAGE as u64).unwrap();
         assert_eq!(differences(&a, &b), [1700, 2000, 2999]);
+    }
+
+    /// Bytes of the mapping that are in this process' page table, as proc(5) tells in `smaps`.
+    fn mapped(ram: &GuestRam) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", ram.mapping.as_ptr() as usize);
+        let mut of_ram = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = of_ram.find_map(|line| line.strip_prefix("Rss:"));
+        let kib = rss.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse::<usize>().unwrap() * 1024
+    }
+
+    #[test]
+    fn once_touched_all_of_it_is_mapped() {
+        let ram = ram(&memory(1024), 0);
+        assert_eq!(mapped(&ram), 0);
+        ram.touch();
+        assert_eq!(mapped(&ram), 1024 * PAGE);
     }
 
     #[test]

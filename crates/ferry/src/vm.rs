@@ -242,11 +242,9 @@ impl Vm {
         self.0.changed.notify_all();
     }
 
-    pub(crate) fn take_digests(&self) -> Vec<MemoryDigest> {
-        self.lock()
-            .session
-            .take()
-            .map_or_else(Vec::new, |session| session.digests)
+    /// The incoming migration's session, which is over.
+    pub(crate) fn take_session(&self) -> Session {
+        self.lock().session.take().unwrap_or_default()
     }
 
     /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
