@@ -33,12 +33,13 @@ mod udp;
 
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::Builder;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use control::{Control, Load, Request};
@@ -131,6 +132,9 @@ struct UdpOptions {
     /// Microseconds between two looks at the socket.
     #[arg(long, default_value_t = 1000)]
     tick_us: u32,
+    /// Number of the processor to run on and no other (from 0).
+    #[arg(long)]
+    udp_cpu: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -231,16 +235,33 @@ fn run(control: &str, command: Command) -> Result<()> {
 fn start_udp(peer: Ipv4Addr, options: &UdpOptions) -> Result<Arc<udp::Account>> {
     let account = Arc::new(udp::Account::default());
     let mut udp = udp::Udp::new(peer, options, Arc::clone(&account))?;
+    let cpu = options.udp_cpu;
+    let (ready, started) = mpsc::channel();
     let run = move || {
         // It is the instrument: what it measures is the network, not the guest's scheduler.
         set_nice(-20);
-        udp.run();
+        let pinned = cpu.map_or(Ok(()), pin);
+        let go = pinned.is_ok();
+        // Whoever waits for it is in the lines below.
+        let _ = ready.send(pinned);
+        if go {
+            udp.run();
+        }
     };
     Builder::new()
         .name("udp".into())
         .spawn(run)
         .context("cannot start a thread")?;
+    started.recv().context("the thread ended")??;
     Ok(account)
+}
+
+/// Keeps this thread on processor `cpu`.
+fn pin(cpu: usize) -> Result<()> {
+    ensure!(cpu < CpuSet::MAX_CPU, "there is no processor {cpu}");
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).with_context(|| format!("cannot run on processor {cpu}"))
 }
 
 fn start_tcp(peer: (Ipv4Addr, u16)) -> Result<Arc<tcp::Account>> {

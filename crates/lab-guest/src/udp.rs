@@ -41,8 +41,9 @@ pub(crate) struct Udp {
 /// What the kernel may hold for us while we do not look: seconds of the lab's load.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 
-/// Packets sent at once at most, also after a stall: more would overrun a NIC's ring.
-const MAX_BURST: u64 = 64;
+/// Packets sent at once at most, also after a stall: more would overrun a NIC's ring, and memory
+/// for them would have to be found just then.
+const MAX_BURST: usize = 16;
 
 impl Udp {
     pub(crate) fn new(peer: Ipv4Addr, options: &UdpOptions, account: Arc<Account>) -> Result<Self> {
@@ -74,7 +75,7 @@ impl Udp {
             rate: options.rate.into(),
             tick_nanos: u64::from(options.tick_us) * 1000,
             payload: options.payload,
-            outgoing: Vec::new(),
+            outgoing: vec![0xff; options.payload * MAX_BURST],
         })
     }
 
@@ -92,7 +93,7 @@ impl Udp {
             due_billionths += passed * self.rate;
             let due = due_billionths / 1_000_000_000;
             due_billionths %= 1_000_000_000;
-            self.send(due.min(MAX_BURST), now);
+            self.send(due.min(MAX_BURST as u64), now);
 
             next_tick = (next_tick + self.tick_nanos).max(now);
             std::thread::sleep(Duration::from_nanos(next_tick.saturating_sub(now_nanos())));
