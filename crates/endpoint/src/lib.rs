@@ -172,7 +172,10 @@ impl Endpoint {
 
     fn reset(&self, kind: Reset) {
         let mut model = self.lock_model();
-        self.lock_config().reset();
+        match kind {
+            Reset::Bus => self.lock_config().reset(),
+            Reset::Function => self.lock_config().reset_function(),
+        }
         self.0.bus.set_enabled(false);
         self.0.vectors.forget_pending();
         model.reset(kind);

@@ -102,6 +102,17 @@ impl ConfigSpace {
         *self.bytes = *self.power_on;
     }
 
+    /// As after a function-level reset that the guest asked for: as after power-on, but for the
+    /// BARs. A VMM keeps those for the guest (QEMU's `emulated_config_bits`, vfio's virtual BARs)
+    /// and a reset does not touch them, so the guest sees no need to write them again
+    /// (`pci_restore_config_dword`), and no write would tell us where they are.
+    pub fn reset_function(&mut self) {
+        let bars = reg::BAR0..reg::BAR0 + reg::BARS_LEN;
+        let kept = self.bytes[bars.clone()].to_vec();
+        self.reset();
+        self.bytes[bars].copy_from_slice(&kept);
+    }
+
     /// Bus Master Enable.
     pub fn bus_master(&self) -> bool {
         self.command() & reg::COMMAND_BUS_MASTER != 0

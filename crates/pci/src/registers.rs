@@ -14,6 +14,8 @@ pub const REVISION_ID: usize = 0x08;
 pub const CACHE_LINE_SIZE: usize = 0x0c;
 /// First of six Base Address Registers, 32 bits each.
 pub const BAR0: usize = 0x10;
+/// Bytes of all six.
+pub const BARS_LEN: usize = 24;
 /// Subsystem Vendor ID, 16 bits.
 pub const SUBSYSTEM_VENDOR_ID: usize = 0x2c;
 /// Subsystem ID, 16 bits.

@@ -82,6 +82,21 @@ fn bus_mastering_and_function_reset_are_told() {
 }
 
 #[test]
+fn bars_outlast_a_function_reset_but_not_a_bus_reset() {
+    let mut space = space();
+    space.write(0x10, &0x12_fe00_0000_u64.to_le_bytes());
+    space.write(0x1c, &0xfe00_4000_u64.to_le_bytes());
+    space.write(4, &[6, 4]);
+    space.reset_function();
+    assert_eq!(space.command(), 0);
+    space.write(4, &[2, 0]);
+    assert_eq!(space.bar_address(0), Some(0x12_fe00_0000));
+    assert_eq!(space.bar_address(3), Some(0xfe00_4000));
+    space.reset();
+    assert_eq!((word(&space, 0x10), word(&space, 0x14)), (0xc, 0));
+}
+
+#[test]
 fn an_image_comes_back_and_a_foreign_one_is_refused() {
     let mut space = space();
     space.write(4, &[6, 4]);
