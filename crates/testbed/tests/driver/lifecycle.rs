@@ -26,15 +26,18 @@ pub(crate) enum Action {
     FunctionReset,
     /// The guest suspends to RAM and is woken up.
     Suspend,
+    /// The guest moves to another host.
+    Migrate,
 }
 
 impl Action {
-    /// What happens on one host; `tests/migration.rs` moves the guest.
-    pub(crate) const ALL: [Self; 4] = [
+    /// All but sleep, with the move at the end.
+    pub(crate) const ALL: [Self; 5] = [
         Self::Nothing,
         Self::DownAndUp,
         Self::ReloadModule,
         Self::FunctionReset,
+        Self::Migrate,
     ];
 
     /// Does it.
@@ -47,6 +50,7 @@ impl Action {
             Self::ReloadModule => reload_module(testbed),
             Self::FunctionReset => function_reset(testbed),
             Self::Suspend => suspend(testbed),
+            Self::Migrate => migrate(testbed),
         }
     }
 }
@@ -106,6 +110,17 @@ fn suspend(testbed: &Testbed) -> Result<()> {
         before != after,
         "the guest did not sleep: {before} before, {after} after"
     );
+    Ok(())
+}
+
+fn migrate(testbed: &mut Testbed) -> Result<()> {
+    let migration = testbed.migrate()?;
+    ensure!(
+        migration.report.stale_pages == Some(0),
+        "{:?}",
+        migration.report
+    );
+    ensure!(migration.interrupts.lost == 0, "{:?}", migration.interrupts);
     Ok(())
 }
 

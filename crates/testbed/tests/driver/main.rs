@@ -34,14 +34,14 @@ fn guest(load: bool) -> Result<Testbed> {
     Testbed::start(lab, Programs::build()?, options)
 }
 
-/// Everything twice.
+/// Everything twice: on the host where the guest has booted, and on the one that it moved to.
 #[test]
 fn the_driver_works_after_all_that_happens_in_its_life() -> Result<()> {
     let mut testbed = guest(true)?;
     let station = Station::plug_in(&testbed)?;
-    for round in ["the first time", "once more"] {
+    for host in ["where it booted", "where it moved to"] {
         for action in Action::ALL {
-            live(&mut testbed, &station, action, round)?;
+            live(&mut testbed, &station, action, host)?;
         }
     }
     // Last: after a wake-up QEMU shows no configuration space in memory, without which the sidecar
@@ -60,7 +60,7 @@ fn live(testbed: &mut Testbed, station: &Station, action: Action, host: &str) ->
     action
         .run(testbed)
         .and_then(|()| health::check(testbed, station))
-        .with_context(|| format!("{action:?}, {host}"))?;
+        .with_context(|| format!("{action:?}, on the host {host}"))?;
     lifecycle::told(action, began.elapsed());
     Ok(())
 }
