@@ -14,6 +14,10 @@ use std::thread;
 
 use device::MemoryFile;
 use serde::{Deserialize, Serialize};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 use twox_hash::XxHash3_128;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
@@ -21,8 +25,6 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 pub const PAGE: usize = 4096;
 /// Pages of a block.
 pub const BLOCK_PAGES: usize = 512;
-/// The lowest priority that a thread can have (sched(7)).
-const IDLE: i32 = 19;
 
 /// One file of guest memory, mapped for reading.
 #[derive(Debug)]
@@ -123,9 +125,12 @@ impl GuestRam {
     }
 }
 
-/// Gives way to every other thread. A refusal costs the others some time, no more.
+/// Gives way to every other thread: `SCHED_IDLE` (sched(7)). A low nice value is not enough, the
+/// scheduler leaves a thread with it a processor of its own for a while where others share one. A
+/// refusal costs the others some time, no more.
 fn step_back() {
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), IDLE);
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
 }
 
 /// The digests of one memory file at one moment.
