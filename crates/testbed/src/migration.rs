@@ -36,11 +36,8 @@ impl Migration {
     }
 
     /// The stretches of time in which packets may have been lost.
-    pub fn outages(&self) -> Vec<Silence> {
-        [self.window.udp_from_guest, self.window.udp_to_guest]
-            .into_iter()
-            .flatten()
-            .collect()
+    pub fn outages(&self) -> &[Silence] {
+        &self.window.udp_silences
     }
 }
 

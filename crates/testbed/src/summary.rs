@@ -148,7 +148,11 @@ impl Summary {
 pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary> {
     let peer = testbed.peer.report();
     let guest = testbed.guest_report()?;
-    let outages: Vec<_> = migrations.iter().flat_map(Migration::outages).collect();
+    let outages: Vec<_> = migrations
+        .iter()
+        .flat_map(Migration::outages)
+        .copied()
+        .collect();
     let runs = guest
         .udp
         .as_ref()

@@ -9,6 +9,9 @@ use super::report::{
 use super::times::{SendLog, Times};
 use crate::{Port, SwitchReport};
 
+/// What is told as a silence, in ns: twenty times what a guest's program sleeps between two looks.
+const SILENCE: u64 = 20_000_000;
+
 /// All that the peer counts. Its memory is bounded.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -211,9 +214,14 @@ impl Ledger {
                 .map(Gap::len)
                 .fold(0, u64::saturating_add)
         };
+        let silences = [&self.udp_times, &self.udp_seen_times]
+            .into_iter()
+            .flat_map(|times| times.silences_within(since, until, now))
+            .filter(|silence| silence.nanos() >= SILENCE);
         WindowReport {
             since_nanos: since,
             until_nanos: until,
+            udp_silences: silences.collect(),
             udp_from_guest: self.udp_times.longest_within(since, until, now),
             udp_to_guest: self.udp_seen_times.longest_within(since, until, now),
             icmp: self.echo_times.longest_within(since, until, now),

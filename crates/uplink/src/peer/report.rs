@@ -135,6 +135,9 @@ pub struct WindowReport {
     pub since_nanos: u64,
     /// When it ended.
     pub until_nanos: u64,
+    /// All silences of the UDP either way that reach into the window and last 20 ms or longer. An
+    /// outage may have several: a guest that begins to run again stalls once more.
+    pub udp_silences: Vec<Silence>,
     /// The longest silence of the UDP from the guest that reaches into the window.
     pub udp_from_guest: Option<Silence>,
     /// The same to the guest.

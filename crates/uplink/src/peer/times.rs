@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use load_format::Silence;
 
-/// Times kept: two minutes at 2 000 per second, 2 MiB.
-const KEPT: usize = 1 << 18;
+/// Times kept: half an hour at 2 000 per second, 32 MiB. A packet whose time is forgotten counts as
+/// lost outside of every outage.
+const KEPT: usize = 1 << 22;
 
 /// The newest times at which something of one kind came.
 #[derive(Debug, Default)]
@@ -55,25 +56,31 @@ impl Times {
 
     /// The longest silence of which some part lies between `since` and `until`.
     pub(super) fn longest_within(&self, since: u64, until: u64, now: u64) -> Option<Silence> {
-        let ends = self
-            .newest
-            .iter()
-            .skip(1)
-            .copied()
-            .chain([now.max(self.last()?)]);
+        self.silences_within(since, until, now)
+            .max_by_key(Silence::nanos)
+    }
+
+    /// All silences, however short, of which some part lies between `since` and `until`.
+    pub(super) fn silences_within(
+        &self,
+        since: u64,
+        until: u64,
+        now: u64,
+    ) -> impl Iterator<Item = Silence> {
+        let last = self.last().map(|last| now.max(last));
+        let ends = self.newest.iter().skip(1).copied().chain(last);
         let first = self
             .newest
             .partition_point(|time| *time <= since)
             .saturating_sub(1);
         std::iter::zip(self.newest.iter().copied(), ends)
             .skip(first)
-            .take_while(|(from, _)| *from < until)
-            .filter(|(_, to)| *to > since)
+            .take_while(move |(from, _)| *from < until)
+            .filter(move |(_, to)| *to > since)
             .map(|(from_nanos, to_nanos)| Silence {
                 from_nanos,
                 to_nanos,
             })
-            .max_by_key(Silence::nanos)
     }
 
     /// Forgets the longest silence so far.

@@ -41,10 +41,14 @@ fn an_outage_is_seen_in_its_window_and_in_no_other() {
     assert_eq!(millis(window.udp_from_guest), Some((99, 160)));
     assert_eq!(millis(window.udp_to_guest), Some((99, 160)));
     assert_eq!(millis(window.outage()), Some((99, 160)));
+    let silences = window.udp_silences.iter().copied().map(Some);
+    let silences: Vec<_> = silences.map(millis).collect();
+    assert_eq!(silences, [Some((99, 160)), Some((99, 160))], "one each way");
     assert_eq!(window.udp_lost_from_guest, 60);
     let before = ledger.window(10 * MS, 90 * MS, 300 * MS);
     assert_eq!(before.outage().map(|silence| silence.nanos()), Some(MS));
     assert_eq!(before.udp_lost_from_guest, 0);
+    assert_eq!(before.udp_silences, [], "none is long enough");
 }
 
 #[test]
