@@ -1,6 +1,9 @@
 //! The load against the built-in peer, with the real Linux stack as the guest: a network namespace
 //! whose only interface is a TAP, and in place of a NIC model a pump between TAP and wire.
 
+#[path = "../../uplink/tests/support/namespace.rs"]
+mod namespace;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,9 +13,10 @@ use std::time::{Duration, Instant};
 use device::{FrameLink, Sent, TxFrame, TxOffload};
 use load_format::{GuestReport, Silence};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::thread::UnshareFlags;
 use uplink::peer::{PeerReport, now_nanos};
 use uplink::{Peer, PeerConfig, Tap, Wire};
+
+use namespace::{in_namespace, ip};
 
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
@@ -306,32 +310,4 @@ fn forward(from: &mut dyn FrameLink, to: &mut dyn FrameLink) {
         from.consume();
     }
     to.flush();
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .expect("iproute2 is there");
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// Runs `test` in a namespace of its own, which ends with it; says why not where that cannot be.
-#[expect(unsafe_code, reason = "unshare has no safe wrapper")]
-fn in_namespace(test: impl FnOnce() + Send) {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: needs root and /dev/net/tun");
-        return;
-    }
-    let run = || {
-        // SAFETY: only the network namespace is unshared; no descriptor table is.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("as root");
-        test();
-    };
-    std::thread::scope(|scope| {
-        scope
-            .spawn(run)
-            .join()
-            .expect("the test's own panic is above");
-    });
 }

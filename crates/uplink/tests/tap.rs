@@ -1,41 +1,15 @@
 //! The TAP against the kernel's own network, in a network namespace that ends with its thread.
 
+#[path = "support/namespace.rs"]
+mod namespace;
+
 use std::net::UdpSocket;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use device::{FrameLink, Sent, TxFrame, TxOffload};
-use rustix::thread::UnshareFlags;
 use uplink::Tap;
 
-/// Runs `test` in a namespace of its own; says why not where that cannot be.
-#[expect(unsafe_code, reason = "unshare has no safe wrapper")]
-fn in_namespace(test: impl FnOnce() + Send) {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: needs root and /dev/net/tun");
-        return;
-    }
-    let run = || {
-        // SAFETY: only the network namespace is unshared; no descriptor table is.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("as root");
-        test();
-    };
-    std::thread::scope(|scope| {
-        scope
-            .spawn(run)
-            .join()
-            .expect("the test's own panic is above");
-    });
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .expect("iproute2 is there");
-    assert!(status.success(), "ip {arguments}");
-}
+use namespace::{in_namespace, ip};
 
 /// The next frame for which `wanted` holds.
 fn receive(tap: &mut Tap, wanted: impl Fn(&[u8]) -> bool) -> (Vec<u8>, bool) {
