@@ -57,27 +57,20 @@ pub(super) fn serve(
     for device in devices {
         serving.engines.push(Engine::start(&device.slot.endpoint)?);
         let stopper = device.server.stopper();
-        let (shared, ended) = (Arc::clone(shared), ended.clone());
+        let ended = ended.clone();
         let thread = thread::Builder::new()
             .name(format!("vfio-{}", device.slot.endpoint.name()))
-            .spawn(move || serve_one(&device, &shared, &ended))?;
+            .spawn(move || serve_one(&device, &ended))?;
         serving.connections.push((stopper, thread));
     }
-    // QEMU connects to its devices in order: the first one's connection starts the look.
+    look_when_connected(shared);
     Ok(serving)
 }
 
 /// QEMU never connects a second time: its first connection is the device's life.
-fn serve_one(device: &Device, shared: &Arc<Shared>, ended: &Sender<End>) {
+fn serve_one(device: &Device, ended: &Sender<End>) {
     let name = device.slot.endpoint.name();
     let mut frontend = device.slot.endpoint.frontend();
-    let first = shared
-        .slots
-        .first()
-        .is_some_and(|slot| slot.endpoint.name() == name);
-    if first {
-        look_when_connected(shared);
-    }
     let end = match device.server.serve_one(&mut frontend) {
         Ok(Ended::Stopped) => return,
         Ok(_) => End::QemuGone(name.into()),
