@@ -141,7 +141,7 @@ impl Source<'_> {
             Ok(prepared) => prepared,
             Err(error) => return Err(self.give_up(link, phase, error, driverless)),
         };
-        let sent = match precopy::run(self, &uri, progress) {
+        let sent = match precopy::run(self, link, &uri, progress) {
             Ok(sent) => sent,
             Err((phase, error)) => return Err(self.give_up(link, phase, error, driverless)),
         };

@@ -9,13 +9,15 @@ use qemu::system::RunState;
 
 use super::{Source, StepError};
 use crate::Phase;
-use crate::link::Function;
+use crate::link::{self, Function, Link, LinkError};
 use crate::report::{Progress, millis};
 use crate::restore;
 use crate::vm::StageName;
 
 /// How often progress is told and a cancel looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// How long to listen for the other side at each tick: what has come is there.
+const LISTEN: Duration = Duration::from_millis(1);
 /// How long QEMU may take to open the dirty log, or to let the VM run again after a failure.
 const REACT: Duration = Duration::from_secs(10);
 
@@ -32,16 +34,18 @@ pub(super) struct Sent {
 
 pub(super) fn run(
     source: &Source<'_>,
+    link: &mut Link,
     uri: &str,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sent, (Phase, StepError)> {
     let mut phase = Phase::Precopy;
-    let sent = send(source, uri, progress, &mut phase);
+    let sent = send(source, link, uri, progress, &mut phase);
     sent.map_err(|error| (phase, error))
 }
 
 fn send(
     source: &Source<'_>,
+    link: &mut Link,
     uri: &str,
     progress: &mut dyn FnMut(Progress),
     phase: &mut Phase,
@@ -79,6 +83,10 @@ fn send(
             Some(_) => None,
             None => tick(source, progress)?.then(Instant::now),
         };
+        // In the pause every millisecond counts, and QEMU's completion needs the other side anyway.
+        if event.is_none() && over.is_none() && *phase == Phase::Precopy {
+            listen(link)?;
+        }
         if let Some(at) = over {
             break (source.qmp.migration()?, at);
         }
@@ -138,6 +146,16 @@ fn tick(source: &Source<'_>, progress: &mut dyn FnMut(Progress)) -> Result<bool,
         });
     }
     Ok(info.status.is_over())
+}
+
+/// The other side has nothing to say while memory is copied, unless it gives up or is gone: then
+/// there is no use in copying on.
+fn listen(link: &mut Link) -> Result<(), StepError> {
+    match link.receive(LISTEN) {
+        Err(LinkError::Timeout(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(message) => Err(link::unexpected(&message).into()),
+    }
 }
 
 /// Waits for QEMU to open the dirty log, as it does before its first pass.
