@@ -35,6 +35,16 @@ pub(crate) struct Reply {
     pub(crate) micros: u32,
 }
 
+/// The answers that count to one request, taken at one moment.
+#[derive(Debug)]
+pub(crate) struct Replies {
+    pub(crate) by_device: Vec<Option<Reply>>,
+    /// The table that their promises speak of.
+    pub(crate) table: Option<TableRegisters>,
+    /// The life of the driver that gave them.
+    pub(crate) life: u64,
+}
+
 /// Answers that did not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Dropped {
@@ -133,18 +143,17 @@ impl Exchange {
     }
 
     /// Ends the time for answers to `request`.
-    pub(crate) fn close(&mut self, request: Request) -> Vec<Option<Reply>> {
-        let nothing = vec![None; self.replies.len()];
-        if !self.is_open(request) {
-            return nothing;
+    pub(crate) fn close(&mut self, request: Request) -> Replies {
+        let mut by_device = vec![None; self.replies.len()];
+        if self.is_open(request) {
+            self.open = false;
+            std::mem::swap(&mut by_device, &mut self.replies);
         }
-        self.open = false;
-        std::mem::replace(&mut self.replies, nothing)
-    }
-
-    /// The table that the promises made in this life speak of.
-    pub(crate) fn taken_table(&self) -> Option<TableRegisters> {
-        self.taken
+        Replies {
+            by_device,
+            table: self.taken,
+            life: self.life,
+        }
     }
 
     /// A number for this life of the driver.

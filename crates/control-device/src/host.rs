@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use device::{DirtySink, GuestMemory};
 
 use crate::answers::{Coverage, Outcome, Stopped};
-use crate::exchange::Reply;
+use crate::exchange::{Replies, Reply};
 use crate::model::Shared;
 use crate::spec::{Answer, Command, Location, Promise, Request, features};
 use crate::table::{Table, TableError};
@@ -189,7 +189,7 @@ impl<C> Asked<C> {
     }
 
     /// Waits until all devices have answered or the deadline has passed, and takes the answers.
-    fn collect(&self) -> Vec<Option<Reply>> {
+    fn collect(&self) -> Replies {
         let mut exchange = self.session.shared.lock();
         while !exchange.is_answered(self.request) {
             let Some(rest) = self.deadline.checked_sub(self.since.elapsed()) else {
@@ -214,17 +214,13 @@ impl Asked<Track> {
     /// bounds the work.
     pub fn wait<M: GuestMemory>(self, ram_end: u64, memory: impl FnOnce() -> Option<M>) -> Tracked {
         let replies = self.collect();
-        let (registers, life) = {
-            let exchange = self.session.shared.lock();
-            (exchange.taken_table(), exchange.life())
-        };
-        let promises = replies.into_iter().map(|reply| {
+        let promises = replies.by_device.into_iter().map(|reply| {
             outcome(reply, |answer| match answer {
                 Answer::Promised(promise) => Some(promise),
                 _ => None,
             })
         });
-        let table = registers.map(|registers| {
+        let table = replies.table.map(|registers| {
             let memory = memory().ok_or(TableError::OutOfReach)?;
             let table = Table::new(registers, ram_end)?;
             table.check(&memory).map(|()| table)
@@ -234,7 +230,7 @@ impl Asked<Track> {
             tracking: Tracking {
                 promises: promises.collect(),
                 table,
-                life,
+                life: replies.life,
             },
         }
     }
@@ -253,8 +249,8 @@ impl Asked<Quiesce> {
             Outcome::Declined => Outcome::Declined,
             Outcome::Silent => Outcome::Silent,
         };
-        let outcomes = self.collect().into_iter().enumerate().map(outcome);
-        let outcomes = outcomes.collect();
+        let replies = self.collect().by_device.into_iter();
+        let outcomes = replies.enumerate().map(outcome).collect();
         Quiesced {
             session: self.session,
             tracking: self.what.0,
@@ -266,7 +262,7 @@ impl Asked<Quiesce> {
 impl Asked<End> {
     /// Waits, at most until the deadline, for the report only: the VM runs in any case.
     pub fn wait(self) -> Ended {
-        let replies = self.collect().into_iter();
+        let replies = self.collect().by_device.into_iter();
         Ended(replies.map(|reply| outcome(reply, is_done)).collect())
     }
 }
