@@ -35,6 +35,9 @@ const UNFINISHED: [&str; 3] = [
     concat!("unimple", "mented!"),
 ];
 
+/// Of the kernel module, which is no part of the workspace's licence.
+const C_LICENCE: &str = "SPDX-License-Identifier: GPL-2.0-only";
+
 pub(crate) fn run() -> Result<()> {
     // New files too, before they are added.
     let list = output_of(git(&[
@@ -68,6 +71,7 @@ pub(crate) fn run() -> Result<()> {
 
 fn findings_in(path: &Path, text: &str) -> Vec<String> {
     let rust = path.extension().is_some_and(|end| end == "rs");
+    let c = path.extension().is_some_and(|end| end == "c" || end == "h");
     let mut findings = Vec::new();
     let mut report = |line: usize, problem: String| {
         findings.push(format!("{}:{line}: {problem}", path.display()));
@@ -94,10 +98,20 @@ fn findings_in(path: &Path, text: &str) -> Vec<String> {
         }
     }
     let lines = text.lines().count();
-    if rust && lines > MAX_LINES {
+    if (rust || c) && lines > MAX_LINES {
         report(
             lines,
             format!("{lines} lines, more than {MAX_LINES}; what second thing is in it?"),
+        );
+    }
+    if c && !text
+        .lines()
+        .next()
+        .is_some_and(|line| line.contains(C_LICENCE))
+    {
+        report(
+            1,
+            format!("C is the kernel module's: begin with `{C_LICENCE}`"),
         );
     }
     if is_crate_head(path) && !head(text).any(|line| line == HEADING) {
@@ -139,6 +153,11 @@ mod tests {
         assert_eq!(findings("a.rs", &"\n".repeat(MAX_LINES)).len(), 0);
         assert_eq!(findings("a.rs", &"\n".repeat(MAX_LINES + 1)).len(), 1);
         assert_eq!(findings("a.txt", &"\n".repeat(MAX_LINES + 1)).len(), 0);
+
+        let c_file = format!("// {C_LICENCE}\n");
+        assert_eq!(findings("a.c", &c_file).len(), 0);
+        assert_eq!(findings("a.h", &format!("\n{c_file}")).len(), 1);
+        assert_eq!(findings("a.c", &c_file.repeat(MAX_LINES + 1)).len(), 1);
 
         for machine in MACHINE {
             let found = findings("README.md", &format!("one\nsee {machine}x\n"));
