@@ -33,6 +33,8 @@ pub struct Config {
     pub sidecar: PathBuf,
     /// The sidecar's address.
     pub sidecar_address: PciAddress,
+    /// The control device, through which the guest may help a migration.
+    pub guest: Option<Guest>,
     /// Where the other host's vferry reaches this one.
     pub link: Endpoint,
     /// Where QEMU listens for an incoming migration.
@@ -67,6 +69,20 @@ pub struct Device {
     pub address: PciAddress,
     /// A NIC's settings.
     pub nic: Nic,
+}
+
+/// The control device.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Its vfio-user socket.
+    pub socket: PathBuf,
+    /// Its PCI address.
+    pub address: PciAddress,
+}
+
+impl Guest {
+    /// The control device's name, in messages, saved state and QEMU.
+    pub const NAME: &str = "guest-control";
 }
 
 /// A NIC's settings.

@@ -64,6 +64,9 @@ pub struct Status {
     pub migrating: bool,
     /// Whether QEMU is connected to the sidecar.
     pub sidecar_connected: bool,
+    /// Whether the guest has a driver for the control device; `None` if there is none.
+    #[serde(default)]
+    pub guest_driver: Option<bool>,
     /// The devices.
     pub devices: Vec<DeviceStatus>,
     /// Pages marked in the migration under way, or the last one.

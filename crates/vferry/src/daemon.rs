@@ -20,7 +20,7 @@ use qemu::Qmp;
 use qemu::migration::MigrationSettings;
 use sidecar::Sidecar;
 
-use crate::config::Config;
+use crate::config::{Config, Guest};
 use crate::stream::{BoundSocket, Listener};
 
 /// How long QEMU's monitor may take to greet.
@@ -39,6 +39,8 @@ struct Shared {
     config: Config,
     vm: Vm,
     slots: Vec<Slot>,
+    /// The control device's host side.
+    guest: Option<control_device::Control>,
     /// Held by the one migration, out or in, that may be under way.
     migrating: Mutex<()>,
 }
@@ -49,7 +51,7 @@ struct Shared {
 /// When a socket, a device's uplink or a thread cannot be had.
 pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
     let (ended, end) = mpsc::channel();
-    let devices = devices::open(&config)?;
+    let (devices, guest) = devices::open(&config)?;
     let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
     let endpoints = devices
@@ -65,6 +67,7 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
         config,
         vm: vm.clone(),
         slots,
+        guest,
         migrating: Mutex::new(()),
     });
 
@@ -128,11 +131,17 @@ impl Shared {
             model: device.model.clone(),
             address: device.address,
         };
+        let guest = |guest: &Guest| DeviceFacts {
+            name: Guest::NAME.into(),
+            model: "control-device".into(),
+            address: guest.address,
+        };
+        let devices = self.config.devices.iter().map(device);
         Ok(Facts {
             vferry: env!("CARGO_PKG_VERSION").into(),
             vm: self.config.name.clone(),
             machine,
-            devices: self.config.devices.iter().map(device).collect(),
+            devices: devices.chain(self.config.guest.iter().map(guest)).collect(),
             sidecar: self.config.sidecar_address,
         })
     }

@@ -1,5 +1,7 @@
-//! The device models there are: one line each.
+//! The device models there are: one line each. And the control device, which is none of them: it
+//! speaks for all others.
 
+use control_device::{Control, ControlDevice};
 use device::Model;
 use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
 use uplink::{Tap, Wire};
@@ -25,6 +27,51 @@ pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         .find(|(name, _)| *name == device.model)
         .map(|(_, build)| build);
     build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
+}
+
+/// Makes the control device that speaks for functions with these configuration spaces.
+///
+/// # Errors
+/// When there are too many, or the system has no descriptor left.
+pub fn control(
+    functions: &[&ConfigSpace],
+) -> anyhow::Result<(ConfigSpace, ControlDevice, Control)> {
+    use control_device::spec::pci as spec;
+    let ids = |function: &&ConfigSpace| {
+        let mut ids = [0; 4];
+        function.read(0, &mut ids);
+        let [v0, v1, d0, d1] = ids;
+        (u16::from_le_bytes([v0, v1]), u16::from_le_bytes([d0, d1]))
+    };
+    let ids: Vec<_> = functions.iter().map(ids).collect();
+    let (model, host) = control_device::new(&ids)?;
+    let [base, sub, interface] = spec::CLASS.map(u32::from);
+    let identity = Identity {
+        vendor: spec::VENDOR_ID,
+        device: spec::DEVICE_ID,
+        revision: spec::REVISION_ID,
+        class: base << 16 | sub << 8 | interface,
+        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
+        subsystem: spec::SUBSYSTEM_ID,
+    };
+    let bar = |index, size| Bar {
+        index,
+        size,
+        kind: BarKind::Memory64Prefetchable,
+    };
+    let msix = MsixCapability {
+        vectors: spec::MSIX_VECTORS,
+        bar: spec::MSIX_BAR,
+        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
+        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
+    };
+    let space = ConfigSpace::builder(identity)
+        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
+        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
+        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
+        .express(spec::PCIE_CAPABILITY_OFFSET.into())
+        .build();
+    Ok((space, model, host))
 }
 
 fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {

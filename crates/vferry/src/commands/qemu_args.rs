@@ -2,7 +2,7 @@
 
 use qemu::args::{Plug, QemuArgs, VfioUser, VhostUserFs};
 
-use crate::config::Config;
+use crate::config::{Config, Guest};
 
 /// Prints the arguments for `config`.
 pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Result<()> {
@@ -21,13 +21,17 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
     let mut args = QemuArgs::new()
         .machine(&config.machine, config.memory)?
         .qmp(&config.qmp)?;
-    for device in &config.devices {
+    let devices = config.devices.iter();
+    let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.address));
+    let guest = config.guest.iter();
+    let guest = guest.map(|guest| (Guest::NAME, &guest.socket, guest.address));
+    for (name, socket, address) in devices.chain(guest) {
         args = args.vfio_user(&VfioUser {
-            id: device.name.clone(),
-            socket: device.socket.clone(),
+            id: name.into(),
+            socket: socket.clone(),
             plug: Plug {
                 bus: None,
-                address: Some(device.address),
+                address: Some(address),
             },
             message_timeout: None,
         })?;

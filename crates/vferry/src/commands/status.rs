@@ -46,6 +46,16 @@ fn print_text(status: &Status) {
         );
     }
     println!("  sidecar: {}", yes(status.sidecar_connected));
+    if let Some(driver) = status.guest_driver {
+        println!(
+            "  guest: {}",
+            if driver {
+                "can help a migration"
+            } else {
+                "has no driver for the control device"
+            }
+        );
+    }
     for device in &status.devices {
         println!("  device {}: {}", device.name, yes(device.connected));
     }

@@ -15,6 +15,7 @@ pub(super) struct File {
     pub(super) qemu: QemuSection,
     pub(super) control: ControlSection,
     pub(super) sidecar: SidecarSection,
+    pub(super) guest: Option<GuestSection>,
     pub(super) migration: MigrationSection,
     #[serde(default)]
     pub(super) device: Vec<Spanned<DeviceSection>>,
@@ -43,6 +44,13 @@ pub(super) struct ControlSection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SidecarSection {
+    pub(super) socket: Text,
+    pub(super) address: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuestSection {
     pub(super) socket: Text,
     pub(super) address: Text,
 }

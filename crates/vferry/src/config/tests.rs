@@ -43,6 +43,24 @@ fn a_sound_file_is_taken_as_it_is_meant() {
     assert_eq!(config.devices[0].nic.queues, 2);
 }
 
+#[test]
+fn the_control_device_is_there_if_it_is_asked_for() {
+    assert!(parse(GOOD).unwrap().guest.is_none());
+    let section = |rest: &str| format!("{GOOD}\n[guest]\nsocket = \"/tmp/guest.sock\"\n{rest}");
+    let config = parse(&section("address = \"00:07.0\"")).unwrap();
+    let guest = config.guest.unwrap();
+    assert_eq!(guest.socket, Path::new("/tmp/guest.sock"));
+    assert_eq!(guest.address.device(), 7);
+
+    let why = |text: &str| parse(text).unwrap_err().to_string();
+    let taken = why(&section("address = \"00:05.0\""));
+    assert!(taken.contains("is the address of line"), "{taken}");
+    let unknown = why(&section("address = \"00:07.0\"\nsleep = true"));
+    assert!(unknown.contains("unknown field `sleep`"), "{unknown}");
+    let named = why(&GOOD.replace("\"net0\"", "\"guest-control\""));
+    assert!(named.contains("the control device's name"), "{named}");
+}
+
 /// What is written instead of a good line, and what the message must say.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]

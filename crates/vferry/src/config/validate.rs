@@ -8,9 +8,9 @@ use std::time::Duration;
 use qemu::PciAddress;
 use toml::Spanned;
 
-use super::file::{DeviceSection, File};
+use super::file::{DeviceSection, File, GuestSection};
 use super::problem::line;
-use super::{Config, Device, Endpoint, Nic, Origin, Problem, Uplink};
+use super::{Config, Device, Endpoint, Guest, Nic, Origin, Problem, Uplink};
 use crate::models;
 
 /// Longest path of a unix socket (`sockaddr_un`, unix(7)).
@@ -37,6 +37,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let control = check.socket(&file.control.socket);
     let sidecar = check.socket(&file.sidecar.socket);
     let sidecar_address = check.address(&file.sidecar.address);
+    let guest = file.guest.as_ref().map(|guest| check.guest(guest));
     let link = check.endpoint(&file.migration.link);
     let incoming = check.endpoint(&file.migration.incoming);
     let limit = file.migration.downtime_limit_ms.as_ref();
@@ -59,6 +60,10 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             control: control?,
             sidecar: sidecar?,
             sidecar_address: sidecar_address?,
+            guest: match guest {
+                Some(guest) => Some(guest?),
+                None => None,
+            },
             link: link?,
             incoming: incoming?,
             downtime_limit,
@@ -196,6 +201,15 @@ impl Check<'_> {
         Some(parsed)
     }
 
+    fn guest(&mut self, guest: &GuestSection) -> Option<Guest> {
+        let socket = self.socket(&guest.socket);
+        let address = self.address(&guest.address);
+        Some(Guest {
+            socket: socket?,
+            address: address?,
+        })
+    }
+
     fn endpoint(&mut self, endpoint: &Spanned<String>) -> Option<Endpoint> {
         match Endpoint::from_str(endpoint.get_ref()) {
             Ok(Endpoint::Unix(path)) => {
@@ -245,6 +259,10 @@ impl Check<'_> {
     fn device(&mut self, section: &Spanned<DeviceSection>) -> Option<Device> {
         let device = section.get_ref();
         let name = self.name(&device.name);
+        if name.as_deref() == Some(Guest::NAME) {
+            let what = format!("`{}` is the control device's name", Guest::NAME);
+            self.wrong::<(), _>(&device.name, what, "another name");
+        }
         let socket = self.socket(&device.socket);
         let address = self.address(&device.address);
         let known = models::names();

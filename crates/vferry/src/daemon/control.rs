@@ -91,6 +91,10 @@ fn status(shared: &Shared) -> Status {
         stage: shared.vm.stage_name().into(),
         migrating,
         sidecar_connected: shared.vm.is_sidecar_connected(),
+        guest_driver: shared
+            .guest
+            .as_ref()
+            .map(|control| control.driver().is_some()),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),
     }

@@ -1,17 +1,23 @@
 //! The VM's devices: model, engine and vfio-user socket of each.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
+use control_device::Control;
+use control_device::spec::Location;
+use device::Model;
 use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
+use pci::ConfigSpace;
+use qemu::PciAddress;
 use vfio_user::{Ended, Server, Stopper};
 
 use super::{End, Shared};
-use crate::config::Config;
+use crate::config::{Config, Guest};
 use crate::models;
 
 /// A device, ready to be served.
@@ -26,23 +32,51 @@ pub(super) struct Serving {
     engines: Vec<Engine>,
 }
 
-pub(super) fn open(config: &Config) -> anyhow::Result<Vec<Device>> {
-    let open = |device: &crate::config::Device| {
-        let (space, model) = models::build(device)?;
-        let endpoint = Endpoint::new(&device.name, space, model)?;
-        let server = Server::bind(&device.socket)?;
-        anyhow::Ok(Device {
-            slot: Slot {
-                endpoint,
-                address: device.address,
-            },
-            server,
-        })
+/// The devices, with the control device behind those that it speaks for, and its host's side.
+pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<Control>)> {
+    let mut devices = Vec::new();
+    let mut spaces = Vec::new();
+    for device in &config.devices {
+        let context = || format!("device `{}`", device.name);
+        let (space, model) = models::build(device).with_context(context)?;
+        spaces.push(space.clone());
+        let place = (&*device.name, device.address, &*device.socket);
+        devices.push(bind(place, space, model).with_context(context)?);
+    }
+    let Some(guest) = &config.guest else {
+        return Ok((devices, None));
     };
-    let devices = config.devices.iter();
-    devices
-        .map(|d| open(d).with_context(|| format!("device `{}`", d.name)))
-        .collect()
+    let context = || format!("device `{}`", Guest::NAME);
+    let spaces: Vec<_> = spaces.iter().collect();
+    let (space, model, control) = models::control(&spaces).with_context(context)?;
+    let locations: Vec<_> = devices.iter().map(|d| Some(location(&d.slot))).collect();
+    control.place(&locations)?;
+    let place = (Guest::NAME, guest.address, guest.socket.as_path());
+    devices.push(bind(place, space, Box::new(model)).with_context(context)?);
+    Ok((devices, Some(control)))
+}
+
+fn bind(
+    (name, address, socket): (&str, PciAddress, &Path),
+    space: ConfigSpace,
+    model: Box<dyn Model>,
+) -> anyhow::Result<Device> {
+    let endpoint = Endpoint::new(name, space, model)?;
+    let server = Server::bind(socket)?;
+    Ok(Device {
+        slot: Slot { endpoint, address },
+        server,
+    })
+}
+
+/// On the main bus, whose number is 0 in every guest.
+fn location(slot: &Slot) -> Location {
+    Location {
+        segment: 0,
+        bus: slot.address.bus(),
+        device: slot.address.device(),
+        function: slot.address.function(),
+    }
 }
 
 pub(super) fn serve(
