@@ -113,7 +113,7 @@ impl Testbed {
         let host_options = HostOptions {
             memory: options.memory,
             wire,
-            downtime_limit: Duration::from_millis(30),
+            downtime_limit: Duration::from_millis(10),
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
             nic_address: "00:05.0".into(),
