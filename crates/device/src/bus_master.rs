@@ -37,6 +37,15 @@ impl BusMaster {
         (gate.enabled && !gate.halted).then_some(Dma { gate })
     }
 
+    /// Reads guest memory for the host's own ends, also while bus mastering is off and after a halt:
+    /// what only reads breaks no promise of [`halt`](Self::halt).
+    ///
+    /// Maps do not change while the value lives; it must be short-lived, as a [`Dma`] permit.
+    pub fn look(&self) -> Look<'_> {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        Look { gate }
+    }
+
     /// The guest switched bus mastering on or off. Off means off: waits for bursts under way.
     pub fn set_enabled(&self, enabled: bool) {
         self.close().enabled = enabled;
@@ -137,6 +146,32 @@ impl GuestMemory for Dma<'_> {
     }
 }
 
+/// Guest memory to look at. Every write fails.
+#[derive(Debug)]
+#[must_use]
+pub struct Look<'a> {
+    gate: RwLockReadGuard<'a, Gate>,
+}
+
+impl GuestMemory for Look<'_> {
+    fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.gate.map.read(iova, buf)
+    }
+
+    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
+        let len = data.len();
+        Err(DmaError { iova, len })
+    }
+
+    fn store_u64(&self, iova: u64, _: u64) -> Result<(), DmaError> {
+        Err(DmaError { iova, len: 8 })
+    }
+
+    fn store_u32(&self, iova: u64, _: u32) -> Result<(), DmaError> {
+        Err(DmaError { iova, len: 4 })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -171,6 +206,27 @@ mod tests {
         assert!(bus.begin().is_none());
         bus.unhalt();
         assert!(bus.begin().is_some());
+    }
+
+    #[test]
+    fn memory_can_be_looked_at_after_a_halt_but_not_written() {
+        let (bus, _file) = bus(1);
+        bus.begin().unwrap().write(8, &[7]).unwrap();
+        bus.discard_dirty();
+        bus.set_enabled(false);
+        bus.halt();
+        let look = bus.look();
+        let mut byte = [0];
+        look.read(8, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        assert!(look.read(0x1000, &mut byte).is_err(), "not mapped");
+        assert!(look.write(8, &[1]).is_err());
+        assert!(look.store_u32(8, 1).is_err());
+        assert!(look.store_u64(8, 1).is_err());
+        look.read(8, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        drop(look);
+        bus.drain_dirty(&mut |page| panic!("page {page} is dirty"));
     }
 
     /// The promise of `halt`: a burst that has begun is over, with all its writes, when it returns.

@@ -23,7 +23,7 @@ pub mod memory;
 pub mod model;
 pub mod state;
 
-pub use bus_master::BusMaster;
+pub use bus_master::{BusMaster, Look};
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use interrupts::Interrupts;
 pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
