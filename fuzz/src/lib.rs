@@ -11,6 +11,7 @@
 //! | [`state`] | the devices' state in that frame | the other host |
 //! | [`link`] | the control link's messages, first as a stream, then as one body | the other host |
 //! | [`ixgbevf`] | register accesses, descriptors, frames, saved states | guest, network |
+//! | [`control_device`] | register accesses, the DMA table, resets amid a migration | guest |
 //! | [`config_space`] | accesses to PCI configuration space | guest |
 //! | [`frames`] | the wire's framing | network |
 //! | [`peer`] | frames to the lab's built-in peer | guest |
@@ -33,11 +34,13 @@
 //! what `sidecar`'s property tests are for.
 
 mod function;
+mod guest;
 mod hosts;
 mod network;
 mod text;
 mod vmm;
 
+pub use guest::control_device;
 pub use hosts::{link, sidecar_state, state};
 pub use network::{frames, load_packet, peer};
 pub use text::{config, control, qmp};
@@ -51,6 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
     ("config_space", config_space),
     ("control", control),
+    ("control_device", control_device),
     ("frames", frames),
     ("ixgbevf", ixgbevf),
     ("link", link),
