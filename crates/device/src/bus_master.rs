@@ -153,6 +153,13 @@ pub struct Look<'a> {
     gate: RwLockReadGuard<'a, Gate>,
 }
 
+impl Look<'_> {
+    /// The end of the highest memory that is mapped, in bytes; 0 if none is.
+    pub fn end(&self) -> u64 {
+        self.gate.map.end()
+    }
+}
+
 impl GuestMemory for Look<'_> {
     fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
         self.gate.map.read(iova, buf)
@@ -209,6 +216,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_ends_where_the_highest_range_does() {
+        let (bus, file) = bus(2);
+        let rom = |page| request(page, 1);
+        bus.map(rom(100), None).unwrap();
+        assert_eq!(bus.look().end(), 0x2000, "a range without memory counts");
+        bus.map(request(10, 2), Some(file.into())).unwrap();
+        assert_eq!(bus.look().end(), 0xc000);
+        bus.unmap_all();
+        assert_eq!(bus.look().end(), 0);
+    }
+
+    #[test]
     fn memory_can_be_looked_at_after_a_halt_but_not_written() {
         let (bus, _file) = bus(1);
         bus.begin().unwrap().write(8, &[7]).unwrap();
@@ -216,6 +235,7 @@ mod tests {
         bus.set_enabled(false);
         bus.halt();
         let look = bus.look();
+        assert_eq!(look.end(), 0x1000);
         let mut byte = [0];
         look.read(8, &mut byte).unwrap();
         assert_eq!(byte, [7]);

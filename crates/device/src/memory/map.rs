@@ -219,6 +219,11 @@ impl MemoryMap {
         files.into_iter().map(|(_, file)| file).collect()
     }
 
+    pub(crate) fn end(&self) -> u64 {
+        let end = |region: &Region| region.start_addr().0.saturating_add(region.len());
+        self.regions.iter().map(end).max().unwrap_or(0)
+    }
+
     pub(crate) fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
         let error = DmaError {
             iova,
