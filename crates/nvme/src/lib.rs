@@ -1,9 +1,51 @@
 //! An `NVMe` 1.4 controller as a device model, for the stock `nvme` drivers.
 //!
-//! Registers, commands and data structures are in [`spec`], as numbers and types without behaviour.
+//! [`Controller`] is the function without its configuration space: a [`device::Model`] over one
+//! [`Backing`] for each namespace. Its registers, commands and data structures are in [`spec`], as
+//! numbers and types without behaviour. What the guest can see or has set is plain data in
+//! [`state`], commands under way included; the engine around it keeps only what may be lost
+//! (buffers, turns, counters for reports). [`saved`] has the form in which that state travels.
+//!
+//! The way of a command: a doorbell only moves a queue's tail. In `poll`, the entry is read and the
+//! command becomes a part of the state; it is worked on in steps of bounded size; then its
+//! completion is written, its vector raised, and it leaves the state. It is taken only while its
+//! completion queue has room for it, so that no completion ever waits. Every step is whole: between
+//! two calls nothing is in flight, neither to guest memory nor to the backing, and a controller
+//! without access to memory (bus mastering off, halted) takes no step. So a command is either in
+//! its queue, or in the state, or completed.
+//!
+//! What is written goes to the host's page cache, so there is a volatile write cache, and the
+//! controller says so: Flush, FUA, and disabling it all mean `fdatasync`.
 //!
 //! # What it does not do
 //!
-//! There is no model yet: only what a controller and its driver agree on.
+//! * SGLs, fused commands, metadata and protection information, larger pages, other command sets:
+//!   not announced, and refused. Drivers use PRPs where there are no SGLs.
+//! * Doorbells in memory (Doorbell Buffer Config), controller memory, persistent memory.
+//! * Namespace management, format, firmware, security, directives, reservations, power states.
+//! * Queues that are not contiguous (CAP.CQR), weighted arbitration, interrupt coalescing (its
+//!   values are kept).
+//! * Legacy interrupts and MSI: there is MSI-X, and INTMS and INTMC do nothing.
+//! * Several I/O operations at a time: a step waits for the backing. The state is made for more.
+//! * Keeping other hosts from the backing: that is its owner's.
 
+mod access;
+mod admin;
+pub mod backing;
+mod budget;
+mod commands;
+mod controller;
+mod counters;
+mod events;
+mod identity;
+mod io;
+mod prp;
+mod queue;
+pub mod saved;
 pub mod spec;
+pub mod state;
+
+pub use backing::{Backing, FileBacking};
+pub use controller::Controller;
+pub use counters::Counters;
+pub use identity::{ConfigError, ControllerConfig, NamespaceConfig};

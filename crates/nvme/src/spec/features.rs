@@ -28,6 +28,9 @@ pub const SELECT: u32 = 7 << 8;
 /// CDW10 of Set Features: keep over resets and power-off, which is not offered.
 pub const SAVE: u32 = 1 << 31;
 
+/// Power Management: PS, the power state.
+pub const POWER_STATE: u32 = 0x1f;
+
 /// Temperature Threshold: where TMPSEL begins; 0 is the composite temperature.
 pub const TMPSEL_SHIFT: u32 = 16;
 /// Temperature Threshold: the width of TMPSEL.

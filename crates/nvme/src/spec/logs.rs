@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(Event::InvalidDoorbellValue.result(), 0x01_01_00);
         assert_eq!(Event::NamespaceAttributeChanged.result(), 0x04_00_02);
         for event in Event::ALL {
-            assert_eq!(event.result() & 7, event.kind().number().into());
+            assert_eq!(event.result() & 7, u32::from(event.kind().number()));
         }
     }
 }
