@@ -212,6 +212,12 @@ impl Vm {
         self.ready(&mut line, deadline)
     }
 
+    /// The guest came by migration, but has yet to boot: [`Vm::wait_ready`] waits for that here.
+    pub fn expect_boot(&self) {
+        let mut line = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        line.ready = false;
+    }
+
     /// Runs a command in the guest's shell and waits for it, first for the guest to be ready. The
     /// command is killed at the timeout; what it leaves in the background stays. Works on whichever
     /// QEMU the guest runs on now, but a command must not be in flight while the guest moves.

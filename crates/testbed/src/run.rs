@@ -98,6 +98,20 @@ impl Testbed {
     /// # Errors
     /// When any part does not come up, with what it says.
     pub fn start(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
+        let this = Self::power_on(lab, programs, options)?;
+        this.host.vm.wait_ready(BOOT)?;
+        this.bring_up()?;
+        if this.options.load {
+            this.start_load()?;
+        }
+        Ok(this)
+    }
+
+    /// Powers a guest on, and does not wait for it to boot.
+    ///
+    /// # Errors
+    /// When vferry or QEMU does not start, with what it says.
+    pub fn power_on(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
         let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
@@ -120,8 +134,7 @@ impl Testbed {
             append: format!("{ISOLATE} {}", options.append),
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
-        host.vm.wait_ready(BOOT)?;
-        let this = Self {
+        Ok(Self {
             host,
             peer,
             lab,
@@ -130,12 +143,7 @@ impl Testbed {
             host_options,
             hosts: 1,
             folder,
-        };
-        this.bring_up()?;
-        if this.options.load {
-            this.start_load()?;
-        }
-        Ok(this)
+        })
     }
 
     /// Runs a command in the guest, which must succeed.
