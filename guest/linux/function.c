@@ -63,21 +63,24 @@ static u32 track(struct vferry_function *function, int *error)
 static u32 quiesce(struct vferry_function *function, unsigned long give_up,
 		   int *error)
 {
-	if (!function->stopped.pdev) {
-		*error = vferry_quiesce(&function->stopped, function->pdev,
-					give_up);
-		if (*error)
-			return declined_or_failed(*error);
-		vferry_track_stopped(function->pdev);
+	if (function->stopped.pdev)
+		return VFERRY_RESULT_DONE;
+	*error = vferry_quiesce(&function->stopped, function->pdev, give_up);
+	if (*error)
+		return declined_or_failed(*error);
+	/* Stopped without all of its pages known would be taken for more. */
+	*error = vferry_track_stopped(function->pdev);
+	if (*error) {
+		vferry_restart(&function->stopped);
+		return VFERRY_RESULT_FAILED;
 	}
 	return VFERRY_RESULT_DONE;
 }
 
-static u32 end(struct vferry_function *function, int *error)
+static bool is_over(u32 request)
 {
-	*error = restart(function);
-	vferry_track_end(function->pdev);
-	return *error ? VFERRY_RESULT_FAILED : VFERRY_RESULT_DONE;
+	return VFERRY_REQUEST_COMMAND(request) == VFERRY_COMMAND_END ||
+	       VFERRY_REQUEST_COMMAND(request) == VFERRY_COMMAND_IDLE;
 }
 
 static void carry_out(struct vferry_function *function,
@@ -95,16 +98,20 @@ static void carry_out(struct vferry_function *function,
 					&answer.error);
 		break;
 	case VFERRY_COMMAND_END:
-		answer.result = end(function, &answer.error);
-		break;
 	case VFERRY_COMMAND_IDLE:
-		end(function, &answer.error);
-		return;
+		answer.error = restart(function);
+		answer.result = answer.error ? VFERRY_RESULT_FAILED :
+					       VFERRY_RESULT_DONE;
+		break;
 	default:
 		answer.result = VFERRY_RESULT_DECLINED;
 	}
 	answer.micros = min_t(s64, ktime_us_delta(ktime_get(), begun), U32_MAX);
-	function->answer(function->context, function->index, &answer);
+	/* The device runs: what follows takes long, and does not count. */
+	if (is_over(order->request))
+		vferry_track_end(function->pdev);
+	if (order->request)
+		function->answer(function->context, function->index, &answer);
 }
 
 static bool take_order(struct vferry_function *function,
@@ -124,7 +131,6 @@ static int run(void *data)
 {
 	struct vferry_function *function = data;
 	struct vferry_order order;
-	int error;
 
 	while (!kthread_should_stop()) {
 		wait_event_idle(function->wait,
@@ -133,7 +139,8 @@ static int run(void *data)
 		if (take_order(function, &order))
 			carry_out(function, &order);
 	}
-	end(function, &error);
+	restart(function);
+	vferry_track_end(function->pdev);
 	return 0;
 }
 

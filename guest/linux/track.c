@@ -37,6 +37,8 @@ static enum vferry_method method;
 
 /* Off while no migration runs: then hooks of allocations only keep the set. */
 static DEFINE_STATIC_KEY_FALSE(tracking);
+/* Set before the table is sized. */
+static bool table_in_use;
 
 /* Coherent memory of all PCI devices, by its first page. */
 struct region {
@@ -178,14 +180,23 @@ static int begin(enum vferry_method wanted)
 {
 	int ret;
 
+	WRITE_ONCE(table_in_use, true);
+	/* Memory is either in the table's size, or memory_event() refuses it. */
+	smp_mb();
 	ret = vferry_table_prepare();
 	if (ret)
-		return ret;
+		goto not_in_use;
 	method = wanted;
 	static_branch_enable(&tracking);
 	ret = vferry_hook_streaming();
 	if (ret)
-		static_branch_disable(&tracking);
+		goto disable;
+	return 0;
+
+disable:
+	static_branch_disable(&tracking);
+not_in_use:
+	WRITE_ONCE(table_in_use, false);
 	return ret;
 }
 
@@ -194,6 +205,7 @@ static void end(void)
 {
 	vferry_unhook_streaming();
 	static_branch_disable(&tracking);
+	WRITE_ONCE(table_in_use, false);
 }
 
 static int free_slot(void)
@@ -250,12 +262,19 @@ bool vferry_track_knows_all(void)
 	return always;
 }
 
-void vferry_track_stopped(struct pci_dev *pdev)
+int vferry_track_stopped(struct pci_dev *pdev)
 {
+	int ret = 0;
+
 	mutex_lock(&track_lock);
-	if (is_tracked(&pdev->dev) && method == VFERRY_METHOD_TOUCH)
-		vferry_table_touch_marked();
+	if (is_tracked(&pdev->dev)) {
+		if (why_not(pdev))
+			ret = -ENODATA;
+		else if (method == VFERRY_METHOD_TOUCH)
+			vferry_table_touch_marked();
+	}
 	mutex_unlock(&track_lock);
+	return ret;
 }
 
 void vferry_track_end(struct pci_dev *pdev)
@@ -296,22 +315,20 @@ static struct notifier_block driver_notifier = {
 	.notifier_call = driver_event,
 };
 
-/* Memory that comes while the table is in use must have its bits. */
+/*
+ * Memory that comes while the table is in use must have its bits. Not with
+ * track_lock: this is called with locks held that begin() needs.
+ */
 static int memory_event(struct notifier_block *nb, unsigned long event,
 			void *data)
 {
 	struct memory_notify *memory = data;
 	u64 last = (u64)memory->start_pfn + memory->nr_pages;
-	int ret = NOTIFY_DONE;
 
-	if (event != MEM_GOING_ONLINE)
-		return NOTIFY_DONE;
-	mutex_lock(&track_lock);
-	if (static_key_enabled(&tracking) &&
+	if (event == MEM_GOING_ONLINE && READ_ONCE(table_in_use) &&
 	    !vferry_table_covers(PFN_PHYS(last)))
-		ret = notifier_from_errno(-EBUSY);
-	mutex_unlock(&track_lock);
-	return ret;
+		return notifier_from_errno(-EBUSY);
+	return NOTIFY_DONE;
 }
 
 static struct notifier_block memory_notifier = {

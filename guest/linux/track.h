@@ -31,8 +31,11 @@ bool vferry_track_knows_all(void);
  * vferry_track_stopped() - do what a promise needs after a device has stopped
  *
  * Touches the pages that it may have written and nobody has released since.
+ * Nothing happens for a device that is not tracked.
+ *
+ * Return: 0, or -ENODATA if something was missed since vferry_track_start().
  */
-void vferry_track_stopped(struct pci_dev *pdev);
+int vferry_track_stopped(struct pci_dev *pdev);
 
 /* The last device's end unhooks the DMA calls. May be called for any device. */
 void vferry_track_end(struct pci_dev *pdev);
