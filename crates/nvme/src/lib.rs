@@ -37,6 +37,7 @@ mod commands;
 mod controller;
 mod counters;
 mod events;
+pub mod fuzz;
 mod identity;
 mod io;
 mod prp;

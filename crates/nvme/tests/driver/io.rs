@@ -260,6 +260,28 @@ fn a_full_completion_queue_takes_no_commands_and_loses_none() {
     assert_eq!(driver.take(&m, 1).len(), 5);
 }
 
+/// A command that was taken will need room when it is done, not when it is taken.
+#[test]
+fn long_commands_are_taken_only_while_there_is_room_for_all_their_completions() {
+    let (mut m, mut driver) = Driver::up(1);
+    for _ in 0..13 {
+        driver.submit(&m, 1, blocks(READ, 0, 1, DATA));
+    }
+    driver.ring(&mut m, 1);
+    m.settle();
+    assert_eq!(driver.take(&m, 1).len(), 13);
+    for _ in 0..3 {
+        driver.submit(&m, 1, blocks(READ, 0, 2048, DATA));
+    }
+    driver.ring(&mut m, 1);
+    m.settle();
+    assert_eq!(driver.take(&m, 1).len(), 2);
+    assert_eq!(m.read(0x1c), 1, "all is well");
+    m.write(0x100c, 13);
+    m.settle();
+    assert_eq!(driver.take(&m, 1).len(), 1);
+}
+
 #[test]
 fn each_queue_has_its_vector_and_bursts_share_a_message() {
     let (mut m, mut driver) = Driver::up(3);

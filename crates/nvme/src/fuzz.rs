@@ -1,0 +1,411 @@
+//! A world in which a byte string decides about all that a guest and a damaged state can do.
+//!
+//! The property tests and the fuzz targets run it; what it promises beyond what it asserts is kept
+//! by not panicking.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use device::{
+    Access, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress, Reset, StateRecord,
+};
+
+use crate::backing::Backing;
+use crate::controller::Controller;
+use crate::identity::{ControllerConfig, NamespaceConfig};
+
+const MEMORY_BASE: u64 = 0x10_0000;
+const MEMORY_LEN: usize = 256 << 10;
+/// Where queues lie unless the input moves them; submission, then completion.
+const QUEUE_STRIDE: u64 = 0x2000;
+const LISTS: u64 = MEMORY_BASE + 0x1_0000;
+const DATA: u64 = MEMORY_BASE + 0x1_4000;
+const ENTRIES: u16 = 32;
+const DISK_LEN: usize = 2 << 20;
+/// Most bytes that one call may move: its budget, a step beyond it, and all of a failed write.
+const BYTES_PER_CALL: usize = 2 << 20;
+/// Most polls until a controller that nothing happens to has done all that it was told.
+const POLLS: usize = 100_000;
+
+/// Runs one input to its end.
+///
+/// # Panics
+/// When the controller does more in one call than its budget allows, when a state that it saved
+/// does not load, or when it does not come to rest.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let disks = [Disk::new(), Disk::new()];
+    let mut world = World {
+        controller: controller(&disks),
+        disks,
+        memory: FlatMemory::new(MEMORY_BASE, MEMORY_LEN),
+        bus_master: true,
+        clock: ManualClock::default(),
+        tails: [0; 5],
+    };
+    while let Some(operation) = input.byte() {
+        world.step(operation, &mut input);
+    }
+    world.settle();
+}
+
+fn controller(disks: &[Disk; 2]) -> Controller {
+    let namespace = |disk: &Disk, block_size| NamespaceConfig {
+        backing: Box::new(disk.clone()),
+        block_size,
+    };
+    let config = ControllerConfig {
+        serial: "fuzz".into(),
+        queues: 4,
+        namespaces: vec![namespace(&disks[0], 512), namespace(&disks[1], 4096)],
+    };
+    Controller::new(config).expect("the configuration is right")
+}
+
+struct World {
+    controller: Controller,
+    disks: [Disk; 2],
+    memory: FlatMemory,
+    bus_master: bool,
+    clock: ManualClock,
+    /// Where the next entry of each queue goes.
+    tails: [u16; 5],
+}
+
+impl World {
+    /// Random numbers hardly ever make a queue that works, so most operations make something that
+    /// does, and the input decides about its details.
+    fn step(&mut self, operation: u8, input: &mut Input<'_>) {
+        match operation % 20 {
+            0 => {
+                let offset = u64::from(input.word() & 0x1fff);
+                self.write(offset, &input.array::<4>());
+            }
+            1 => self.write(u64::from(input.byte().unwrap_or(0)), &input.array::<8>()),
+            2 => self.read(input),
+            3 => self.store(MEMORY_BASE + u64::from(input.word()), &input.array::<16>()),
+            4 => self.enable(input),
+            5 | 6 => self.create_queues(input),
+            7..12 => self.submit_io(input),
+            12 | 13 => self.submit_admin(input),
+            14 => self.list(input),
+            15 => self.take_completions(input),
+            16 => {
+                self.poll();
+            }
+            17 => self.save_and_load(input),
+            18 => self.change(input),
+            _ if input.byte().unwrap_or(0) < 16 => self.call(|c, _| c.reset(Reset::Function)),
+            _ => {
+                self.poll();
+            }
+        }
+    }
+
+    fn enable(&mut self, input: &mut Input<'_>) {
+        let size = u32::from(ENTRIES) - 1;
+        self.write(0x14, &[0; 4]);
+        self.write(0x24, &(size << 16 | size).to_le_bytes());
+        self.write(0x28, &MEMORY_BASE.to_le_bytes());
+        self.write(0x30, &(MEMORY_BASE + 0x1000).to_le_bytes());
+        let cc = if input.byte().unwrap_or(0) < 16 {
+            u32::from_le_bytes(input.array())
+        } else {
+            0x0046_0001
+        };
+        self.write(0x14, &cc.to_le_bytes());
+        self.tails = [0; 5];
+    }
+
+    fn create_queues(&mut self, input: &mut Input<'_>) {
+        let queue = 1 + input.byte().unwrap_or(0) % 4;
+        let base = MEMORY_BASE + QUEUE_STRIDE * u64::from(queue);
+        let id = u32::from(ENTRIES - 1) << 16 | u32::from(queue);
+        let completion = u32::from(1 + input.byte().unwrap_or(0) % 4);
+        self.submit(0, 0x05, 0, base + 0x1000, 0, [id, 3, 0]);
+        self.submit(0, 0x01, 0, base, 0, [id, completion << 16 | 1, 0]);
+        self.tails[usize::from(queue)] = 0;
+        self.ring(0);
+        self.poll();
+    }
+
+    fn submit_io(&mut self, input: &mut Input<'_>) {
+        let queue = 1 + usize::from(input.byte().unwrap_or(0) % 4);
+        let opcodes = [0, 1, 1, 2, 2, 5, 8, 9];
+        let opcode = opcodes[usize::from(input.byte().unwrap_or(0)) % opcodes.len()];
+        let nsid = u32::from(input.byte().unwrap_or(0) % 4);
+        let (prp1, prp2) = if input.odd() {
+            // As a driver has it, for all lengths that a list is good for.
+            (DATA, LISTS + 0x1000 * u64::from(opcode % 4))
+        } else {
+            (address(input), address(input))
+        };
+        let lengths = [0, 7, 2047, 255, 2047, u16::MAX];
+        let blocks = u32::from(lengths[usize::from(input.byte().unwrap_or(0)) % lengths.len()]);
+        let flags = u32::from(input.byte().unwrap_or(0)) << 24 & 0x4300_0000;
+        let slba = u32::from(input.word() % 2500);
+        let dwords = if opcode == 9 {
+            [u32::from(input.word() & 0xff), 4, 0]
+        } else {
+            [slba, 0, blocks | flags]
+        };
+        self.submit(queue, opcode, nsid, prp1, prp2, dwords);
+        if input.odd() {
+            self.ring(queue);
+        }
+    }
+
+    fn submit_admin(&mut self, input: &mut Input<'_>) {
+        let opcode = input.byte().unwrap_or(0) % 0x10;
+        let nsid = u32::from(input.byte().unwrap_or(0) % 4);
+        let (prp1, prp2) = (address(input), address(input));
+        let dword = u32::from_le_bytes(input.array());
+        let dword = if input.odd() {
+            dword & 0x01ff_000f
+        } else {
+            dword
+        };
+        let other = u32::from(input.word());
+        self.submit(0, opcode, nsid, prp1, prp2, [dword, other, 0]);
+        self.ring(0);
+    }
+
+    fn submit(&mut self, queue: usize, opcode: u8, nsid: u32, prp1: u64, prp2: u64, cdw: [u32; 3]) {
+        let mut entry = [0; 64];
+        entry[0] = opcode;
+        entry[2..4].copy_from_slice(&self.tails[queue].to_le_bytes());
+        entry[4..8].copy_from_slice(&nsid.to_le_bytes());
+        entry[24..32].copy_from_slice(&prp1.to_le_bytes());
+        entry[32..40].copy_from_slice(&prp2.to_le_bytes());
+        for (at, dword) in [40, 44, 48].into_iter().zip(cdw) {
+            entry[at..at + 4].copy_from_slice(&dword.to_le_bytes());
+        }
+        let base = MEMORY_BASE + QUEUE_STRIDE * queue as u64;
+        self.store(base + 64 * u64::from(self.tails[queue]), &entry);
+        self.tails[queue] = (self.tails[queue] + 1) % ENTRIES;
+    }
+
+    fn ring(&mut self, queue: usize) {
+        let tail = u32::from(self.tails[queue]);
+        self.write(0x1000 + 8 * queue as u64, &tail.to_le_bytes());
+    }
+
+    /// A PRP list, mostly of pages that there are, sometimes leading on to another.
+    fn list(&self, input: &mut Input<'_>) {
+        let list = LISTS + 0x1000 * u64::from(input.byte().unwrap_or(0) % 4);
+        for slot in 0..512 {
+            let page = DATA & !0xfff | (slot % 32) << 12;
+            self.store(list + 8 * slot, &page.to_le_bytes());
+        }
+        let entry = address(input);
+        let slot = u64::from(input.word() % 512);
+        self.store(list + 8 * slot, &entry.to_le_bytes());
+        let next = LISTS + 0x1000 * u64::from(input.byte().unwrap_or(0) % 4);
+        self.store(list + 8 * 511, &next.to_le_bytes());
+    }
+
+    /// As the driver would, or as it never would.
+    fn take_completions(&mut self, input: &mut Input<'_>) {
+        let queue = usize::from(input.byte().unwrap_or(0) % 5);
+        let head = match self.controller.state().completion[queue] {
+            Some(queue) if input.byte().unwrap_or(0) > 16 => queue.tail,
+            _ => input.word(),
+        };
+        let doorbell = 0x1004 + 8 * queue as u64;
+        self.write(doorbell, &u32::from(head).to_le_bytes());
+    }
+
+    fn change(&mut self, input: &mut Input<'_>) {
+        let what = input.byte().unwrap_or(0);
+        self.bus_master ^= what & 1 != 0;
+        for (disk, bit) in self.disks.iter().zip([2, 4]) {
+            let mut content = disk.content();
+            content.fails ^= what & bit != 0 && what & 8 != 0;
+            content.writes_zeros ^= what & bit != 0;
+        }
+    }
+
+    fn store(&self, address: u64, data: &[u8]) {
+        // Reaching over the end of memory is part of the game.
+        let _ = self.memory.write(address, data);
+    }
+
+    fn read(&mut self, input: &mut Input<'_>) {
+        let len = [1, 2, 4, 8, 3, 0][usize::from(input.byte().unwrap_or(0)) % 6];
+        let offset = u64::from(input.word());
+        let mut data = [0; 8];
+        self.call(|c, access| c.read(0, offset, &mut data[..len], access));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.call(|c, access| c.write(0, offset, data, access));
+    }
+
+    fn poll(&mut self) -> Progress {
+        self.call(Controller::poll)
+    }
+
+    /// The controller goes on in a new one; a damaged state is refused or taken, as it comes.
+    fn save_and_load(&mut self, input: &mut Input<'_>) {
+        let record = self.controller.save().expect("every state can be saved");
+        let mut successor = controller(&self.disks);
+        successor.load(&record).expect("what was saved loads");
+        assert_eq!(successor.save().as_ref(), Ok(&record));
+        let mut text = record.body.to_string().into_bytes();
+        for _ in 0..input.byte().unwrap_or(0) % 4 {
+            let at = usize::from(input.word()) % text.len();
+            text[at] = input.byte().unwrap_or(b'9');
+        }
+        if let Ok(body) = serde_json::from_slice(&text) {
+            let _ = successor.load(&StateRecord { body, ..record });
+        }
+        self.controller = successor;
+        self.call(Controller::resume);
+    }
+
+    /// A controller that nothing happens to comes to rest.
+    fn settle(&mut self) {
+        for _ in 0..POLLS {
+            if let Progress::Idle(wait) = self.poll() {
+                assert_eq!(wait, None, "there is nothing to wait for");
+                return;
+            }
+        }
+        panic!("the controller does not come to rest");
+    }
+
+    fn call<R>(&mut self, f: impl FnOnce(&mut Controller, &Access<'_>) -> R) -> R {
+        for disk in &self.disks {
+            disk.content().moved = 0;
+        }
+        let memory: &dyn GuestMemory = &self.memory;
+        let access = Access {
+            memory: self.bus_master.then_some(memory),
+            interrupts: &NoInterrupts,
+            clock: &self.clock,
+        };
+        let result = f(&mut self.controller, &access);
+        let moved: usize = self.disks.iter().map(|disk| disk.content().moved).sum();
+        assert!(moved <= BYTES_PER_CALL, "{moved} bytes in one call");
+        result
+    }
+}
+
+/// Mostly within memory and aligned.
+fn address(input: &mut Input<'_>) -> u64 {
+    let kind = input.byte().unwrap_or(0);
+    let low = u64::from(input.word());
+    match kind % 16 {
+        0 => u64::from_le_bytes(input.array()),
+        1 => DATA + low,
+        2..7 => LISTS + (low & 0x3ff8),
+        7..9 => LISTS + (low & 0x3000),
+        _ => DATA + (low & 0x1_f000),
+    }
+}
+
+/// The fuzzer's bytes; zeros when they are used up.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, len: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1).first().copied()
+    }
+
+    fn odd(&mut self) -> bool {
+        self.byte().unwrap_or(0) & 1 != 0
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut array = [0; N];
+        let taken = self.take(N);
+        array[..taken.len()].copy_from_slice(taken);
+        array
+    }
+}
+
+struct NoInterrupts;
+
+impl Interrupts for NoInterrupts {
+    fn signal(&self, vector: u16) {
+        assert!(vector < crate::spec::pci::MSIX_VECTORS, "vector {vector}");
+    }
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// Bytes read and written in this call.
+    moved: usize,
+    fails: bool,
+    writes_zeros: bool,
+}
+
+/// A disk that checks what is asked of it: a range outside of it is a panic.
+#[derive(Debug, Clone, Default)]
+struct Disk(Arc<Mutex<Content>>);
+
+impl Disk {
+    fn new() -> Self {
+        let disk = Self::default();
+        disk.content().bytes = vec![0; DISK_LEN];
+        disk
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self, offset: u64, len: u64) -> io::Result<MutexGuard<'_, Content>> {
+        let content = self.content();
+        let end = offset.checked_add(len).expect("a range does not wrap");
+        assert!(end <= DISK_LEN as u64, "{offset:#x} and {len:#x} bytes");
+        if content.fails {
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(content)
+    }
+}
+
+impl Backing for Disk {
+    fn len(&self) -> u64 {
+        DISK_LEN as u64
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut content = self.check(offset, data.len() as u64)?;
+        content.moved += data.len();
+        data.copy_from_slice(&content.bytes[range(offset, data.len())]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut content = self.check(offset, data.len() as u64)?;
+        content.moved += data.len();
+        content.bytes[range(offset, data.len())].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.check(0, 0).map(|_| ())
+    }
+
+    fn zero(&self, offset: u64, len: u64, _deallocate: bool) -> io::Result<bool> {
+        self.check(offset, len).map(|content| !content.writes_zeros)
+    }
+}
+
+fn range(offset: u64, len: usize) -> std::ops::Range<usize> {
+    let start = usize::try_from(offset).expect("it was found within the disk");
+    start..start + len
+}
