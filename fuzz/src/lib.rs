@@ -11,6 +11,7 @@
 //! | [`state`] | the devices' state in that frame | the other host |
 //! | [`link`] | the control link's messages, first as a stream, then as one body | the other host |
 //! | [`ixgbevf`] | register accesses, descriptors, frames, saved states | guest, network |
+//! | [`nvme`] | register accesses, commands, disk errors, saved states | guest, disk, the other host |
 //! | [`control_device`] | register accesses, the DMA table, resets amid a migration | guest |
 //! | [`config_space`] | accesses to PCI configuration space | guest |
 //! | [`frames`] | the wire's framing | network |
@@ -44,7 +45,7 @@ pub use guest::control_device;
 pub use hosts::{link, sidecar_state, state};
 pub use network::{frames, load_packet, peer};
 pub use text::{config, control, qmp};
-pub use vmm::{config_space, ixgbevf, vfio_user, vhost_user};
+pub use vmm::{config_space, ixgbevf, nvme, vfio_user, vhost_user};
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -59,6 +60,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ixgbevf", ixgbevf),
     ("link", link),
     ("load_packet", load_packet),
+    ("nvme", nvme),
     ("peer", peer),
     ("qmp", qmp),
     ("sidecar_state", sidecar_state),

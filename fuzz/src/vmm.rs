@@ -110,6 +110,11 @@ pub fn ixgbevf(data: &[u8]) {
     ixgbevf::fuzz::run(data);
 }
 
+/// See [`nvme::fuzz::run`].
+pub fn nvme(data: &[u8]) {
+    nvme::fuzz::run(data);
+}
+
 /// Writes to configuration space: offset (16 bits), length (modulo 9), bytes.
 ///
 /// # Panics
