@@ -67,8 +67,17 @@ pub struct Device {
     pub socket: PathBuf,
     /// Its PCI address.
     pub address: PciAddress,
-    /// A NIC's settings.
-    pub nic: Nic,
+    /// What its model needs.
+    pub settings: Settings,
+}
+
+/// What the models need.
+#[derive(Debug, Clone)]
+pub enum Settings {
+    /// A NIC.
+    Nic(Nic),
+    /// A disk.
+    Disk(Disk),
 }
 
 /// The control device.
@@ -94,6 +103,17 @@ pub struct Nic {
     pub queues: u8,
     /// Where its frames go.
     pub uplink: Uplink,
+}
+
+/// A disk's settings.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The file or block device that holds it.
+    pub file: PathBuf,
+    /// Its serial number.
+    pub serial: String,
+    /// I/O queue pairs.
+    pub queues: u16,
 }
 
 /// Where a NIC's frames go.

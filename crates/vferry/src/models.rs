@@ -1,31 +1,48 @@
 //! The device models there are: one line each. And the control device, which is none of them: it
 //! speaks for all others.
 
+use anyhow::bail;
 use control_device::{Control, ControlDevice};
 use device::Model;
 use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
 use uplink::{Tap, Wire};
 
-use crate::config::{Device, Uplink};
+use crate::config::{Device, Settings, Uplink};
+
+/// What a device is to the guest, and so which settings it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A network card.
+    Nic,
+    /// A disk.
+    Disk,
+}
 
 type Build = fn(&Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
 
-const MODELS: &[(&str, Build)] = &[("ixgbevf", ixgbevf)];
+const MODELS: &[(&str, Kind, Build)] =
+    &[("ixgbevf", Kind::Nic, ixgbevf), ("nvme", Kind::Disk, nvme)];
 
 /// The names of all models.
 pub fn names() -> Vec<&'static str> {
-    MODELS.iter().map(|(name, _)| *name).collect()
+    MODELS.iter().map(|(name, ..)| *name).collect()
+}
+
+/// What the model of this name is, if there is one.
+pub fn kind(model: &str) -> Option<Kind> {
+    let found = MODELS.iter().find(|(name, ..)| *name == model);
+    found.map(|(_, kind, _)| *kind)
 }
 
 /// Makes the function that `device` describes.
 ///
 /// # Errors
-/// When there is no such model, or its uplink cannot be opened.
+/// When there is no such model, or its uplink or file cannot be opened.
 pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let build = MODELS
         .iter()
-        .find(|(name, _)| *name == device.model)
-        .map(|(_, build)| build);
+        .find(|(name, ..)| *name == device.model)
+        .map(|(.., build)| build);
     build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
 }
 
@@ -102,12 +119,59 @@ fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
         .express(spec::PCIE_CAPABILITY_OFFSET.into())
         .build();
-    let settings = ixgbevf::VfConfig {
-        mac: device.nic.mac,
-        queue_pairs: device.nic.queues,
+    let Settings::Nic(nic) = &device.settings else {
+        bail!("`{}` has no settings of a NIC", device.name)
     };
-    let model = ixgbevf::Vf::new(settings, link(&device.nic.uplink)?)?;
+    let settings = ixgbevf::VfConfig {
+        mac: nic.mac,
+        queue_pairs: nic.queues,
+    };
+    let model = ixgbevf::Vf::new(settings, link(&nic.uplink)?)?;
     Ok((config, Box::new(model)))
+}
+
+fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+    use nvme::spec::pci as spec;
+    let [base, sub, interface] = spec::CLASS.map(u32::from);
+    let identity = Identity {
+        vendor: spec::VENDOR_ID,
+        device: spec::DEVICE_ID,
+        revision: spec::REVISION_ID,
+        class: base << 16 | sub << 8 | interface,
+        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
+        subsystem: spec::SUBSYSTEM_ID,
+    };
+    let bar = |index, size| Bar {
+        index,
+        size,
+        kind: BarKind::Memory32,
+    };
+    let msix = MsixCapability {
+        vectors: spec::MSIX_VECTORS,
+        bar: spec::MSIX_BAR,
+        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
+        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
+    };
+    let config = ConfigSpace::builder(identity)
+        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
+        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
+        .power_management(spec::POWER_CAPABILITY_OFFSET.into())
+        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
+        .express(spec::PCIE_CAPABILITY_OFFSET.into())
+        .build();
+    let Settings::Disk(disk) = &device.settings else {
+        bail!("`{}` has no settings of a disk", device.name)
+    };
+    let backing = nvme::FileBacking::open(&disk.file)?;
+    let settings = nvme::ControllerConfig {
+        serial: disk.serial.clone(),
+        queues: disk.queues,
+        namespaces: vec![nvme::NamespaceConfig {
+            backing: Box::new(backing),
+            block_size: 512,
+        }],
+    };
+    Ok((config, Box::new(nvme::Controller::new(settings)?)))
 }
 
 fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {

@@ -74,6 +74,8 @@ pub(super) struct DeviceSection {
     pub(super) mac: Option<Text>,
     pub(super) queues: Option<Spanned<u8>>,
     pub(super) uplink: Option<Text>,
+    pub(super) file: Option<Text>,
+    pub(super) serial: Option<Text>,
 }
 
 pub(super) fn parse(text: &str) -> Result<File, Problem> {

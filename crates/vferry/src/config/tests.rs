@@ -39,8 +39,107 @@ fn a_sound_file_is_taken_as_it_is_meant() {
     assert_eq!(config.memory, 512 << 20);
     assert_eq!(config.origin.memory_line, 3);
     assert_eq!(config.link.to_string(), "tcp:127.0.0.1:7800");
-    assert_eq!(config.devices[0].nic.mac, [2, 0, 0, 0, 0, 1]);
-    assert_eq!(config.devices[0].nic.queues, 2);
+    let Settings::Nic(nic) = &config.devices[0].settings else {
+        panic!("a NIC is none")
+    };
+    assert_eq!((nic.mac, nic.queues), ([2, 0, 0, 0, 0, 1], 2));
+}
+
+/// A disk in place of the NIC.
+fn with_disk(keys: &str) -> String {
+    let (rest, _) = GOOD.split_once("mac =").unwrap();
+    format!("{rest}{keys}").replace("ixgbevf", "nvme")
+}
+
+#[test]
+fn a_disk_has_a_file_and_what_else_it_has_follows() {
+    let disk = |keys: &str| match parse(&with_disk(keys)).unwrap().devices.remove(0).settings {
+        Settings::Disk(disk) => disk,
+        Settings::Nic(_) => panic!("a disk is none"),
+    };
+    let plain = disk("file = \"/srv/disk.img\"\n");
+    assert_eq!(plain.file, Path::new("/srv/disk.img"));
+    assert_eq!((plain.serial.as_str(), plain.queues), ("net0", 4));
+    let all = disk("file = \"/srv/disk.img\"\nserial = \"s1\"\nqueues = 16\n");
+    assert_eq!((all.serial.as_str(), all.queues), ("s1", 16));
+}
+
+#[test]
+fn a_disk_is_refused_what_it_cannot_have() {
+    let file = "file = \"/srv/disk.img\"\n";
+    for (keys, line, what, instead) in [
+        (String::new(), 19, "no `file`", "file ="),
+        (
+            "file = \"disk.img\"\n".into(),
+            24,
+            "not an absolute path",
+            "`/`",
+        ),
+        (
+            format!("{file}queues = 17\n"),
+            25,
+            "17 queue pairs",
+            "1 to 16",
+        ),
+        (
+            format!("{file}queues = 0\n"),
+            25,
+            "0 queue pairs",
+            "1 to 16",
+        ),
+        (
+            format!("{file}serial = \"\"\n"),
+            25,
+            "no serial number",
+            "1 to 20",
+        ),
+        (
+            format!("{file}serial = \"123456789012345678901\"\n"),
+            25,
+            "no serial number",
+            "1 to 20",
+        ),
+        (
+            format!("{file}uplink = \"tap:a\"\n"),
+            25,
+            "`uplink` is for NICs",
+            "without",
+        ),
+        (
+            format!("{file}mac = \"02:00:00:00:00:01\"\n"),
+            25,
+            "`mac` is for NICs",
+            "without",
+        ),
+    ] {
+        let Err(ConfigError::Wrong { problems, .. }) = parse(&with_disk(&keys)) else {
+            panic!("taken: {keys}")
+        };
+        let first = &problems[0];
+        assert_eq!(first.line, line, "{keys}: {first}");
+        assert!(first.what.contains(what), "{keys}: {first}");
+        assert!(first.instead.contains(instead), "{keys}: {first}");
+    }
+    let nic = format!("{GOOD}file = \"/srv/disk.img\"\n");
+    let error = parse(&nic).unwrap_err().to_string();
+    assert!(
+        error.contains("web.toml:26: `file` is for disks"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_disks_do_not_share_a_file() {
+    let one = with_disk("file = \"/srv/disk.img\"\n");
+    let (_, disk) = one.split_once("[[device]]").unwrap();
+    let other = disk.replace("net0", "net1").replace("00:05.0", "00:07.0");
+    let error = parse(&format!("{one}\n[[device]]{other}"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/srv/disk.img is the disk of line 24 already"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -10,8 +10,8 @@ use toml::Spanned;
 
 use super::file::{DeviceSection, File, GuestSection};
 use super::problem::line;
-use super::{Config, Device, Endpoint, Guest, Nic, Origin, Problem, Uplink};
-use crate::models;
+use super::{Config, Device, Disk, Endpoint, Guest, Nic, Origin, Problem, Settings, Uplink};
+use crate::models::{self, Kind};
 
 /// Longest path of a unix socket (`sockaddr_un`, unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -25,6 +25,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
         problems: Vec::new(),
         sockets: BTreeMap::new(),
         slots: BTreeMap::new(),
+        files: BTreeMap::new(),
     };
     let origin = Origin {
         path: path.into(),
@@ -79,6 +80,7 @@ struct Check<'a> {
     problems: Vec<Problem>,
     sockets: BTreeMap<PathBuf, usize>,
     slots: BTreeMap<PciAddress, usize>,
+    files: BTreeMap<PathBuf, usize>,
 }
 
 impl Check<'_> {
@@ -271,18 +273,24 @@ impl Check<'_> {
             let what = format!("there is no device model `{model}`");
             self.wrong::<(), _>(&device.model, what, known.join(" or "));
         }
-        let nic = self.nic(section);
+        let settings = match models::kind(model) {
+            Some(Kind::Nic) => self.nic(section).map(Settings::Nic),
+            Some(Kind::Disk) => self.disk(section).map(Settings::Disk),
+            None => None,
+        };
         Some(Device {
             name: name?,
             model: model.clone(),
             socket: socket?,
             address: address?,
-            nic: nic?,
+            settings: settings?,
         })
     }
 
     fn nic(&mut self, section: &Spanned<DeviceSection>) -> Option<Nic> {
         let device = section.get_ref();
+        self.not_for("file", device.file.as_ref(), "disks");
+        self.not_for("serial", device.serial.as_ref(), "disks");
         let mac = match &device.mac {
             Some(mac) => self.mac(mac),
             None => self.wrong(
@@ -311,6 +319,64 @@ impl Check<'_> {
             queues,
             uplink: uplink?,
         })
+    }
+
+    fn disk(&mut self, section: &Spanned<DeviceSection>) -> Option<Disk> {
+        let device = section.get_ref();
+        self.not_for("mac", device.mac.as_ref(), "NICs");
+        self.not_for("uplink", device.uplink.as_ref(), "NICs");
+        let file = match &device.file {
+            Some(file) => self.file(file),
+            None => self.wrong(
+                section,
+                "this device has no `file`",
+                "file = \"/PATH\", a file or block device",
+            ),
+        };
+        let serial = device.serial.as_ref().unwrap_or(&device.name);
+        let text = serial.get_ref();
+        let fits = |b: u8| b.is_ascii_graphic();
+        if !(1..=20).contains(&text.len()) || !text.bytes().all(fits) {
+            let what = format!("`{text}` is no serial number, which is the name if there is none");
+            let instead = "serial = \"...\", 1 to 20 ASCII characters without spaces";
+            self.wrong::<(), _>(serial, what, instead);
+        }
+        let queues = device.queues.as_ref().map_or(4, |queues| *queues.get_ref());
+        if let Some(at) = device
+            .queues
+            .as_ref()
+            .filter(|_| !(1..=16).contains(&queues))
+        {
+            let what = format!("{queues} queue pairs");
+            self.wrong::<(), _>(at, what, "1 to 16, best one for each CPU of the guest");
+        }
+        Some(Disk {
+            file: file?,
+            serial: text.clone(),
+            queues: queues.into(),
+        })
+    }
+
+    fn file(&mut self, file: &Spanned<String>) -> Option<PathBuf> {
+        let path = PathBuf::from(file.get_ref());
+        if !path.is_absolute() {
+            let what = format!("`{}` is not an absolute path", path.display());
+            return self.wrong(file, what, "a path that begins with `/`");
+        }
+        let here = line(self.text, &file.span());
+        if let Some(other) = self.files.insert(path.clone(), here) {
+            let what = format!("{} is the disk of line {other} already", path.display());
+            return self.wrong(file, what, "a file of its own for each disk");
+        }
+        Some(path)
+    }
+
+    /// Refuses a key of another kind of device.
+    fn not_for(&mut self, key: &str, value: Option<&Spanned<String>>, whose: &str) {
+        if let Some(value) = value {
+            let what = format!("`{key}` is for {whose}, which this device is not");
+            self.wrong::<(), _>(value, what, format!("the section without `{key}`"));
+        }
     }
 
     fn mac(&mut self, mac: &Spanned<String>) -> Option<[u8; 6]> {
