@@ -46,6 +46,22 @@ pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
 }
 
+/// Why a VM with `devices` is not to be migrated yet; nothing if it can be.
+pub fn refusals(devices: &[Device]) -> Vec<String> {
+    let disks = devices
+        .iter()
+        .filter(|device| kind(&device.model) == Some(Kind::Disk));
+    disks
+        .map(|disk| {
+            format!(
+                "device `{}` is a disk, and nothing keeps the two hosts from writing its file at \
+                 once yet: disks are served, but not migrated",
+                disk.name
+            )
+        })
+        .collect()
+}
+
 /// Makes the control device that speaks for functions with these configuration spaces.
 ///
 /// # Errors

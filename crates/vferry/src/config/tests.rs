@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::models;
 
 const GOOD: &str = r#"[vm]
 name = "web"
@@ -62,6 +63,14 @@ fn a_disk_has_a_file_and_what_else_it_has_follows() {
     assert_eq!((plain.serial.as_str(), plain.queues), ("net0", 4));
     let all = disk("file = \"/srv/disk.img\"\nserial = \"s1\"\nqueues = 16\n");
     assert_eq!((all.serial.as_str(), all.queues), ("s1", 16));
+}
+
+#[test]
+fn a_vm_with_a_disk_is_not_migrated_yet() {
+    assert_eq!(models::refusals(&parse(GOOD).unwrap().devices), [""; 0]);
+    let config = parse(&with_disk("file = \"/srv/disk.img\"\n")).unwrap();
+    let refusals = models::refusals(&config.devices);
+    assert!(refusals[0].contains("`net0` is a disk"), "{refusals:?}");
 }
 
 #[test]

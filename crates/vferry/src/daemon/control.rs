@@ -7,12 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use ferry::check::Refused;
 use ferry::link::Link;
-use ferry::source::{Options, Source};
+use ferry::source::{MigrateError, Options, Source};
 
 use super::Shared;
 use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
+use crate::models;
 use crate::stream::connect;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
@@ -116,6 +118,10 @@ fn migrate(
     let cancel = Arc::new(AtomicBool::new(false));
     let listening = listen_for_cancel(control, &cancel);
     let result = listening.and_then(|()| {
+        let refusals = models::refusals(&shared.config.devices);
+        if !refusals.is_empty() {
+            return Err(MigrateError::from(Refused(refusals)).into());
+        }
         let qmp = shared.monitor()?;
         let facts = shared.facts(&qmp)?;
         let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
