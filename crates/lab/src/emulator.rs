@@ -125,11 +125,13 @@ impl Accelerator {
     }
 
     /// For the guest kernel's command line. A translated CPU has no speculation to guard against,
-    /// and the guards (indirect jumps through thunks) are what a translator is slowest at.
+    /// and the guards (indirect jumps through thunks) are what a translator is slowest at. The rest
+    /// is what runs all the time for its own ends, and must be translated anew at a destination:
+    /// pressure statistics, security modules, access sampling, the lockup detector.
     pub const fn kernel_parameters(self) -> &'static str {
         match self {
             Self::Kvm => "",
-            Self::Tcg => "mitigations=off",
+            Self::Tcg => "mitigations=off psi=0 lsm=capability damon_stat.enabled=N nowatchdog",
         }
     }
 }
