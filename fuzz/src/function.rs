@@ -4,9 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use device::{FrameLink, RxFrame, Sent, TxFrame};
 use endpoint::{Endpoint, Endpoints};
-use ixgbevf::spec::pci as spec;
+use ixgbevf::spec::pci::LAYOUT;
 use ixgbevf::{Vf, VfConfig};
-use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
+use pci::{ConfigSpace, Layout};
 
 /// As power-on leaves it, in an otherwise empty VM.
 pub(crate) fn endpoints() -> Endpoints {
@@ -21,35 +21,10 @@ pub(crate) fn endpoints() -> Endpoints {
 
 /// Every capability that there is.
 pub(crate) fn config_space() -> ConfigSpace {
-    let [base, sub, interface] = spec::CLASS.map(u32::from);
-    let bar = |index, size| Bar {
-        index,
-        size,
-        kind: BarKind::Memory64Prefetchable,
-    };
-    let small = |offset: u64| u32::try_from(offset).expect("offsets lie within their BAR");
-    ConfigSpace::builder(Identity {
-        vendor: spec::VENDOR_ID,
-        device: spec::DEVICE_ID,
-        revision: spec::REVISION_ID,
-        class: base << 16 | sub << 8 | interface,
-        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
-        subsystem: spec::SUBSYSTEM_ID,
+    ConfigSpace::of(&Layout {
+        power: Some(0x40),
+        ..LAYOUT
     })
-    .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
-    .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
-    .power_management(0x40)
-    .msix(
-        spec::MSIX_CAPABILITY_OFFSET.into(),
-        MsixCapability {
-            vectors: spec::MSIX_VECTORS,
-            bar: spec::MSIX_BAR,
-            table_offset: small(spec::MSIX_TABLE_OFFSET),
-            pba_offset: small(spec::MSIX_PBA_OFFSET),
-        },
-    )
-    .express(spec::PCIE_CAPABILITY_OFFSET.into())
-    .build()
 }
 
 struct Nowhere;

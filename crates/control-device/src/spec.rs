@@ -3,6 +3,8 @@
 
 /// The function in PCI configuration space (section "The PCI function").
 pub mod pci {
+    use pci::{Bar, BarKind, Identity, Layout, MsixCapability};
+
     /// Assigned to nobody; used by convention for virtual devices without a vendor.
     pub const VENDOR_ID: u16 = 0x1234;
     /// Ours by the same convention.
@@ -14,7 +16,7 @@ pub mod pci {
     /// The protocol's major version.
     pub const REVISION_ID: u8 = 0x01;
     /// Fits no class: base class, subclass, programming interface.
-    pub const CLASS: [u8; 3] = [0xff, 0x00, 0x00];
+    pub const CLASS: u32 = 0xff_0000;
 
     /// The BAR with the registers: 64-bit, prefetchable.
     pub const REGISTER_BAR: u8 = 0;
@@ -27,13 +29,48 @@ pub mod pci {
     /// The doorbell is the only one.
     pub const MSIX_VECTORS: u16 = 1;
     /// Where the MSI-X table begins in [`MSIX_BAR`].
-    pub const MSIX_TABLE_OFFSET: u64 = 0;
+    pub const MSIX_TABLE_OFFSET: u32 = 0;
     /// Where the pending bit array begins in [`MSIX_BAR`].
-    pub const MSIX_PBA_OFFSET: u64 = 0x800;
+    pub const MSIX_PBA_OFFSET: u32 = 0x800;
     /// Where the MSI-X capability lies in configuration space.
     pub const MSIX_CAPABILITY_OFFSET: u8 = 0x70;
     /// Where the PCI Express capability lies.
     pub const PCIE_CAPABILITY_OFFSET: u8 = 0xa0;
+
+    /// All of it.
+    pub const LAYOUT: Layout = Layout {
+        identity: Identity {
+            vendor: VENDOR_ID,
+            device: DEVICE_ID,
+            revision: REVISION_ID,
+            class: CLASS,
+            subsystem_vendor: SUBSYSTEM_VENDOR_ID,
+            subsystem: SUBSYSTEM_ID,
+        },
+        bars: &[
+            Bar {
+                index: REGISTER_BAR,
+                size: REGISTER_BAR_SIZE,
+                kind: BarKind::Memory64Prefetchable,
+            },
+            Bar {
+                index: MSIX_BAR,
+                size: MSIX_BAR_SIZE,
+                kind: BarKind::Memory64Prefetchable,
+            },
+        ],
+        power: None,
+        msix: (
+            MSIX_CAPABILITY_OFFSET,
+            MsixCapability {
+                vectors: MSIX_VECTORS,
+                bar: MSIX_BAR,
+                table_offset: MSIX_TABLE_OFFSET,
+                pba_offset: MSIX_PBA_OFFSET,
+            },
+        ),
+        express: PCIE_CAPABILITY_OFFSET,
+    };
 }
 
 /// Offsets of the registers in BAR 0 (section "Registers").

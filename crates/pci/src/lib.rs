@@ -1,7 +1,7 @@
 //! Configuration space of one PCI Express endpoint, as the endpoint itself keeps it.
 //!
-//! [`ConfigSpace`] is a 4 KiB image with a mask of the bits that the guest may write, built from an
-//! [`Identity`], BARs and capabilities. A write returns what it changed ([`Change`]), so that the
+//! [`ConfigSpace`] is a 4 KiB image with a mask of the bits that the guest may write, built from a
+//! [`Layout`]: identity, BARs and capabilities. A write returns what it changed ([`Change`]), so that the
 //! owner can act on bus mastering, function-level reset and MSI-X. [`ConfigImage`] is its saved
 //! form, and [`restore`] says which writes bring a fresh VMM-side function to the same point.
 //!
@@ -17,6 +17,7 @@
 pub mod config;
 pub mod express;
 pub mod image;
+pub mod layout;
 pub mod msix;
 pub mod power;
 pub mod registers;
@@ -24,4 +25,5 @@ pub mod restore;
 
 pub use config::{Bar, BarKind, Change, ConfigBuilder, ConfigSpace, Identity};
 pub use image::{ConfigImage, ImageError};
+pub use layout::Layout;
 pub use msix::{MsixCapability, MsixEntry, MsixTable};

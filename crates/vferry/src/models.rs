@@ -4,7 +4,7 @@
 use anyhow::bail;
 use control_device::{Control, ControlDevice};
 use device::Model;
-use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
+use pci::ConfigSpace;
 use uplink::{Tap, Wire};
 
 use crate::config::{Device, Settings, Uplink};
@@ -69,7 +69,6 @@ pub fn refusals(devices: &[Device]) -> Vec<String> {
 pub fn control(
     functions: &[&ConfigSpace],
 ) -> anyhow::Result<(ConfigSpace, ControlDevice, Control)> {
-    use control_device::spec::pci as spec;
     let ids = |function: &&ConfigSpace| {
         let mut ids = [0; 4];
         function.read(0, &mut ids);
@@ -78,63 +77,14 @@ pub fn control(
     };
     let ids: Vec<_> = functions.iter().map(ids).collect();
     let (model, host) = control_device::new(&ids)?;
-    let [base, sub, interface] = spec::CLASS.map(u32::from);
-    let identity = Identity {
-        vendor: spec::VENDOR_ID,
-        device: spec::DEVICE_ID,
-        revision: spec::REVISION_ID,
-        class: base << 16 | sub << 8 | interface,
-        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
-        subsystem: spec::SUBSYSTEM_ID,
-    };
-    let bar = |index, size| Bar {
-        index,
-        size,
-        kind: BarKind::Memory64Prefetchable,
-    };
-    let msix = MsixCapability {
-        vectors: spec::MSIX_VECTORS,
-        bar: spec::MSIX_BAR,
-        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
-        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
-    };
-    let space = ConfigSpace::builder(identity)
-        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
-        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
-        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
-        .express(spec::PCIE_CAPABILITY_OFFSET.into())
-        .build();
-    Ok((space, model, host))
+    Ok((
+        ConfigSpace::of(&control_device::spec::pci::LAYOUT),
+        model,
+        host,
+    ))
 }
 
 fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
-    use ixgbevf::spec::pci as spec;
-    let [base, sub, interface] = spec::CLASS.map(u32::from);
-    let identity = Identity {
-        vendor: spec::VENDOR_ID,
-        device: spec::DEVICE_ID,
-        revision: spec::REVISION_ID,
-        class: base << 16 | sub << 8 | interface,
-        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
-        subsystem: spec::SUBSYSTEM_ID,
-    };
-    let bar = |index, size| Bar {
-        index,
-        size,
-        kind: BarKind::Memory64Prefetchable,
-    };
-    let msix = MsixCapability {
-        vectors: spec::MSIX_VECTORS,
-        bar: spec::MSIX_BAR,
-        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
-        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
-    };
-    let config = ConfigSpace::builder(identity)
-        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
-        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
-        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
-        .express(spec::PCIE_CAPABILITY_OFFSET.into())
-        .build();
     let Settings::Nic(nic) = &device.settings else {
         bail!("`{}` has no settings of a NIC", device.name)
     };
@@ -142,39 +92,12 @@ fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         mac: nic.mac,
         queue_pairs: nic.queues,
     };
+    let space = ConfigSpace::of(&ixgbevf::spec::pci::LAYOUT);
     let model = ixgbevf::Vf::new(settings, link(&nic.uplink)?)?;
-    Ok((config, Box::new(model)))
+    Ok((space, Box::new(model)))
 }
 
 fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
-    use nvme::spec::pci as spec;
-    let [base, sub, interface] = spec::CLASS.map(u32::from);
-    let identity = Identity {
-        vendor: spec::VENDOR_ID,
-        device: spec::DEVICE_ID,
-        revision: spec::REVISION_ID,
-        class: base << 16 | sub << 8 | interface,
-        subsystem_vendor: spec::SUBSYSTEM_VENDOR_ID,
-        subsystem: spec::SUBSYSTEM_ID,
-    };
-    let bar = |index, size| Bar {
-        index,
-        size,
-        kind: BarKind::Memory32,
-    };
-    let msix = MsixCapability {
-        vectors: spec::MSIX_VECTORS,
-        bar: spec::MSIX_BAR,
-        table_offset: u32::try_from(spec::MSIX_TABLE_OFFSET)?,
-        pba_offset: u32::try_from(spec::MSIX_PBA_OFFSET)?,
-    };
-    let config = ConfigSpace::builder(identity)
-        .bar(bar(spec::REGISTER_BAR, spec::REGISTER_BAR_SIZE))
-        .bar(bar(spec::MSIX_BAR, spec::MSIX_BAR_SIZE))
-        .power_management(spec::POWER_CAPABILITY_OFFSET.into())
-        .msix(spec::MSIX_CAPABILITY_OFFSET.into(), msix)
-        .express(spec::PCIE_CAPABILITY_OFFSET.into())
-        .build();
     let Settings::Disk(disk) = &device.settings else {
         bail!("`{}` has no settings of a disk", device.name)
     };
@@ -187,7 +110,8 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
             block_size: 512,
         }],
     };
-    Ok((config, Box::new(nvme::Controller::new(settings)?)))
+    let space = ConfigSpace::of(&nvme::spec::pci::LAYOUT);
+    Ok((space, Box::new(nvme::Controller::new(settings)?)))
 }
 
 fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {
