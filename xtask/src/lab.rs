@@ -1,9 +1,9 @@
 //! `cargo xtask lab`
 
 use anyhow::Result;
-use lab::{Accelerator, Emulator, Lab, progress_on_stderr};
+use lab::{Accelerator, Emulator, Kernel, Lab, progress_on_stderr};
 
-pub(crate) fn run(rebuild: bool) -> Result<()> {
+pub(crate) fn run(rebuild: bool, modules: bool) -> Result<()> {
     let lab = if rebuild {
         Lab::rebuild(&progress_on_stderr)?
     } else {
@@ -21,5 +21,26 @@ pub(crate) fn run(rebuild: bool) -> Result<()> {
     println!("accelerator  {how}");
     println!("kernel       {}", lab.kernel_version());
     println!("folder       {}", lab::target_dir()?.join("lab").display());
+    if modules {
+        for kernel in Kernel::ALL {
+            print_module(&lab, kernel, rebuild)?;
+        }
+    }
+    Ok(())
+}
+
+fn print_module(lab: &Lab, kernel: Kernel, rebuild: bool) -> Result<()> {
+    let lab = if rebuild {
+        lab.clone()
+            .with_latest_kernel(kernel, &progress_on_stderr)?
+    } else {
+        lab.clone().with_kernel(kernel, &progress_on_stderr)?
+    };
+    let module = lab.guest_module(&progress_on_stderr)?;
+    println!(
+        "module       for {}: {}",
+        lab.kernel_version(),
+        module.path().display()
+    );
     Ok(())
 }

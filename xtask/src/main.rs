@@ -38,6 +38,9 @@ enum Command {
         /// Build it anew, from the latest packages.
         #[arg(long)]
         rebuild: bool,
+        /// Also build the guest's kernel module, for each kernel that the lab knows.
+        #[arg(long)]
+        modules: bool,
     },
     /// Format the source.
     Fmt {
@@ -58,7 +61,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => return demo::run(&demo),
-        Command::Lab { rebuild } => lab::run(rebuild),
+        Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),
         Command::Fuzz(fuzz) => fuzz::run(&fuzz),
         Command::Lint => lint::run(),

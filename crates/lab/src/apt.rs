@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::Progress;
-use crate::recipe::{BACKPORTS, SUITE};
+use crate::recipe::Recipe;
 
 /// Written into the root by mmdebstrap while the packages' files are still there.
 pub(crate) const PACKAGE_LIST: &str = "packages.txt";
@@ -21,10 +21,10 @@ const TOOL: &str = "mmdebstrap";
 const SUITE_KEY: &str = "/usr/share/keyrings/debian-archive-trixie-stable";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring";
 
-/// Unpacks `packages` and all they depend on into the new folder `root`, which `lock` guards. The
+/// Unpacks `recipe`'s packages and all they depend on into the new folder `root`, which `lock` guards. The
 /// programs that write there inherit the lock, so that it holds even if only this process is killed.
 pub(crate) fn unpack(
-    packages: &[String],
+    recipe: &Recipe,
     root: &Path,
     lock: &File,
     progress: Progress<'_>,
@@ -42,25 +42,29 @@ pub(crate) fn unpack(
             keyring.display()
         )
     };
-    fs::write(&sources, line(SUITE) + &line(BACKPORTS))
-        .with_context(|| format!("cannot write {}", sources.display()))?;
+    let backports = recipe.backports();
+    fs::write(
+        &sources,
+        line(recipe.release()) + &backports.map(line).unwrap_or_default(),
+    )
+    .with_context(|| format!("cannot write {}", sources.display()))?;
 
     progress("downloading and unpacking Debian packages (about a minute on a slow line)");
     let mut command = Command::new(TOOL);
     command
         .args(["--variant=extract", "--architectures=amd64"])
-        .arg(format!("--aptopt=APT::Default-Release \"{BACKPORTS}\""))
+        .args(backports.map(|suite| format!("--aptopt=APT::Default-Release \"{suite}\"")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(
             host_transport()?
                 .iter()
                 .map(|option| format!("--aptopt={option}")),
         )
-        .arg(format!("--include={}", packages.join(",")))
+        .arg(format!("--include={}", recipe.packages.join(",")))
         .arg(format!(
             "--extract-hook=ls \"$1/var/cache/apt/archives\" > \"$1/{PACKAGE_LIST}\""
         ))
-        .arg(SUITE)
+        .arg(recipe.release())
         .args([root, &sources])
         .stdin(lock.try_clone().context("cannot hand on the lab's lock")?);
     let unpacked = run_shown(&mut command, progress);

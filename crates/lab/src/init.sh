@@ -11,8 +11,9 @@ mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 ip link set lo up
 
-while read -r module; do
-    insmod "/lib/modules/$module.ko" || echo "init: module $module did not load"
+while read -r module parameters; do
+    # The parameters are as many words as there are.
+    insmod "/lib/modules/$module.ko" $parameters || echo "init: module $module did not load"
 done < /etc/modules
 
 # One request per line: RUN TOKEN SECONDS COMMAND, one answer per line: DONE TOKEN STATUS =STDOUT

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Lab;
 use crate::cpio::Archive;
-use crate::modules;
+use crate::modules::{self, Wanted};
 
 const INIT: &str = include_str!("init.sh");
 const FOLDERS: [&str; 10] = [
@@ -27,7 +27,7 @@ const FOLDERS: [&str; 10] = [
 /// What goes into the guest beside busybox, which is always there with all its commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Initrd {
-    modules: Vec<String>,
+    modules: Vec<Wanted>,
     files: Vec<(PathBuf, String)>,
 }
 
@@ -40,7 +40,16 @@ impl Initrd {
     /// Loads a kernel module at boot, after those named before it, with all that it needs.
     #[must_use]
     pub fn module(mut self, name: &str) -> Self {
-        self.modules.push(name.to_owned());
+        self.modules.push(Wanted::Named(name.to_owned()));
+        self
+    }
+
+    /// Loads the kernel module in this file of the host at boot, after those named before it, with
+    /// all that it needs of the kernel's own, and with `parameters` as `insmod` takes them.
+    #[must_use]
+    pub fn module_file(mut self, path: impl Into<PathBuf>, parameters: &str) -> Self {
+        self.modules
+            .push(Wanted::File(path.into(), parameters.to_owned()));
         self
     }
 
@@ -74,8 +83,7 @@ impl Initrd {
                 0o644,
                 &module.image,
             );
-            order += &module.name;
-            order.push('\n');
+            order.extend([&*module.name, " ", &module.parameters, "\n"]);
         }
         archive.file("etc/modules", 0o644, order.as_bytes());
         for (path, name) in &self.files {

@@ -5,6 +5,10 @@
 //! kernel, and a static busybox. Nothing of it is installed on the host but `mmdebstrap`, and it
 //! needs neither mounts nor a chroot to run.
 //!
+//! [`Lab::with_kernel`] has guests run another of Debian's kernels, for which modules can be built
+//! ([`Lab::guest_module`], [`Lab::build_module`]); that does take a chroot, and root or a user
+//! namespace.
+//!
 //! [`Vm`] boots a guest from it: an initrd made on the spot ([`Initrd`]), a console log, a QMP
 //! connection, and a shell on a serial line that keeps working when the guest has moved to another
 //! QEMU. When a `Vm` is dropped, or the process that made it dies in whatever way, its QEMU dies.
@@ -14,7 +18,7 @@
 //! # What it does not do
 //!
 //! It knows nothing of vferry's devices; tests and the demo add them as QEMU arguments. It has no
-//! disk images, no network and no distribution in the guest: one kernel, one busybox, and the
+//! disk images, no network and no distribution in the guest: a kernel, one busybox, and the
 //! files that the caller puts in. It builds on x86-64 Debian and on systems whose apt knows a
 //! Debian mirror, and on nothing else.
 
@@ -24,16 +28,20 @@ mod cpio;
 mod emulator;
 mod guest;
 mod initrd;
+mod kernel;
 mod modules;
 mod process;
 mod recipe;
 mod root;
 mod target;
+mod workshop;
 
 pub use control::Output;
 pub use emulator::{Accelerator, Emulator};
 pub use guest::{Vm, VmBuilder};
 pub use initrd::Initrd;
+pub use kernel::Kernel;
 pub use process::Guarded;
 pub use root::{Lab, Progress, progress_on_stderr};
 pub use target::target_dir;
+pub use workshop::KernelModule;

@@ -15,16 +15,31 @@ use crate::Lab;
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) image: Vec<u8>,
+    pub(crate) parameters: String,
+}
+
+/// A module to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The kernel's own of this name.
+    Named(String),
+    /// The one in this file, with these parameters.
+    File(PathBuf, String),
 }
 
 /// `wanted` and all they need, each after what it needs.
-pub(crate) fn load_order(lab: &Lab, wanted: &[String]) -> Result<Vec<Module>> {
+pub(crate) fn load_order(lab: &Lab, wanted: &[Wanted]) -> Result<Vec<Module>> {
     let mut ordered = Vec::new();
     if !wanted.is_empty() {
         let mut files = BTreeMap::new();
         index(&lab.modules().join("kernel"), &mut files)?;
-        for name in wanted {
-            add(lab, &files, name, &mut ordered)?;
+        for module in wanted {
+            match module {
+                Wanted::Named(name) => add(lab, &files, name, &mut ordered)?,
+                Wanted::File(path, parameters) => {
+                    add_file(lab, &files, path, parameters, &mut ordered)?;
+                }
+            }
         }
     }
     Ok(ordered)
@@ -68,10 +83,44 @@ fn add(
         )
     })?;
     let image = unpacked(lab, path)?;
+    add_image(lab, files, name, image, "", ordered)
+}
+
+/// What it needs is the kernel's own, or named before it.
+fn add_file(
+    lab: &Lab,
+    files: &BTreeMap<String, PathBuf>,
+    path: &Path,
+    parameters: &str,
+    ordered: &mut Vec<Module>,
+) -> Result<()> {
+    let name = path.file_stem().and_then(|name| name.to_str());
+    let name = canonical(name.with_context(|| format!("{} has no name", path.display()))?);
+    ensure!(
+        ordered.iter().all(|module| module.name != name),
+        "module {name} is loaded twice"
+    );
+    let image = unpacked(lab, path)?;
+    add_image(lab, files, name, image, parameters, ordered)
+}
+
+fn add_image(
+    lab: &Lab,
+    files: &BTreeMap<String, PathBuf>,
+    name: String,
+    image: Vec<u8>,
+    parameters: &str,
+    ordered: &mut Vec<Module>,
+) -> Result<()> {
     for needed in depends(&image) {
-        add(lab, files, &needed, ordered)?;
+        add(lab, files, &needed, ordered)
+            .with_context(|| format!("module {name} needs {needed}"))?;
     }
-    ordered.push(Module { name, image });
+    ordered.push(Module {
+        name,
+        image,
+        parameters: parameters.to_owned(),
+    });
     Ok(())
 }
 

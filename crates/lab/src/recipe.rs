@@ -7,15 +7,36 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::Kernel;
+
 /// Raise it when the same packages are to be put together differently.
 const REVISION: u32 = 1;
 
-/// The Debian release, and its suite with QEMU 11.1 and the kernel that goes with it.
-pub(crate) const SUITE: &str = "trixie";
-pub(crate) const BACKPORTS: &str = "trixie-backports";
+/// The suite that has QEMU 11.1 and the kernel that goes with it.
+const SUITE: &str = "trixie-backports";
+const BACKPORTS: &str = "-backports";
 
 const GUEST_PACKAGES: [&str; 2] = ["busybox-static", "linux-image-cloud-amd64"];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
+/// A kernel, its headers with the compiler that they depend on, and what the kernel's build system
+/// calls besides.
+const KERNEL_PACKAGES: [&str; 15] = [
+    "linux-image-cloud-amd64",
+    "linux-headers-cloud-amd64",
+    "bash",
+    "binutils",
+    "coreutils",
+    "dash",
+    "diffutils",
+    "findutils",
+    "gawk",
+    "grep",
+    "kmod",
+    "make",
+    "perl",
+    "sed",
+    "tar",
+];
 
 /// What decides whether a lab that was built earlier still fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,16 +50,30 @@ impl Recipe {
     /// With QEMU from Debian, or without where the host's own is used.
     pub(crate) fn new(with_qemu: bool) -> Self {
         let qemu = with_qemu.then_some(QEMU_PACKAGE);
-        let packages = GUEST_PACKAGES
-            .into_iter()
-            .chain(qemu)
-            .map(str::to_owned)
-            .collect();
+        Self::of(SUITE, GUEST_PACKAGES.into_iter().chain(qemu))
+    }
+
+    /// A kernel for guests, and all that it takes to build modules for it.
+    pub(crate) fn for_kernel(kernel: Kernel) -> Self {
+        Self::of(kernel.suite(), KERNEL_PACKAGES)
+    }
+
+    fn of(suite: &str, packages: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
             revision: REVISION,
-            suite: BACKPORTS.to_owned(),
-            packages,
+            suite: suite.to_owned(),
+            packages: packages.into_iter().map(str::to_owned).collect(),
         }
+    }
+
+    /// The release that its packages come from.
+    pub(crate) fn release(&self) -> &str {
+        self.suite.strip_suffix(BACKPORTS).unwrap_or(&self.suite)
+    }
+
+    /// The suite with backports to that release, if it takes packages from there too.
+    pub(crate) fn backports(&self) -> Option<&str> {
+        Some(&*self.suite).filter(|suite| suite.ends_with(BACKPORTS))
     }
 
     /// Whether a lab made by `built` has all that this recipe asks for.
@@ -102,6 +137,23 @@ mod tests {
             ..with.clone()
         };
         assert!(!with.is_covered_by(&older));
+        assert!(!with.is_covered_by(&Recipe::for_kernel(Kernel::default())));
+    }
+
+    #[test]
+    fn backports_come_with_the_release_they_are_for() {
+        let sources = |kernel| {
+            let recipe = Recipe::for_kernel(kernel);
+            (
+                recipe.release().to_owned(),
+                recipe.backports().map(str::to_owned),
+            )
+        };
+        assert_eq!(sources(Kernel::Linux6_1), ("bookworm".into(), None));
+        assert_eq!(
+            sources(Kernel::Linux7_3),
+            ("trixie".into(), Some("trixie-backports".into()))
+        );
     }
 
     #[test]

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use crate::apt;
+use crate::kernel::KernelFiles;
 use crate::recipe::{self, Recipe, Stamp};
-use crate::{Emulator, target_dir};
+use crate::{Emulator, Kernel, target_dir};
 
 /// Told, in a few words, what takes longer than a second.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -22,8 +24,9 @@ pub fn progress_on_stderr(step: &str) {
 /// A lab that is ready for use.
 #[derive(Debug, Clone)]
 pub struct Lab {
+    pub(crate) folder: PathBuf,
     root: PathBuf,
-    kernel_version: String,
+    pub(crate) kernel: KernelFiles,
     emulator: Emulator,
     packages: BTreeMap<String, String>,
 }
@@ -52,29 +55,51 @@ impl Lab {
     fn ensure_in(folder: &Path, anew: bool, progress: Progress<'_>) -> Result<Self> {
         let host = Emulator::of_host()?;
         let recipe = Recipe::new(host.is_none());
-        let place = folder.join("root");
-        if !anew && let Some(stamp) = usable(&recipe, &place) {
-            return Self::open(place, stamp, host);
-        }
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create the lab's folder {}", folder.display()))?;
-        let lock = lock(&folder.join("lock"), progress)?;
-        // Another process may have built it while this one waited.
-        if !anew && let Some(stamp) = usable(&recipe, &place) {
-            return Self::open(place, stamp, host);
-        }
-        let stamp = build(&recipe, folder, &place, &lock, progress)?;
-        Self::open(place, stamp, host)
-    }
-
-    fn open(root: PathBuf, stamp: Stamp, host: Option<Emulator>) -> Result<Self> {
-        let kernel_version = kernel_version(&root)?;
+        let root = folder.join("root");
+        let whole = |root: &Path| KernelFiles::find(root).map(drop);
+        let stamp = ensure_root(&recipe, folder, &root, anew, &whole, progress)?;
+        let kernel = KernelFiles::find(&root)?;
         let emulator = host.unwrap_or_else(|| Emulator::Lab(root.clone()));
         Ok(Self {
+            folder: folder.to_owned(),
             root,
-            kernel_version,
+            kernel,
             emulator,
             packages: stamp.versions,
+        })
+    }
+
+    /// The same lab with a kernel of its own choice for its guests, for which modules can be built.
+    /// Kernel, headers and compiler are unpacked now if they are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::ensure`].
+    pub fn with_kernel(self, kernel: Kernel, progress: Progress<'_>) -> Result<Self> {
+        self.kernel_from(kernel, false, progress)
+    }
+
+    /// As [`Lab::with_kernel`], with the mirror's latest packages. What was built for the kernel
+    /// is built anew, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::ensure`].
+    pub fn with_latest_kernel(self, kernel: Kernel, progress: Progress<'_>) -> Result<Self> {
+        self.kernel_from(kernel, true, progress)
+    }
+
+    fn kernel_from(self, kernel: Kernel, anew: bool, progress: Progress<'_>) -> Result<Self> {
+        let recipe = Recipe::for_kernel(kernel);
+        let root = self.folder.join(format!("linux-{}", kernel.name()));
+        let whole = |root: &Path| {
+            complete(root)?;
+            KernelFiles::find_with_headers(root, kernel).map(drop)
+        };
+        ensure_root(&recipe, &self.folder, &root, anew, &whole, progress)?;
+        Ok(Self {
+            kernel: KernelFiles::find_with_headers(&root, kernel)?,
+            ..self
         })
     }
 
@@ -85,17 +110,17 @@ impl Lab {
 
     /// The guest's kernel image.
     pub fn kernel(&self) -> PathBuf {
-        self.modules().join("vmlinuz")
+        self.kernel.image.clone()
     }
 
     /// The guest's kernel's own name, as `uname -r` prints it.
     pub fn kernel_version(&self) -> &str {
-        &self.kernel_version
+        &self.kernel.version
     }
 
     /// The kernel's modules and what belongs to them.
-    pub(crate) fn modules(&self) -> PathBuf {
-        self.root.join("usr/lib/modules").join(&self.kernel_version)
+    pub(crate) fn modules(&self) -> &Path {
+        &self.kernel.modules
     }
 
     /// A static busybox, which runs on the host as well as in the guest.
@@ -103,10 +128,47 @@ impl Lab {
         self.root.join("usr/bin/busybox")
     }
 
-    /// Every Debian package in it and its version.
+    /// Every Debian package in it and its version, those of a kernel chosen besides not among them.
     pub fn packages(&self) -> &BTreeMap<String, String> {
         &self.packages
     }
+}
+
+/// The stamp of `recipe`'s build in `place`, built now if it is not there yet, is an older recipe's,
+/// or is wanted `anew`. `whole` has the last word on a new build.
+fn ensure_root(
+    recipe: &Recipe,
+    folder: &Path,
+    place: &Path,
+    anew: bool,
+    whole: &dyn Fn(&Path) -> Result<()>,
+    progress: Progress<'_>,
+) -> Result<Stamp> {
+    if !anew && let Some(stamp) = usable(recipe, place) {
+        return Ok(stamp);
+    }
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the lab's folder {}", folder.display()))?;
+    let lock = lock(&folder.join("lock"), progress)?;
+    // Another process may have built it while this one waited.
+    if !anew && let Some(stamp) = usable(recipe, place) {
+        return Ok(stamp);
+    }
+    build(recipe, folder, place, whole, &lock, progress)
+}
+
+/// What packages leave to the scripts that they run when they are installed.
+fn complete(root: &Path) -> Result<()> {
+    for (link, to) in [("bin/sh", "dash"), ("usr/bin/awk", "gawk")] {
+        let link = root.join(link);
+        if link.symlink_metadata().is_err() {
+            symlink(to, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
+    }
+    for folder in ["proc", "dev"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    Ok(())
 }
 
 fn usable(recipe: &Recipe, place: &Path) -> Option<Stamp> {
@@ -114,7 +176,7 @@ fn usable(recipe: &Recipe, place: &Path) -> Option<Stamp> {
 }
 
 /// Held until it is dropped, or this process and those that inherited it have died.
-fn lock(path: &Path, progress: Progress<'_>) -> Result<File> {
+pub(crate) fn lock(path: &Path, progress: Progress<'_>) -> Result<File> {
     let context = || format!("cannot lock {}", path.display());
     let file = File::options()
         .create(true)
@@ -133,16 +195,17 @@ fn build(
     recipe: &Recipe,
     folder: &Path,
     place: &Path,
+    whole: &dyn Fn(&Path) -> Result<()>,
     lock: &File,
     progress: Progress<'_>,
 ) -> Result<Stamp> {
     let aside = folder.join("building");
     remove(&aside)?;
-    apt::unpack(&recipe.packages, &aside, lock, progress).context("the lab could not be built")?;
+    apt::unpack(recipe, &aside, lock, progress).context("the lab could not be built")?;
     let list = aside.join(apt::PACKAGE_LIST);
     let files =
         fs::read_to_string(&list).with_context(|| format!("{} is missing", list.display()))?;
-    kernel_version(&aside)?;
+    whole(&aside)?;
     let stamp = Stamp {
         recipe: recipe.clone(),
         versions: recipe::versions(&files),
@@ -154,18 +217,7 @@ fn build(
     Ok(stamp)
 }
 
-fn kernel_version(root: &Path) -> Result<String> {
-    let modules = root.join("usr/lib/modules");
-    let folders = fs::read_dir(&modules)
-        .with_context(|| format!("the lab has no kernel in {}", modules.display()))?;
-    folders
-        .flatten()
-        .find(|folder| folder.path().join("vmlinuz").is_file())
-        .map(|folder| folder.file_name().to_string_lossy().into_owned())
-        .ok_or_else(|| anyhow!("no kernel image below {}", modules.display()))
-}
-
-fn remove(folder: &Path) -> Result<()> {
+pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

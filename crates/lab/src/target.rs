@@ -20,7 +20,7 @@ pub fn target_dir() -> Result<PathBuf> {
     Ok(built_in.map_or_else(|| workspace().join("target"), Path::to_owned))
 }
 
-fn workspace() -> &'static Path {
+pub(crate) fn workspace() -> &'static Path {
     let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
     lab.ancestors()
         .nth(2)
