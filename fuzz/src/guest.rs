@@ -7,6 +7,7 @@ use control_device::spec::pci::REGISTER_BAR;
 use control_device::spec::registers::{ACK, DEVICE_BASE, DEVICE_STRIDE, REQUEST};
 use control_device::{Asked, Control, ControlDevice, End, Quiesce, Quiesced, Stopped};
 use control_device::{Track, Tracked};
+use device::lifecycle::Running;
 use device::{Access, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Reset};
 
 /// Bytes of guest memory.
@@ -142,7 +143,8 @@ impl Host {
             }
             Self::Quiesced(quiesced) => {
                 // A refused table is what most inputs have.
-                let _ = quiesced.mark(&vm.memory, &mut |page| {
+                let Ok(halted) = Running::new(()).halt();
+                let _ = quiesced.mark(&halted, &vm.memory, &mut |page| {
                     assert!(page < MEMORY / device::PAGE_SIZE, "page {page}");
                 });
                 Self::Ending(quiesced.end(NOW))

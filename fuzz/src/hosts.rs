@@ -107,7 +107,9 @@ pub fn state(data: &[u8]) {
     match endpoints.load(states) {
         Ok(()) => {
             endpoints.restart();
-            let saved = endpoints.save().expect("every state can be saved");
+            let saved = endpoints
+                .save(&Vec::new())
+                .expect("every state can be saved");
             let successor = &mut function::endpoints();
             successor.load(saved).expect("what was saved loads");
         }

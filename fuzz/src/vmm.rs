@@ -30,10 +30,17 @@ pub fn vfio_user(data: &[u8]) {
     let _ = vfio_user::session::replay(messages, &mut endpoint.frontend(), &mut sent);
     assert_whole_replies(&sent);
     assert!(endpoint.bus().memory_files().is_empty(), "memory is held");
-    let state = endpoints.save().expect("every state can be saved");
+    let state = endpoints
+        .save(&Vec::new())
+        .expect("every state can be saved");
     let mut successor = function::endpoints();
     successor.load(state.clone()).expect("what was saved loads");
-    assert_eq!(successor.save().expect("every state can be saved"), state);
+    assert_eq!(
+        successor
+            .save(&Vec::new())
+            .expect("every state can be saved"),
+        state
+    );
     successor.restart();
 }
 

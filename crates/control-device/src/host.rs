@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use device::lifecycle::Halted;
 use device::{DirtySink, GuestMemory};
 
 use crate::answers::{Coverage, Outcome, Stopped};
@@ -308,8 +309,9 @@ impl Tracked {
     ///
     /// # Errors
     /// See there.
-    pub fn mark(
+    pub fn mark<D>(
         &self,
+        _: &Halted<D>,
         memory: &dyn GuestMemory,
         sink: &mut dyn DirtySink,
     ) -> Result<u64, TableError> {
@@ -361,15 +363,15 @@ impl Quiesced {
         self.tracking.coverage(&self.session, index, stopped)
     }
 
-    /// Reports every page that the guest's table says was written, and returns their number. To be
-    /// called when the devices are halted and the vCPUs stand still; `memory` must be readable
-    /// then.
+    /// Reports every page that the guest's table says was written, and returns their number. The
+    /// devices are halted; the vCPUs must stand still, too. `memory` must be readable then.
     ///
     /// # Errors
     /// When the table does not hold what it says any more, or the driver that promised has gone:
     /// the migration must not go on unless every device's pages are known by other means.
-    pub fn mark(
+    pub fn mark<D>(
         &self,
+        _: &Halted<D>,
         memory: &dyn GuestMemory,
         sink: &mut dyn DirtySink,
     ) -> Result<u64, TableError> {

@@ -20,6 +20,8 @@ use crate::memory::DirtySink;
 pub trait Migratable {
     /// What is saved and loaded.
     type State;
+    /// What of it is saved: a device may be left to its driver, which starts it anew.
+    type Carry;
     /// Why an action failed.
     type Error;
 
@@ -39,11 +41,11 @@ pub trait Migratable {
     /// When a page could not be reported: it would arrive stale.
     fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), Self::Error>;
 
-    /// The state to go on from elsewhere.
+    /// The state to go on from elsewhere, as far as `carry` says.
     ///
     /// # Errors
     /// When a device is in a state that cannot be carried.
-    fn save(&self) -> Result<Self::State, Self::Error>;
+    fn save(&self, carry: &Self::Carry) -> Result<Self::State, Self::Error>;
 
     /// Takes over a state, while halted.
     ///
@@ -165,8 +167,8 @@ impl<D: Migratable> Marked<D> {
     ///
     /// # Errors
     /// When a device is in a state that cannot be carried.
-    pub fn save(&self) -> Result<D::State, D::Error> {
-        self.0.save()
+    pub fn save(&self, carry: &D::Carry) -> Result<D::State, D::Error> {
+        self.0.save(carry)
     }
 
     /// The other host has the state and may run.
@@ -204,6 +206,33 @@ impl<D: Migratable> Arrived<D> {
     }
 }
 
+/// No devices at all: still, and nothing to mark.
+impl Migratable for () {
+    type State = ();
+    type Carry = ();
+    type Error = std::convert::Infallible;
+
+    fn halt(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn unhalt(&mut self) {}
+
+    fn mark(&mut self, _: &mut dyn DirtySink) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn save(&self, (): &()) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn load(&mut self, (): ()) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn restart(&mut self) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +256,7 @@ mod tests {
 
     impl Migratable for Recorder {
         type State = u32;
+        type Carry = ();
         type Error = &'static str;
 
         fn halt(&mut self) -> Result<(), &'static str> {
@@ -239,7 +269,7 @@ mod tests {
             sink.mark_words(0, &[1]);
             self.call("mark")
         }
-        fn save(&self) -> Result<u32, &'static str> {
+        fn save(&self, (): &()) -> Result<u32, &'static str> {
             Ok(7)
         }
         fn load(&mut self, _: u32) -> Result<(), &'static str> {
@@ -255,7 +285,7 @@ mod tests {
         let mut pages = Vec::new();
         let halted = Running::new(Recorder::default()).halt().unwrap();
         let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
-        let state = marked.save().unwrap();
+        let state = marked.save(&()).unwrap();
         assert_eq!(marked.hand_over().0.calls, ["halt", "mark"]);
         assert_eq!(pages, [0]);
 

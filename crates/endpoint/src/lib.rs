@@ -24,7 +24,7 @@ use device::{Access, BusMaster, Model, MonotonicClock, Reset};
 use pci::{ConfigSpace, MsixTable};
 
 pub use frontend::Frontend;
-pub use migrate::{EndpointError, EndpointState, Endpoints};
+pub use migrate::{Carry, EndpointError, EndpointState, Endpoints};
 
 use engine::Kick;
 use vectors::Vectors;
@@ -35,6 +35,7 @@ pub struct Endpoint(Arc<Inner>);
 
 struct Inner {
     name: String,
+    keeps_log: bool,
     model: Mutex<Box<dyn Model>>,
     config: Mutex<ConfigSpace>,
     bus: BusMaster,
@@ -51,9 +52,32 @@ impl Endpoint {
     /// # Errors
     /// When the system has no descriptor left for the engine's wake-up.
     pub fn new(name: &str, config: ConfigSpace, model: Box<dyn Model>) -> std::io::Result<Self> {
+        Self::make(name, config, model, true)
+    }
+
+    /// As [`Endpoint::new`], but what the function writes is not told by it: it stands for
+    /// hardware that keeps no log, and somebody else must know the pages.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn without_log(
+        name: &str,
+        config: ConfigSpace,
+        model: Box<dyn Model>,
+    ) -> std::io::Result<Self> {
+        Self::make(name, config, model, false)
+    }
+
+    fn make(
+        name: &str,
+        config: ConfigSpace,
+        model: Box<dyn Model>,
+        keeps_log: bool,
+    ) -> std::io::Result<Self> {
         let vectors = config.msix().map_or(0, |(_, layout)| layout.vectors);
         Ok(Self(Arc::new(Inner {
             name: name.into(),
+            keeps_log,
             model: Mutex::new(model),
             config: Mutex::new(config),
             bus: BusMaster::default(),
@@ -68,6 +92,12 @@ impl Endpoint {
     /// The function's name.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Whether the pages that the function writes are marked by
+    /// [`Migratable::mark`](device::lifecycle::Migratable::mark).
+    pub fn keeps_log(&self) -> bool {
+        self.0.keeps_log
     }
 
     /// What a vfio-user connection talks to.

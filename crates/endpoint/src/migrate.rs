@@ -1,7 +1,7 @@
 //! A VM's endpoints on their way to another host.
 
 use device::lifecycle::Migratable;
-use device::{DirtySink, Interrupts, StateError, StateRecord};
+use device::{DirtySink, Interrupts, Reset, StateError, StateRecord};
 use pci::{ConfigImage, ImageError};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,17 @@ use crate::Endpoint;
 /// All endpoints of a VM.
 #[derive(Debug, Clone)]
 pub struct Endpoints(pub Vec<Endpoint>);
+
+/// What of an endpoint goes to the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Carry {
+    /// All of it: the guest notices nothing.
+    #[default]
+    State,
+    /// Its configuration space only. The other side's device is as after power-on, and the driver
+    /// in the guest, which has stopped it and knows that, starts it anew.
+    Configuration,
+}
 
 /// One endpoint's saved state, version 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,8 +32,9 @@ pub struct EndpointState {
     pub config: ConfigImage,
     /// Vectors whose interrupt has not reached the VMM.
     pub pending: Vec<u16>,
-    /// The model's state.
-    pub model: StateRecord,
+    /// The model's state; `None` if it is left to its driver ([`Carry::Configuration`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<StateRecord>,
 }
 
 /// Why an endpoint could not be saved, loaded or reached.
@@ -61,6 +73,8 @@ pub enum EndpointError {
 
 impl Migratable for Endpoints {
     type State = Vec<EndpointState>;
+    /// One for each endpoint, in order; all of the state of those that are left out.
+    type Carry = Vec<Carry>;
     type Error = EndpointError;
 
     fn halt(&mut self) -> Result<(), EndpointError> {
@@ -78,14 +92,18 @@ impl Migratable for Endpoints {
     }
 
     fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), EndpointError> {
-        for endpoint in &self.0 {
+        for endpoint in self.0.iter().filter(|endpoint| endpoint.keeps_log()) {
             endpoint.0.bus.drain_dirty(sink);
         }
         Ok(())
     }
 
-    fn save(&self) -> Result<Vec<EndpointState>, EndpointError> {
-        self.0.iter().map(save).collect()
+    fn save(&self, carry: &Vec<Carry>) -> Result<Vec<EndpointState>, EndpointError> {
+        let carry = carry.iter().copied().chain(std::iter::repeat(Carry::State));
+        let endpoints = self.0.iter().zip(carry);
+        endpoints
+            .map(|(endpoint, carry)| save(endpoint, carry))
+            .collect()
     }
 
     fn load(&mut self, states: Vec<EndpointState>) -> Result<(), EndpointError> {
@@ -115,15 +133,23 @@ impl Migratable for Endpoints {
     }
 }
 
-fn save(endpoint: &Endpoint) -> Result<EndpointState, EndpointError> {
+fn save(endpoint: &Endpoint, carry: Carry) -> Result<EndpointState, EndpointError> {
     let model = endpoint.lock_model();
+    let config = endpoint.lock_config().save();
+    let name = endpoint.name().to_owned();
+    let (pending, model) = match carry {
+        Carry::State => match model.save() {
+            Ok(state) => (endpoint.0.vectors.pending(), Some(state)),
+            Err(error) => return Err(EndpointError::Model(name, error)),
+        },
+        // An interrupt of a device that its driver has stopped would be for nobody.
+        Carry::Configuration => (Vec::new(), None),
+    };
     Ok(EndpointState {
-        name: endpoint.name().into(),
-        config: endpoint.lock_config().save(),
-        pending: endpoint.0.vectors.pending(),
-        model: model
-            .save()
-            .map_err(|e| EndpointError::Model(endpoint.name().into(), e))?,
+        name,
+        config,
+        pending,
+        model,
     })
 }
 
@@ -135,9 +161,14 @@ fn load(endpoint: &Endpoint, state: &EndpointState) -> Result<(), EndpointError>
     changed
         .load(&state.config)
         .map_err(|e| EndpointError::Config(name(), e))?;
-    model
-        .load(&state.model)
-        .map_err(|e| EndpointError::Model(name(), e))?;
+    if let Some(saved) = &state.model {
+        model
+            .load(saved)
+            .map_err(|e| EndpointError::Model(name(), e))?;
+    } else {
+        endpoint.0.vectors.forget_pending();
+        model.reset(Reset::Bus);
+    }
     *config = changed;
     endpoint.0.bus.set_enabled(config.bus_master());
     for &vector in &state.pending {

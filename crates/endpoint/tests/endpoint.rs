@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use device::lifecycle::{Halted, Running};
 use device::{Access, Model, Progress, Reset, State, StateError, StateRecord};
 use endpoint::engine::Engine;
-use endpoint::{Endpoint, EndpointError, Endpoints, Frontend};
+use endpoint::{Carry, Endpoint, EndpointError, Endpoints, Frontend};
 use pci::{Bar, BarKind, ConfigSpace, Identity, MsixCapability};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,10 @@ struct Rig {
 
 impl Rig {
     fn new(name: &str) -> Self {
-        let endpoint = Endpoint::new(name, space(), Box::new(Store::default())).unwrap();
+        Self::of(Endpoint::new(name, space(), Box::new(Store::default())).unwrap())
+    }
+
+    fn of(endpoint: Endpoint) -> Self {
         let mut frontend = endpoint.frontend();
         let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let ram = File::from(ram);
@@ -262,7 +265,7 @@ fn what_was_written_is_marked_after_the_halt_and_what_was_left_undone_is_done_el
     source.store(8);
     let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
     assert_eq!(pages, [5]);
-    let state = marked.save().unwrap();
+    let state = marked.save(&Vec::new()).unwrap();
 
     let mut destination = Rig::new("a");
     let arrived = Halted::waiting(destination.devices())
@@ -292,7 +295,7 @@ fn an_interrupt_that_nobody_took_goes_along() {
         .unwrap()
         .mark(&mut |_| {})
         .unwrap();
-    let state = state.save().unwrap();
+    let state = state.save(&Vec::new()).unwrap();
     assert_eq!(state[0].pending, [0]);
     let destination = Rig::new("a");
     let _arrived = Halted::waiting(destination.devices())
@@ -303,6 +306,42 @@ fn an_interrupt_that_nobody_took_goes_along() {
 }
 
 #[test]
+fn a_device_that_is_left_to_its_driver_arrives_blank_with_its_configuration() {
+    let mut source = Rig::new("a");
+    source.store(7);
+    let marked = Running::new(source.devices())
+        .halt()
+        .unwrap()
+        .mark(&mut |_| {})
+        .unwrap();
+    let state = marked.save(&vec![Carry::Configuration]).unwrap();
+    assert_eq!((&state[0].model, &state[0].pending), (&None, &vec![]));
+
+    let mut destination = Rig::new("a");
+    destination.store(9);
+    let arrived = Halted::waiting(destination.devices())
+        .unwrap()
+        .load(state)
+        .unwrap();
+    let _running = arrived.run();
+    assert_eq!(destination.register(), 0);
+    let image = source.endpoint.config_image();
+    assert_eq!(destination.endpoint.config_image(), image);
+}
+
+#[test]
+fn a_device_without_a_log_marks_nothing() {
+    let endpoint = Endpoint::without_log("a", space(), Box::new(Store::default()));
+    let mut source = Rig::of(endpoint.unwrap());
+    source.store(7);
+    let mut pages = Vec::new();
+    let halted = Running::new(source.devices()).halt().unwrap();
+    let _marked = halted.mark(&mut |page| pages.push(page)).unwrap();
+    assert_eq!(source.memory(), 7);
+    assert_eq!(pages, [0; 0]);
+}
+
+#[test]
 fn a_state_of_other_devices_is_refused_and_nothing_changed() {
     let source = Rig::new("a");
     let marked = Running::new(source.devices())
@@ -310,7 +349,7 @@ fn a_state_of_other_devices_is_refused_and_nothing_changed() {
         .unwrap()
         .mark(&mut |_| {})
         .unwrap();
-    let mut state = marked.save().unwrap();
+    let mut state = marked.save(&Vec::new()).unwrap();
     let mut other = Rig::new("b");
     let failed = Halted::waiting(other.devices())
         .unwrap()
@@ -323,7 +362,7 @@ fn a_state_of_other_devices_is_refused_and_nothing_changed() {
     );
 
     state[0].name = "b".into();
-    state[0].model.version = 9;
+    state[0].model.as_mut().unwrap().version = 9;
     let failed = failed.back_to.load(state).unwrap_err();
     assert!(
         failed.error.to_string().contains("version 9"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use control_device::{
     Asked, Control, ControlDevice, Outcome, Quiesce, Quiesced, Stopped, Track, Tracked,
 };
+use device::lifecycle::{Halted, Running};
 use device::{Access, FlatMemory, GuestMemory, Interrupts, ManualClock, Model};
 
 /// Bytes of guest memory, from 0 on.
@@ -93,7 +94,7 @@ impl Machine {
         quiesced: &Quiesced,
     ) -> Result<Vec<u64>, control_device::TableError> {
         let mut pages = Vec::new();
-        let count = quiesced.mark(&*self.memory, &mut |page| pages.push(page))?;
+        let count = quiesced.mark(&halted(), &*self.memory, &mut |page| pages.push(page))?;
         assert_eq!(count, pages.len() as u64);
         Ok(pages)
     }
@@ -125,4 +126,10 @@ impl GuestMemory for Through {
     fn store_u32(&self, iova: u64, _: u32) -> Result<(), device::DmaError> {
         panic!("the host writes to the guest's table at {iova:#x}")
     }
+}
+
+/// What marking asks for.
+pub(crate) fn halted() -> Halted<()> {
+    let Ok(halted) = Running::new(()).halt();
+    halted
 }

@@ -5,7 +5,7 @@ use control_device::{Coverage, Outcome, Stopped, Unavailable};
 use device::{Model, Reset};
 
 use crate::driver::{self, Driver};
-use crate::machine::{LONG, Machine, RAM, SHORT, done, quiesced};
+use crate::machine::{LONG, Machine, RAM, SHORT, done, halted, quiesced};
 
 #[test]
 fn a_migration_goes_through_every_step() {
@@ -52,7 +52,7 @@ fn each_migration_begins_with_an_empty_table() {
         driver.map(&m, page);
         let mut pages = Vec::new();
         tracked
-            .mark(&*m.memory, &mut |page| pages.push(page))
+            .mark(&halted(), &*m.memory, &mut |page| pages.push(page))
             .unwrap();
         assert_eq!(pages, [page]);
         let asked = tracked.end(LONG);
