@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`phase`] | the phases, one enum for code, trace, progress, report and docs |
 //! | [`strategy`] | how a device's state gets to the other side |
+//! | [`cooperative`] | what is asked of the guest, and what its answers are good for |
 //! | [`vm`] | one VM's devices between QEMU's hooks and the migration: who may halt, mark, hand over |
 //! | [`check`] | what must agree on both sides before anything is touched |
 //! | [`link`] | the messages between the two vferry processes |
@@ -22,6 +23,7 @@
 //! device model and no file format of configuration.
 
 pub mod check;
+pub mod cooperative;
 pub mod destination;
 pub mod digest;
 pub mod driverless;
@@ -34,6 +36,7 @@ pub mod state;
 pub mod strategy;
 pub mod vm;
 
+pub use cooperative::Guest;
 pub use phase::Phase;
 pub use report::Report;
 pub use strategy::Strategy;

@@ -11,6 +11,7 @@ use pci::{ConfigImage, MsixTable};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Facts;
+use crate::cooperative::end::Restarts;
 use crate::digest::BlockDigests;
 
 /// Version of the conversation.
@@ -74,6 +75,10 @@ pub enum Message {
         /// One per page; none if there is no such block.
         pages: Vec<String>,
     },
+    /// Source: what became of the devices that the guest was to start again?
+    GuestEnd,
+    /// Destination: this.
+    GuestEnded(Restarts),
     /// Either: it is over, for this reason.
     Abort {
         /// For the operator.
@@ -295,6 +300,7 @@ mod streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cooperative::end::Restart;
     use proptest::prelude::*;
     use std::os::unix::net::UnixStream;
 
@@ -339,6 +345,11 @@ mod tests {
                 }],
             },
             Message::Running(Arrival::default()),
+            Message::GuestEnd,
+            Message::GuestEnded(Restarts {
+                recover_ms: 1.5,
+                devices: vec![Restart::Done(1.0), Restart::Failed("error 5".into())],
+            }),
             Message::Digests { file: 0 },
             Message::BlockDigests {
                 digests: Some(digests),

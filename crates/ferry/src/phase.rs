@@ -13,6 +13,8 @@ pub enum Phase {
     Prepare,
     /// QEMU copies memory; devices run and every page they write is logged.
     Precopy,
+    /// The guest is asked to stop its devices, while QEMU copies on.
+    Quiesce,
     /// Bus master off, DMA drained.
     Halt,
     /// Every page that was written and not yet carried is marked.
@@ -23,19 +25,23 @@ pub enum Phase {
     Restore,
     /// The destination runs; the network is told.
     Resume,
+    /// The guest is told to start the devices that it has stopped.
+    Recover,
 }
 
 impl Phase {
     /// All, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Check,
         Self::Prepare,
         Self::Precopy,
+        Self::Quiesce,
         Self::Halt,
         Self::Mark,
         Self::Copy,
         Self::Restore,
         Self::Resume,
+        Self::Recover,
     ];
 
     /// Its one name.
@@ -44,11 +50,13 @@ impl Phase {
             Self::Check => "check",
             Self::Prepare => "prepare",
             Self::Precopy => "precopy",
+            Self::Quiesce => "quiesce",
             Self::Halt => "halt",
             Self::Mark => "mark",
             Self::Copy => "copy",
             Self::Restore => "restore",
             Self::Resume => "resume",
+            Self::Recover => "recover",
         }
     }
 }

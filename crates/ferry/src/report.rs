@@ -12,8 +12,10 @@ use crate::{Phase, Strategy};
 /// A migration that succeeded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// How the devices' state went over.
+    /// The strategy that was asked for or chosen.
     pub strategy: Strategy,
+    /// How each device went over.
+    pub devices: Vec<DeviceReport>,
     /// Milliseconds in each phase, as far as it was entered.
     pub phases_ms: BTreeMap<Phase, f64>,
     /// The VM's pause as the source's QEMU reports it, in milliseconds.
@@ -35,12 +37,36 @@ pub struct Report {
     pub stale_ranges: Vec<[u64; 2]>,
 }
 
+/// How one device went over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Its name.
+    pub name: String,
+    /// How it went over.
+    pub strategy: Strategy,
+    /// Why not as was asked for.
+    pub why: Option<String>,
+    /// What the guest took to stop it, in milliseconds by the guest's clock.
+    pub quiesce_ms: Option<f64>,
+    /// What the guest took to start it at the destination, in milliseconds by the guest's clock.
+    pub restart_ms: Option<f64>,
+    /// Why it does not work at the destination; `None` if it does.
+    pub fault: Option<String>,
+}
+
+impl DeviceReport {
+    /// Whether it works at the destination only if the guest has started it.
+    pub fn is_left_to_driver(&self) -> bool {
+        self.strategy == Strategy::Cooperative
+    }
+}
+
 /// Pages newly marked in QEMU's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// While the VM ran.
     pub precopy: u64,
-    /// After the halt.
+    /// After the halt, by the devices' own logs.
     pub at_halt: u64,
 }
 

@@ -3,17 +3,22 @@
 mod precopy;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use endpoint::Carry;
 use qemu::migration::MigrationSettings;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
+use crate::cooperative::Guest;
+use crate::cooperative::ask::{Cooperation, NoHelp};
+use crate::cooperative::end::Restart;
 use crate::driverless::{self, StartError};
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
-use crate::report::{Progress, Stopwatch};
+use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::{Phase, Report, Strategy, Vm};
 
@@ -46,6 +51,8 @@ pub struct Source<'a> {
     pub slots: &'a [Slot],
     /// What it is.
     pub facts: Facts,
+    /// The way to the guest, if there is one.
+    pub guest: Option<&'a Guest>,
     /// Set to give up.
     pub cancel: Arc<AtomicBool>,
 }
@@ -95,6 +102,8 @@ enum StepError {
     #[error("{0}")]
     Start(#[from] StartError),
     #[error("{0}")]
+    NoHelp(#[from] NoHelp),
+    #[error("{0}")]
     Other(String),
 }
 
@@ -134,14 +143,22 @@ impl Source<'_> {
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
             let uri = self.prepare(link, options, &mut driverless)?;
+            let cooperation = Cooperation::begin(
+                self.vm,
+                self.qmp,
+                self.guest,
+                strategy,
+                options.settings,
+                self.facts.machine.base_memory,
+            )?;
             enter(Phase::Precopy, &mut watch);
-            Ok((strategy, uri))
+            Ok((strategy, uri, cooperation))
         });
-        let (strategy, uri) = match result {
+        let (strategy, uri, mut cooperation) = match result {
             Ok(prepared) => prepared,
             Err(error) => return Err(self.give_up(link, phase, error, driverless)),
         };
-        let sent = match precopy::run(self, link, &uri, progress) {
+        let sent = match precopy::run(self, link, &uri, cooperation.as_mut(), progress) {
             Ok(sent) => sent,
             Err((phase, error)) => return Err(self.give_up(link, phase, error, driverless)),
         };
@@ -161,9 +178,18 @@ impl Source<'_> {
             Err(NotRun::Unknown(error)) => return Err(uncertain(&error)),
         };
         let running = Instant::now();
+        self.vm.has_left();
         let timeline = self.vm.timeline();
-        let (phases_ms, devices_paused_ms) =
+        let (mut phases_ms, devices_paused_ms) =
             watch.finish(&timeline, sent.completed, &arrival, running);
+        let mut devices = self.device_reports(cooperation.as_ref());
+        if let Some(cooperation) = &cooperation {
+            progress(Progress::Phase {
+                phase: Phase::Recover,
+            });
+            phases_ms.extend(cooperation.quiesce_ms().map(|ms| (Phase::Quiesce, ms)));
+            phases_ms.extend(restarted(link, &mut devices).map(|ms| (Phase::Recover, ms)));
+        }
         let stale = if options.verify {
             Some(verify::stale_pages(self.vm, link).map_err(|error| {
                 MigrateError::Uncertain {
@@ -179,13 +205,23 @@ impl Source<'_> {
         };
         // Only a courtesy: the other side ends with the connection as well.
         let _ = link.send(&Message::Goodbye, ANSWER);
-        let marks = self.vm.marks();
+        let mut pages_marked = BTreeMap::from([("device-log".to_owned(), self.vm.marks())]);
+        if let at_halt @ 1.. = self.vm.marks_by_guest() {
+            pages_marked.insert(
+                "guest-table".into(),
+                Marks {
+                    precopy: 0,
+                    at_halt,
+                },
+            );
+        }
         Ok(Report {
             strategy,
+            devices,
             phases_ms,
             vm_pause_ms: sent.downtime_ms,
             devices_paused_ms,
-            pages_marked: [("device-log".to_owned(), marks)].into(),
+            pages_marked,
             transferred: sent.transferred,
             passes: sent.passes,
             functions_corrected: arrival.corrected,
@@ -217,6 +253,7 @@ impl Source<'_> {
                 slot.endpoint.name()
             ));
         }
+        reasons.extend(self.without_guest(options));
         let question = Message::Check {
             protocol: link::PROTOCOL,
             facts: Box::new(self.facts.clone()),
@@ -242,6 +279,50 @@ impl Source<'_> {
         } else {
             Err(Refused(reasons).into())
         }
+    }
+
+    /// What needs a control device where the VM has none.
+    fn without_guest(&self, options: &Options) -> Option<String> {
+        if self.guest.is_some() {
+            return None;
+        }
+        if options.strategy == Some(Strategy::Cooperative) {
+            return Some(
+                "the VM has no control device through which its guest could help: add a [guest] \
+                 section to the configurations of both hosts, and start the VM with it"
+                    .into(),
+            );
+        }
+        let (_, name) = self.vm.without_log().into_iter().next()?;
+        let not_known = self.vm.unknown_writer().is_some();
+        not_known.then(|| NoHelp::NoControlDevice(name).to_string())
+    }
+
+    /// How each device went over, so far as is known here.
+    fn device_reports(&self, cooperation: Option<&Cooperation<'_>>) -> Vec<DeviceReport> {
+        let guest = self.guest.map(|guest| guest.endpoint.name());
+        let devices = self.slots.iter().map(|slot| slot.endpoint.name());
+        let devices = devices.zip(self.vm.carried()).enumerate();
+        devices
+            .filter(|(_, (name, _))| Some(*name) != guest)
+            .map(|(index, (name, carry))| {
+                let mut report = DeviceReport {
+                    name: name.to_owned(),
+                    strategy: match carry {
+                        Carry::State => Strategy::Transparent,
+                        Carry::Configuration => Strategy::Cooperative,
+                    },
+                    why: None,
+                    quiesce_ms: None,
+                    restart_ms: None,
+                    fault: None,
+                };
+                if let Some(cooperation) = cooperation {
+                    cooperation.complete(&mut report, index, carry);
+                }
+                report
+            })
+            .collect()
     }
 
     /// `driverless` becomes true once the sidecar was started from here.
@@ -322,6 +403,41 @@ impl Source<'_> {
             Ok(())
         }
     }
+}
+
+/// Asks the destination what became of the devices that the guest was to start, and returns the
+/// milliseconds that it took.
+fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
+    let restarts = match link.ask(&Message::GuestEnd, RUN) {
+        Ok(Message::GuestEnded(restarts)) => restarts,
+        other => {
+            let why = match other {
+                Ok(message) => link::unexpected(&message).to_string(),
+                Err(error) => error.to_string(),
+            };
+            for device in devices
+                .iter_mut()
+                .filter(|device| device.is_left_to_driver())
+            {
+                device.fault = Some(format!("not known whether the guest has started it: {why}"));
+            }
+            return None;
+        }
+    };
+    let mut answers = restarts.devices.into_iter();
+    for device in devices {
+        match answers.next() {
+            Some(Restart::Done(ms)) => device.restart_ms = Some(ms),
+            Some(Restart::Failed(why)) if device.is_left_to_driver() => {
+                device.fault = Some(link::printable(&why));
+            }
+            None | Some(Restart::Declined) if device.is_left_to_driver() => {
+                device.fault = Some("the guest was not told to start it".into());
+            }
+            _ => {}
+        }
+    }
+    Some(restarts.recover_ms)
 }
 
 /// The destination was not seen to run the VM.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A way to migrate a device. More follow as they are built.
+/// A way to migrate a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
@@ -10,13 +10,27 @@ pub enum Strategy {
     /// notices nothing but the pause of the VM.
     #[default]
     Transparent,
+    /// The guest stops its devices by their drivers' own means, and starts them anew at the
+    /// destination. A device that it does not stop in time goes over as by `Transparent`.
+    Cooperative,
+}
+
+impl Strategy {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Transparent, Self::Cooperative];
+
+    /// Its one name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transparent => "transparent",
+            Self::Cooperative => "cooperative",
+        }
+    }
 }
 
 impl std::fmt::Display for Strategy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Transparent => "transparent",
-        })
+        f.pad(self.name())
     }
 }
 
@@ -24,14 +38,14 @@ impl std::str::FromStr for Strategy {
     type Err = UnknownStrategy;
 
     fn from_str(text: &str) -> Result<Self, UnknownStrategy> {
-        match text {
-            "transparent" => Ok(Self::Transparent),
-            other => Err(UnknownStrategy(other.into())),
-        }
+        let known = Self::ALL.into_iter().find(|known| known.name() == text);
+        known.ok_or_else(|| UnknownStrategy { name: text.into() })
     }
 }
 
 /// Not the name of a strategy.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no strategy `{0}`; this vferry has: transparent")]
-pub struct UnknownStrategy(String);
+#[error("there is no strategy `{name}`; this vferry has: {known}", known = Strategy::ALL.map(Strategy::name).join(", "))]
+pub struct UnknownStrategy {
+    name: String,
+}

@@ -20,9 +20,11 @@ mod stage;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use endpoint::Endpoints;
+use control_device::Tracked;
+use endpoint::{Carry, Endpoints};
 use sidecar::LogHandle;
 
+use crate::cooperative::help::{Help, Step};
 use crate::digest::{GuestRam, MemoryDigest, Urgency};
 use crate::report::Marks;
 
@@ -48,7 +50,13 @@ struct State {
     stage: Stage,
     timeline: Timeline,
     marks: Marks,
+    /// Pages newly marked on the guest's word.
+    marks_by_guest: u64,
     session: Option<Session>,
+    /// What the guest does for the migration away from here.
+    help: Option<Help>,
+    /// What of each device goes over, decided when they were halted.
+    carry: Vec<Carry>,
     logging: bool,
     /// A migration away from here was begun by [`Vm::begin_migration`].
     outgoing: bool,
@@ -90,6 +98,18 @@ pub struct Controls {
 impl Controls {
     fn any(self) -> bool {
         self.naive_order || self.no_log
+    }
+}
+
+impl State {
+    /// The VM runs: so do its devices, and a guest that was asked to help is told that it is over,
+    /// unless that migration is still under way. Says whether the devices did not run before.
+    fn run(&mut self) -> bool {
+        let changed = self.stage.run();
+        if !self.outgoing {
+            self.help = None;
+        }
+        changed
     }
 }
 
@@ -147,6 +167,11 @@ impl Vm {
         self.lock().marks.clone()
     }
 
+    /// Pages newly marked on the guest's word in the migration under way or the last one.
+    pub(crate) fn marks_by_guest(&self) -> u64 {
+        self.lock().marks_by_guest
+    }
+
     pub(crate) fn timeline(&self) -> Timeline {
         self.lock().timeline
     }
@@ -164,17 +189,74 @@ impl Vm {
         self.lock().refusal.clone()
     }
 
+    /// The devices that keep no log of what they write: index and name.
+    pub(crate) fn without_log(&self) -> Vec<(usize, String)> {
+        let all = self.0.endpoints.0.iter().enumerate();
+        all.filter(|(_, endpoint)| !endpoint.keeps_log())
+            .map(|(index, endpoint)| (index, endpoint.name().to_owned()))
+            .collect()
+    }
+
+    /// A device whose writes nobody lets the host know, if there is one.
+    pub(crate) fn unknown_writer(&self) -> Option<(usize, String)> {
+        if self.0.controls.no_log {
+            return None;
+        }
+        let state = self.lock();
+        let known = |index| state.help.as_ref().is_some_and(|help| help.knows(index));
+        self.without_log()
+            .into_iter()
+            .find(|(index, _)| !known(*index))
+    }
+
+    pub(crate) fn log(&self) -> LogHandle {
+        self.0.log.clone()
+    }
+
+    /// From here on the stop hook counts on what the guest has said.
+    pub(crate) fn set_help(&self, help: Help) {
+        self.lock().help = Some(help);
+    }
+
+    /// The guest is about to be asked for more.
+    pub(crate) fn take_tracked(&self) -> Option<Tracked> {
+        match self.lock().help.take()?.step {
+            Step::Tracked(tracked) => Some(tracked),
+            Step::Quiesced(_) => None,
+        }
+    }
+
+    /// What of each device went over.
+    pub(crate) fn carried(&self) -> Vec<Carry> {
+        self.lock().carry.clone()
+    }
+
+    /// The VM runs at the destination: the guest is told there that it is over.
+    pub(crate) fn has_left(&self) {
+        if let Some(help) = self.lock().help.take() {
+            help.leave();
+        }
+    }
+
     pub(crate) fn begin_migration(&self) {
         let mut state = self.lock();
         state.outgoing = true;
+        state.help = None;
+        state.carry = Vec::new();
         state.refusal = None;
         state.timeline = Timeline::default();
         state.marks = Marks::default();
+        state.marks_by_guest = 0;
     }
 
-    /// The migration away from here is over, one way or the other.
+    /// The migration away from here is over, one way or the other. Where the VM is not known, the
+    /// guest is told only when the VM runs here again.
     pub(crate) fn end_migration(&self) {
-        self.lock().outgoing = false;
+        let mut state = self.lock();
+        state.outgoing = false;
+        if state.stage.name() == StageName::Running {
+            state.help = None;
+        }
     }
 
     /// Waits until `done` holds of the stage.
@@ -238,7 +320,7 @@ impl Vm {
 
     /// The VM runs here again, as QMP says, whatever the hooks have heard.
     pub(crate) fn run_again(&self) {
-        self.lock().stage.run();
+        self.lock().run();
         self.0.changed.notify_all();
     }
 

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferry::cooperative::Deadlines;
 use qemu::PciAddress;
 
 pub use problem::{ConfigError, Problem};
@@ -67,8 +68,21 @@ pub struct Device {
     pub socket: PathBuf,
     /// Its PCI address.
     pub address: PciAddress,
+    /// Who knows which pages it writes.
+    pub dirty_log: DirtyLog,
     /// What its model needs.
     pub settings: Settings,
+}
+
+/// Who knows which pages a device writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DirtyLog {
+    /// The device: its model logs each write.
+    #[default]
+    Device,
+    /// The guest alone, which lets the host know by the control device; as for hardware that keeps
+    /// no log.
+    Guest,
 }
 
 /// What the models need.
@@ -87,6 +101,8 @@ pub struct Guest {
     pub socket: PathBuf,
     /// Its PCI address.
     pub address: PciAddress,
+    /// How long the guest may take.
+    pub deadlines: Deadlines,
 }
 
 impl Guest {

@@ -39,8 +39,8 @@ struct Shared {
     config: Config,
     vm: Vm,
     slots: Vec<Slot>,
-    /// The control device's host side.
-    guest: Option<control_device::Control>,
+    /// The way to the guest.
+    guest: Option<ferry::Guest>,
     /// Held by the one migration, out or in, that may be under way.
     migrating: Mutex<()>,
 }

@@ -9,6 +9,7 @@ use qemu::system::RunState;
 
 use super::{Source, StepError};
 use crate::Phase;
+use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link, LinkError};
 use crate::report::{Progress, millis};
 use crate::restore;
@@ -36,10 +37,11 @@ pub(super) fn run(
     source: &Source<'_>,
     link: &mut Link,
     uri: &str,
+    cooperation: Option<&mut Cooperation<'_>>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sent, (Phase, StepError)> {
     let mut phase = Phase::Precopy;
-    let sent = send(source, link, uri, progress, &mut phase);
+    let sent = send(source, link, uri, cooperation, progress, &mut phase);
     sent.map_err(|error| (phase, error))
 }
 
@@ -47,6 +49,7 @@ fn send(
     source: &Source<'_>,
     link: &mut Link,
     uri: &str,
+    mut cooperation: Option<&mut Cooperation<'_>>,
     progress: &mut dyn FnMut(Progress),
     phase: &mut Phase,
 ) -> Result<Sent, StepError> {
@@ -57,8 +60,10 @@ fn send(
     // What the guest had programmed at the stop that was at this time.
     let mut functions: Option<(Option<Instant>, Vec<Function>)> = None;
     let mut cancelled = false;
+    let mut told = Instant::now();
     let (info, completed) = loop {
-        let event = match events.next(Instant::now() + TICK) {
+        let watch = cooperation.as_ref().and_then(|with| with.interval());
+        let event = match events.next(Instant::now() + watch.unwrap_or(TICK)) {
             Ok(event) => Some(event),
             Err(QmpError::Timeout { .. } | QmpError::EventsLost { .. }) => None,
             Err(error) => return Err(error.into()),
@@ -81,7 +86,22 @@ fn send(
                     .then_some(event.received)
             }
             Some(_) => None,
-            None => tick(source, progress)?.then(Instant::now),
+            None => {
+                let info = source.qmp.migration()?;
+                if told.elapsed() >= TICK {
+                    told = Instant::now();
+                    tell(source, &info, progress);
+                }
+                if let Some(cooperation) = cooperation.as_deref_mut()
+                    && cooperation.is_its_turn(&info)
+                {
+                    progress(Progress::Phase {
+                        phase: Phase::Quiesce,
+                    });
+                    cooperation.quiesce()?;
+                }
+                info.status.is_over().then(Instant::now)
+            }
         };
         // In the pause every millisecond counts, and QEMU's completion needs the other side anyway.
         if event.is_none() && over.is_none() && *phase == Phase::Precopy {
@@ -133,9 +153,8 @@ fn at_stop(
     Ok(Some(restore::read(source.qmp, source.slots)?))
 }
 
-/// Tells how far it is; says whether QEMU is done (an event may have been lost).
-fn tick(source: &Source<'_>, progress: &mut dyn FnMut(Progress)) -> Result<bool, StepError> {
-    let info = source.qmp.migration()?;
+/// Tells how far it is.
+fn tell(source: &Source<'_>, info: &MigrationInfo, progress: &mut dyn FnMut(Progress)) {
     if let Some(ram) = info.ram {
         progress(Progress::Memory {
             transferred: ram.transferred,
@@ -145,7 +164,6 @@ fn tick(source: &Source<'_>, progress: &mut dyn FnMut(Progress)) -> Result<bool,
             marked: source.vm.marks().total(),
         });
     }
-    Ok(info.status.is_over())
 }
 
 /// The other side has nothing to say while memory is copied, unless it gives up or is gone: then

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use device::DirtySink;
-use device::lifecycle::Migratable;
+use device::lifecycle::{Halted, Migratable};
+use endpoint::{Carry, Endpoint, Endpoints};
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
-use super::{Stage, StageName, State, Vm};
+use super::{StageName, State, Vm};
+use crate::cooperative::help::Help;
 use crate::digest::Urgency;
 use crate::state;
 
@@ -61,7 +63,7 @@ impl Hooks for VmHooks {
                 mark_only(&vm, state, &mut marker)
             } else {
                 let lose = controls.no_log;
-                halt_and_mark(state, &mut Sink { marker, lose })
+                halt_and_mark(state, &vm.0.endpoints, &mut Sink { marker, lose })
             };
         });
         result
@@ -69,7 +71,7 @@ impl Hooks for VmHooks {
 
     fn restarted(&mut self) {
         self.change(|state| {
-            if state.stage.run() {
+            if state.run() {
                 state.timeline.running = Some(Instant::now());
             }
         });
@@ -81,9 +83,11 @@ impl Hooks for VmHooks {
         self.change(|state| {
             if controls.naive_order {
                 // The wrong way round, on purpose: what was written since the marking is lost.
-                let _ = state.stage.halt_and_mark(&mut |_page: u64| {}, || {});
+                let _ = state
+                    .stage
+                    .halt_and_mark(&mut |_page: u64| {}, |_, _| Ok(()));
             }
-            result = save(&state.stage, stopped);
+            result = save(state, stopped);
             state.timeline.saved = Some(Instant::now());
         });
         result
@@ -149,15 +153,34 @@ impl VmHooks {
     }
 }
 
-fn halt_and_mark(state: &mut State, sink: &mut Sink<'_>) -> Result<(), Veto> {
-    let mut halted = None;
-    let result = state
-        .stage
-        .halt_and_mark(sink, || halted = Some(Instant::now()));
-    state.timeline.halted = halted;
-    state.timeline.marked = Some(Instant::now());
-    state.marks.at_halt = sink.marker.tally().newly_marked;
-    result.map_err(|error| Veto::new(error.to_string()))?;
+fn halt_and_mark(
+    state: &mut State,
+    endpoints: &Endpoints,
+    sink: &mut Sink<'_>,
+) -> Result<(), Veto> {
+    let State {
+        stage,
+        help,
+        timeline,
+        marks,
+        marks_by_guest,
+        carry,
+        ..
+    } = state;
+    let result = stage.halt_and_mark(sink, |halted, sink| {
+        timeline.halted = Some(Instant::now());
+        *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink)?;
+        let devices = endpoints.0.iter().enumerate();
+        let of = |(index, device)| {
+            let help = help.as_ref();
+            help.map_or(Carry::State, |help| help.carry(index, device))
+        };
+        *carry = devices.map(of).collect();
+        Ok(())
+    });
+    timeline.marked = Some(Instant::now());
+    marks.at_halt = sink.marker.tally().newly_marked - *marks_by_guest;
+    result?;
     match sink.marker.tally().missed {
         0 => Ok(()),
         missed => Err(Veto::new(format!(
@@ -165,6 +188,41 @@ fn halt_and_mark(state: &mut State, sink: &mut Sink<'_>) -> Result<(), Veto> {
              stale"
         ))),
     }
+}
+
+/// Marks what devices without a log wrote, as far as the guest says, which must be all. Returns the
+/// number of pages that were not marked yet.
+fn mark_by_guest(
+    help: Option<&Help>,
+    halted: &Halted<Endpoints>,
+    endpoints: &Endpoints,
+    sink: &mut Sink<'_>,
+) -> Result<u64, Veto> {
+    let without_log = |(_, device): &(usize, &Endpoint)| !device.keeps_log();
+    let mut blind = endpoints
+        .0
+        .iter()
+        .enumerate()
+        .filter(without_log)
+        .peekable();
+    if blind.peek().is_none() {
+        return Ok(0);
+    }
+    let known = |index| help.is_some_and(|help| help.knows(index));
+    if let Some((_, device)) = blind.find(|(index, _)| !known(*index))
+        && !sink.lose
+    {
+        return Err(Veto::new(format!(
+            "device `{}` keeps no log of what it writes, and the guest had not told when the VM \
+             was stopped: migrate again",
+            device.name()
+        )));
+    }
+    if let Some(help) = help {
+        let marked = help.mark(halted, &mut sink.marker());
+        marked.map_err(|error| Veto::new(error.to_string()))?;
+    }
+    Ok(sink.marker.tally().newly_marked)
 }
 
 /// The control run of the naive order: devices run on.
@@ -179,15 +237,16 @@ fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), 
     result
 }
 
-fn save(stage: &Stage, stopped: Stopped) -> Result<Vec<u8>, Veto> {
-    if stage.name() != StageName::Marked || stopped != Stopped::Logged {
+fn save(state: &State, stopped: Stopped) -> Result<Vec<u8>, Veto> {
+    if state.stage.name() != StageName::Marked || stopped != Stopped::Logged {
         return Err(Veto::new(
             "the VM's devices were not halted while QEMU's dirty log was open, so what they wrote \
              is not known: let the VM run (QMP `cont`) and migrate again",
         ));
     }
-    let states = stage
-        .save()
+    let states = state
+        .stage
+        .save(&state.carry)
         .expect("the stage was just seen to be `Marked`");
     let states = states.map_err(|error| Veto::new(error.to_string()))?;
     state::pack(states).map_err(|error| Veto::new(error.to_string()))
@@ -198,6 +257,19 @@ struct Sink<'a> {
     marker: Marker<'a>,
     /// The control run without a log.
     lose: bool,
+}
+
+impl<'a> Sink<'a> {
+    /// Where the guest's word goes, whatever the device's own log is worth.
+    fn marker(&mut self) -> impl DirtySink + use<'_, 'a> {
+        struct Through<'b, 'a>(&'b mut Marker<'a>);
+        impl DirtySink for Through<'_, '_> {
+            fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+                self.0.mark_words(first_page, words);
+            }
+        }
+        Through(&mut self.marker)
+    }
 }
 
 impl DirtySink for Sink<'_> {

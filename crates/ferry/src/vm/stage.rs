@@ -2,7 +2,8 @@
 
 use device::DirtySink;
 use device::lifecycle::{Arrived, Halted, HandedOver, Marked, Migratable, Running};
-use endpoint::{EndpointError, EndpointState, Endpoints};
+use endpoint::{Carry, EndpointError, EndpointState, Endpoints};
+use sidecar::Veto;
 
 /// Where the devices are. `Moving` only inside a method: a step consumes the one before it.
 #[derive(Debug, Default)]
@@ -56,12 +57,13 @@ impl Stage {
         }
     }
 
-    /// Halt, then mark. `halted` is called in between. Devices that do not run stay as they are.
-    pub(crate) fn halt_and_mark(
+    /// Halt, then mark. `halted` is called in between, and marks what others than the devices know
+    /// of. Devices that do not run stay as they are.
+    pub(crate) fn halt_and_mark<S: DirtySink>(
         &mut self,
-        sink: &mut dyn DirtySink,
-        halted: impl FnOnce(),
-    ) -> Result<(), EndpointError> {
+        sink: &mut S,
+        halted: impl FnOnce(&Halted<Endpoints>, &mut S) -> Result<(), Veto>,
+    ) -> Result<(), Veto> {
         let running = match std::mem::take(self) {
             Self::Running(running) => running,
             other => {
@@ -73,10 +75,13 @@ impl Stage {
             Ok(still) => still,
             Err(failed) => {
                 *self = Self::Running(failed.back_to);
-                return Err(failed.error);
+                return Err(Veto::new(failed.error.to_string()));
             }
         };
-        halted();
+        if let Err(veto) = halted(&still, sink) {
+            *self = Self::Running(still.resume());
+            return Err(veto);
+        }
         match still.mark(sink) {
             Ok(marked) => {
                 *self = Self::Marked(marked);
@@ -84,15 +89,18 @@ impl Stage {
             }
             Err(failed) => {
                 *self = Self::Running(failed.back_to.resume());
-                Err(failed.error)
+                Err(Veto::new(failed.error.to_string()))
             }
         }
     }
 
-    /// The devices' state, if they were halted and marked.
-    pub(crate) fn save(&self) -> Option<Result<Vec<EndpointState>, EndpointError>> {
+    /// The devices' state as far as `carry` says, if they were halted and marked.
+    pub(crate) fn save(
+        &self,
+        carry: &Vec<Carry>,
+    ) -> Option<Result<Vec<EndpointState>, EndpointError>> {
         match self {
-            Self::Marked(marked) => Some(marked.save()),
+            Self::Marked(marked) => Some(marked.save(carry)),
             _ => None,
         }
     }

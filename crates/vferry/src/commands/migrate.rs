@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ferry::report::Progress;
+use ferry::report::{DeviceReport, Progress};
 use ferry::{Phase, Report};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
@@ -128,6 +128,18 @@ impl Display {
         } else {
             print_report(report);
         }
+        let faults = report.devices.iter();
+        let faults = faults.filter_map(|device| Some((&device.name, device.fault.as_ref()?)));
+        let faults: Vec<_> = faults
+            .map(|(name, why)| format!("`{name}`: {why}"))
+            .collect();
+        if !faults.is_empty() {
+            anyhow::bail!(
+                "the VM runs at the destination, but not all of its devices do: {}. Unbinding and \
+                 binding their drivers in the guest starts them",
+                faults.join("; ")
+            );
+        }
         match report.stale_pages {
             Some(stale) if stale > 0 => {
                 anyhow::bail!(
@@ -137,6 +149,20 @@ impl Display {
             _ => Ok(()),
         }
     }
+}
+
+fn print_device(device: &DeviceReport) {
+    print!("  device {:13} {}", device.name, device.strategy);
+    if let Some(ms) = device.quiesce_ms {
+        print!(", stopped by the guest in {ms:.1} ms");
+    }
+    if let Some(ms) = device.restart_ms {
+        print!(", started in {ms:.1} ms");
+    }
+    if let Some(why) = &device.why {
+        print!(", as {why}");
+    }
+    println!();
 }
 
 fn print_report(report: &Report) {
@@ -149,6 +175,9 @@ fn print_report(report: &Report) {
         report.vm_pause_ms
     );
     println!("  devices halted      {:8.1} ms", report.devices_paused_ms);
+    for device in &report.devices {
+        print_device(device);
+    }
     for phase in Phase::ALL {
         if let Some(ms) = report.phases_ms.get(&phase) {
             println!("  phase {phase:13} {ms:8.1} ms");

@@ -49,10 +49,12 @@ pub(super) struct SidecarSection {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct GuestSection {
     pub(super) socket: Text,
     pub(super) address: Text,
+    pub(super) track_deadline_ms: Option<Spanned<u64>>,
+    pub(super) quiesce_deadline_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,12 +67,13 @@ pub(super) struct MigrationSection {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct DeviceSection {
     pub(super) name: Text,
     pub(super) model: Text,
     pub(super) socket: Text,
     pub(super) address: Text,
+    pub(super) dirty_log: Option<Text>,
     pub(super) mac: Option<Text>,
     pub(super) queues: Option<Spanned<u8>>,
     pub(super) uplink: Option<Text>,

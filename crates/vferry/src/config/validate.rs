@@ -10,7 +10,10 @@ use toml::Spanned;
 
 use super::file::{DeviceSection, File, GuestSection};
 use super::problem::line;
-use super::{Config, Device, Disk, Endpoint, Guest, Nic, Origin, Problem, Settings, Uplink};
+use super::{
+    Config, Deadlines, Device, DirtyLog, Disk, Endpoint, Guest, Nic, Origin, Problem, Settings,
+    Uplink,
+};
 use crate::models::{self, Kind};
 
 /// Longest path of a unix socket (`sockaddr_un`, unix(7)).
@@ -206,10 +209,48 @@ impl Check<'_> {
     fn guest(&mut self, guest: &GuestSection) -> Option<Guest> {
         let socket = self.socket(&guest.socket);
         let address = self.address(&guest.address);
+        let default = Deadlines::default();
+        let deadlines = Deadlines {
+            track: self.deadline(guest.track_deadline_ms.as_ref(), default.track),
+            quiesce: self.deadline(guest.quiesce_deadline_ms.as_ref(), default.quiesce),
+            ..default
+        };
         Some(Guest {
             socket: socket?,
             address: address?,
+            deadlines,
         })
+    }
+
+    fn deadline(&mut self, deadline: Option<&Spanned<u64>>, default: Duration) -> Duration {
+        let Some(deadline) = deadline else {
+            return default;
+        };
+        let ms = *deadline.get_ref();
+        if !(1..=60_000).contains(&ms) {
+            let what = format!("a deadline of {ms} ms is not possible");
+            self.wrong::<(), _>(deadline, what, "1 to 60000");
+        }
+        Duration::from_millis(ms)
+    }
+
+    fn dirty_log(&mut self, dirty_log: Option<&Spanned<String>>) -> DirtyLog {
+        let Some(text) = dirty_log else {
+            return DirtyLog::Device;
+        };
+        match text.get_ref().as_str() {
+            "device" => DirtyLog::Device,
+            "guest" => DirtyLog::Guest,
+            other => {
+                let what = format!("`{other}` is nobody who could know what a device writes");
+                self.wrong::<(), _>(
+                    text,
+                    what,
+                    "\"device\", or \"guest\" with a [guest] section",
+                );
+                DirtyLog::Device
+            }
+        }
     }
 
     fn endpoint(&mut self, endpoint: &Spanned<String>) -> Option<Endpoint> {
@@ -267,6 +308,7 @@ impl Check<'_> {
         }
         let socket = self.socket(&device.socket);
         let address = self.address(&device.address);
+        let dirty_log = self.dirty_log(device.dirty_log.as_ref());
         let known = models::names();
         let model = device.model.get_ref();
         if !known.contains(&model.as_str()) {
@@ -283,6 +325,7 @@ impl Check<'_> {
             model: model.clone(),
             socket: socket?,
             address: address?,
+            dirty_log,
             settings: settings?,
         })
     }

@@ -96,7 +96,7 @@ fn status(shared: &Shared) -> Status {
         guest_driver: shared
             .guest
             .as_ref()
-            .map(|control| control.driver().is_some()),
+            .map(|guest| guest.control.driver().is_some()),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),
     }
@@ -133,6 +133,7 @@ fn migrate(
             qmp: &qmp,
             slots: &shared.slots,
             facts,
+            guest: shared.guest.as_ref(),
             cancel,
         };
         let report = source.migrate(&mut Link::new(stream), options, &mut |progress| {

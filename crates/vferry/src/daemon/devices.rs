@@ -6,18 +6,15 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use control_device::Control;
 use control_device::spec::Location;
-use device::Model;
 use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
-use pci::ConfigSpace;
 use qemu::PciAddress;
 use vfio_user::{Ended, Server, Stopper};
 
 use super::{End, Shared};
-use crate::config::{Config, Guest};
+use crate::config::{Config, DirtyLog, Guest};
 use crate::models;
 
 /// A device, ready to be served.
@@ -32,16 +29,20 @@ pub(super) struct Serving {
     engines: Vec<Engine>,
 }
 
-/// The devices, with the control device behind those that it speaks for, and its host's side.
-pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<Control>)> {
+/// The devices, with the control device behind those that it speaks for, and the way to the guest.
+pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
     let mut devices = Vec::new();
     let mut spaces = Vec::new();
     for device in &config.devices {
         let context = || format!("device `{}`", device.name);
         let (space, model) = models::build(device).with_context(context)?;
         spaces.push(space.clone());
-        let place = (&*device.name, device.address, &*device.socket);
-        devices.push(bind(place, space, model).with_context(context)?);
+        let place = (device.address, &*device.socket);
+        let endpoint = match device.dirty_log {
+            DirtyLog::Device => Endpoint::new(&device.name, space, model),
+            DirtyLog::Guest => Endpoint::without_log(&device.name, space, model),
+        };
+        devices.push(bind(place, endpoint?).with_context(context)?);
     }
     let Some(guest) = &config.guest else {
         return Ok((devices, None));
@@ -51,17 +52,18 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<Contr
     let (space, model, control) = models::control(&spaces).with_context(context)?;
     let locations: Vec<_> = devices.iter().map(|d| Some(location(&d.slot))).collect();
     control.place(&locations)?;
-    let place = (Guest::NAME, guest.address, guest.socket.as_path());
-    devices.push(bind(place, space, Box::new(model)).with_context(context)?);
-    Ok((devices, Some(control)))
+    let place = (guest.address, guest.socket.as_path());
+    let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
+    devices.push(bind(place, endpoint.clone()).with_context(context)?);
+    let guest = ferry::Guest {
+        control,
+        endpoint,
+        deadlines: guest.deadlines,
+    };
+    Ok((devices, Some(guest)))
 }
 
-fn bind(
-    (name, address, socket): (&str, PciAddress, &Path),
-    space: ConfigSpace,
-    model: Box<dyn Model>,
-) -> anyhow::Result<Device> {
-    let endpoint = Endpoint::new(name, space, model)?;
+fn bind((address, socket): (PciAddress, &Path), endpoint: Endpoint) -> anyhow::Result<Device> {
     let server = Server::bind(socket)?;
     Ok(Device {
         slot: Slot { endpoint, address },

@@ -1,0 +1,93 @@
+//! Keeping QEMU from stopping the VM before the guest has answered.
+//!
+//! QEMU stops the vCPUs as soon as what is left to send fits the downtime limit, and a guest whose
+//! vCPUs are stopped answers nothing. There is no command that holds it (`pause-before-switchover`
+//! pauses after the stop; a downtime limit of zero does not hold an idle guest). So some pages are
+//! marked as written over and over, more than fit the limit, which is set low meanwhile.
+//!
+//! Tried instead: `max-bandwidth` lowered. It holds, but QEMU sleeps out its window of 100 ms when
+//! it is lifted, while the guest's devices stand still.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sidecar::LogHandle;
+
+/// How often: well below what QEMU takes for the pages of a [`Hold`].
+const INTERVAL: Duration = Duration::from_micros(500);
+/// The limit while it holds: at 8 GB/s, half of the pages.
+pub(crate) const DOWNTIME_LIMIT: Duration = Duration::from_millis(1);
+/// Bytes that are marked, in a VM that has eight times as much.
+const BYTES: u64 = 16 << 20;
+/// Bytes for which one chunk of 64 bits stands.
+const CHUNK: u64 = 64 * 4096;
+
+/// Holds as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    released: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is marked in a VM with `memory` bytes, first page and words: some way from the start,
+/// where a PC's memory has no holes.
+fn region(memory: u64) -> (u64, Vec<u64>) {
+    let bytes = bytes(memory);
+    let words = usize::try_from(bytes / CHUNK).unwrap_or(0);
+    (bytes / 4096, vec![u64::MAX; words])
+}
+
+/// Bytes that a hold keeps QEMU sending in a VM with `memory` bytes.
+pub(crate) fn bytes(memory: u64) -> u64 {
+    BYTES.min(memory / 8) / CHUNK * CHUNK
+}
+
+impl Hold {
+    /// Begins, in a VM with `memory` bytes from address 0 on.
+    pub(crate) fn start(log: LogHandle, memory: u64) -> std::io::Result<Self> {
+        let released = Arc::new(AtomicBool::new(false));
+        let (first_page, words) = region(memory);
+        let thread = std::thread::Builder::new().name("hold".into()).spawn({
+            let released = Arc::clone(&released);
+            move || {
+                while !released.load(Ordering::Acquire) {
+                    log.with(|marker| marker.mark_words(first_page, &words));
+                    std::thread::park_timeout(INTERVAL);
+                }
+            }
+        })?;
+        Ok(Self {
+            released,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.released.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_marked_lies_in_memory_and_is_whole_words() {
+        for memory in [2 << 20, 64 << 20, 512 << 20, 1 << 40] {
+            let (first_page, words) = region(memory);
+            let end = (first_page + words.len() as u64 * 64) * 4096;
+            assert!(end <= memory / 4, "{memory:#x}");
+            assert_eq!(words.len() as u64 * CHUNK, bytes(memory));
+            assert_eq!(first_page % 64, 0);
+        }
+        assert_eq!(bytes(512 << 20), 16 << 20);
+    }
+}
