@@ -92,6 +92,8 @@ pub enum Settings {
     Nic(Nic),
     /// A disk.
     Disk(Disk),
+    /// None: the model has no settings.
+    None,
 }
 
 /// The control device.

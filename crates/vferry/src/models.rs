@@ -16,12 +16,17 @@ pub enum Kind {
     Nic,
     /// A disk.
     Disk,
+    /// A device for tests, which has no settings.
+    Test,
 }
 
 type Build = fn(&Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
 
-const MODELS: &[(&str, Kind, Build)] =
-    &[("ixgbevf", Kind::Nic, ixgbevf), ("nvme", Kind::Disk, nvme)];
+const MODELS: &[(&str, Kind, Build)] = &[
+    ("ixgbevf", Kind::Nic, ixgbevf),
+    ("nvme", Kind::Disk, nvme),
+    ("stream", Kind::Test, stream),
+];
 
 /// The names of all models.
 pub fn names() -> Vec<&'static str> {
@@ -112,6 +117,14 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     };
     let space = ConfigSpace::of(&nvme::spec::pci::LAYOUT);
     Ok((space, Box::new(nvme::Controller::new(settings)?)))
+}
+
+fn stream(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+    let Settings::None = device.settings else {
+        bail!("`{}` has settings, and its model takes none", device.name)
+    };
+    let space = ConfigSpace::of(&stream_device::spec::pci::LAYOUT);
+    Ok((space, Box::new(stream_device::StreamDevice::new())))
 }
 
 fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {

@@ -56,7 +56,7 @@ fn with_disk(keys: &str) -> String {
 fn a_disk_has_a_file_and_what_else_it_has_follows() {
     let disk = |keys: &str| match parse(&with_disk(keys)).unwrap().devices.remove(0).settings {
         Settings::Disk(disk) => disk,
-        Settings::Nic(_) => panic!("a disk is none"),
+        Settings::Nic(_) | Settings::None => panic!("a disk is none"),
     };
     let plain = disk("file = \"/srv/disk.img\"\n");
     assert_eq!(plain.file, Path::new("/srv/disk.img"));
@@ -135,6 +135,26 @@ fn a_disk_is_refused_what_it_cannot_have() {
         error.contains("web.toml:26: `file` is for disks"),
         "{error}"
     );
+}
+
+#[test]
+fn a_device_for_tests_has_no_settings() {
+    let (rest, _) = GOOD.split_once("mac =").unwrap();
+    let good = rest.replace("ixgbevf", "stream");
+    let config = parse(&good).unwrap();
+    assert!(matches!(config.devices[0].settings, Settings::None));
+    models::build(&config.devices[0]).unwrap();
+    for (key, whose) in [
+        ("mac = \"02:00:00:00:00:01\"", "NICs"),
+        ("uplink = \"tap:vf0\"", "NICs"),
+        ("file = \"/srv/disk.img\"", "disks"),
+        ("serial = \"s1\"", "disks"),
+        ("queues = 2", "NICs and disks"),
+    ] {
+        let error = parse(&format!("{good}{key}\n")).unwrap_err().to_string();
+        assert!(error.contains(&format!("is for {whose}")), "{error}");
+        assert!(error.contains("web.toml:24"), "{error}");
+    }
 }
 
 #[test]

@@ -318,6 +318,7 @@ impl Check<'_> {
         let settings = match models::kind(model) {
             Some(Kind::Nic) => self.nic(section).map(Settings::Nic),
             Some(Kind::Disk) => self.disk(section).map(Settings::Disk),
+            Some(Kind::Test) => Some(self.without_settings(device)),
             None => None,
         };
         Some(Device {
@@ -400,6 +401,15 @@ impl Check<'_> {
         })
     }
 
+    fn without_settings(&mut self, device: &DeviceSection) -> Settings {
+        self.not_for("mac", device.mac.as_ref(), "NICs");
+        self.not_for("uplink", device.uplink.as_ref(), "NICs");
+        self.not_for("file", device.file.as_ref(), "disks");
+        self.not_for("serial", device.serial.as_ref(), "disks");
+        self.not_for("queues", device.queues.as_ref(), "NICs and disks");
+        Settings::None
+    }
+
     fn file(&mut self, file: &Spanned<String>) -> Option<PathBuf> {
         let path = PathBuf::from(file.get_ref());
         if !path.is_absolute() {
@@ -415,7 +425,7 @@ impl Check<'_> {
     }
 
     /// Refuses a key of another kind of device.
-    fn not_for(&mut self, key: &str, value: Option<&Spanned<String>>, whose: &str) {
+    fn not_for<V>(&mut self, key: &str, value: Option<&Spanned<V>>, whose: &str) {
         if let Some(value) = value {
             let what = format!("`{key}` is for {whose}, which this device is not");
             self.wrong::<(), _>(value, what, format!("the section without `{key}`"));
