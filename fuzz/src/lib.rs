@@ -13,6 +13,7 @@
 //! | [`ixgbevf`] | register accesses, descriptors, frames, saved states | guest, network |
 //! | [`nvme`] | register accesses, commands, disk errors, saved states | guest, disk, the other host |
 //! | [`control_device`] | register accesses, the DMA table, resets amid a migration | guest |
+//! | [`stream`] | register accesses, descriptors, saved states | guest, the other host |
 //! | [`config_space`] | accesses to PCI configuration space | guest |
 //! | [`frames`] | the wire's framing | network |
 //! | [`peer`] | frames to the lab's built-in peer | guest |
@@ -45,7 +46,7 @@ pub use guest::control_device;
 pub use hosts::{link, sidecar_state, state};
 pub use network::{frames, load_packet, peer};
 pub use text::{config, control, qmp};
-pub use vmm::{config_space, ixgbevf, nvme, vfio_user, vhost_user};
+pub use vmm::{config_space, ixgbevf, nvme, stream, vfio_user, vhost_user};
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -65,6 +66,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("qmp", qmp),
     ("sidecar_state", sidecar_state),
     ("state", state),
+    ("stream", stream),
     ("vfio_user", vfio_user),
     ("vhost_user", vhost_user),
 ];

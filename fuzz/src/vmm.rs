@@ -122,6 +122,11 @@ pub fn nvme(data: &[u8]) {
     nvme::fuzz::run(data);
 }
 
+/// See [`stream_device::fuzz::run`].
+pub fn stream(data: &[u8]) {
+    stream_device::fuzz::run(data);
+}
+
 /// Writes to configuration space: offset (16 bits), length (modulo 9), bytes.
 ///
 /// # Panics
