@@ -2,6 +2,7 @@
 
 mod migrate;
 mod qemu_args;
+mod rehearse;
 mod status;
 
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ enum Command {
     QemuArgs(QemuArgs),
     /// Move a running VM to another host.
     Migrate(Migrate),
+    /// Have the guest do its part of a migration without one: devices stop and start again.
+    Rehearse(Rehearse),
     /// Tell how a VM's process is.
     Status(Status),
 }
@@ -85,6 +88,18 @@ struct Migrate {
 }
 
 #[derive(Debug, Args)]
+struct Rehearse {
+    /// The VM's configuration file.
+    config: PathBuf,
+    /// How long the guest tracks what devices write before it stops them, to see what that costs.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    hold_ms: u64,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Status {
     /// The VM's configuration file.
     config: PathBuf,
@@ -100,6 +115,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(run) => &run.config,
         Command::QemuArgs(args) => &args.config,
         Command::Migrate(migrate) => &migrate.config,
+        Command::Rehearse(rehearse) => &rehearse.config,
         Command::Status(status) => &status.config,
     };
     let config = match Config::load(path) {
@@ -113,6 +129,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(run) => daemon::run(config, run.controls()),
         Command::QemuArgs(args) => qemu_args::print(&config, args.incoming, args.json),
         Command::Migrate(migrate) => migrate::migrate(&config, &migrate),
+        Command::Rehearse(rehearse) => rehearse::rehearse(&config, &rehearse),
         Command::Status(status) => status::print(&config, status.json),
     };
     match result {

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use crate::rehearsal::Rehearsal;
 use ferry::report::Progress;
 use ferry::{Report, Strategy};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -31,6 +32,12 @@ pub enum Request {
     },
     /// Give up the migration asked for on this connection.
     Cancel,
+    /// Ask the guest for what a migration asks of it.
+    Rehearse {
+        /// How long it is to track what devices write, in milliseconds; less if the connection
+        /// ends.
+        hold_ms: u64,
+    },
 }
 
 /// From the process.
@@ -46,6 +53,8 @@ pub enum Reply {
         /// How it went.
         report: Report,
     },
+    /// The answer to `Rehearse`.
+    Rehearsed(Rehearsal),
     /// It did not, or the request was not understood.
     Failed {
         /// Why, and where the VM is.
@@ -125,6 +134,16 @@ impl Control {
         }
         parse(&line).map(Some)
     }
+
+    /// Waits for the other end to say something or to go away, at most for `limit`.
+    pub fn linger(&mut self, limit: Duration) {
+        // The system knows no wait of no time.
+        let limit = limit.max(Duration::from_millis(1));
+        if self.reader.get_ref().set_read_timeout(Some(limit)).is_ok() {
+            // Whichever way it ends, it has ended.
+            let _ = self.reader.fill_buf();
+        }
+    }
 }
 
 /// Sends messages.
@@ -171,6 +190,8 @@ pub fn parse<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
+
     use proptest::prelude::*;
 
     #[test]
@@ -199,6 +220,18 @@ mod tests {
             writer.send(&Request::Cancel).is_err(),
             "after half a message"
         );
+    }
+
+    #[test]
+    fn lingering_ends_with_the_other_end() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut control = Control::new(b);
+        let began = Instant::now();
+        control.linger(Duration::from_millis(20));
+        assert!(began.elapsed() >= Duration::from_millis(20), "a is there");
+        drop(a);
+        control.linger(Duration::from_hours(1));
+        assert_eq!(control.receive::<Request>().unwrap(), None);
     }
 
     #[test]

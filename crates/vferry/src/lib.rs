@@ -5,7 +5,8 @@
 //! | [`config`] | the configuration file, with errors that say what to write instead |
 //! | [`models`] | the device models there are |
 //! | [`daemon`] | `vferry run`: sockets and threads |
-//! | [`control`] | what `migrate` and `status` say to the running process |
+//! | [`control`] | what `migrate`, `rehearse` and `status` say to the running process |
+//! | [`rehearsal`] | the guest's part of a migration, without one |
 //! | [`commands`] | the commands |
 //!
 //! # What it does not do
@@ -18,4 +19,5 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod models;
+pub mod rehearsal;
 mod stream;

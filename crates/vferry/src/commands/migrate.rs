@@ -36,7 +36,7 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
                 }
                 anyhow::bail!("{why}");
             }
-            Some(Reply::Status(_)) => {}
+            Some(Reply::Status(_) | Reply::Rehearsed(_)) => {}
             None => {
                 display.end();
                 anyhow::bail!(

@@ -15,6 +15,7 @@ use super::Shared;
 use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
 use crate::models;
+use crate::rehearsal;
 use crate::stream::connect;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
@@ -69,6 +70,10 @@ fn answer(shared: &Shared, mut control: Control) {
             }
             migrate(shared, &to, &options, control, &mut writer)
         }
+        Ok(Some(Request::Rehearse { hold_ms })) => {
+            let hold = Duration::from_millis(hold_ms);
+            rehearse(shared, || control.linger(hold))
+        }
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
         },
@@ -99,6 +104,31 @@ fn status(shared: &Shared) -> Status {
             .map(|guest| guest.control.driver().is_some()),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),
+    }
+}
+
+fn rehearse(shared: &Shared, hold: impl FnOnce()) -> Reply {
+    let Some(_guard) = shared.begin_migration() else {
+        return Reply::Failed {
+            why: "a migration of this VM is under way".into(),
+        };
+    };
+    let Some(guest) = &shared.guest else {
+        return Reply::Failed {
+            why: "the VM has no control device: add a [guest] section to the configuration".into(),
+        };
+    };
+    // The control device itself comes last.
+    let endpoints = &shared.vm.endpoints().0;
+    let devices = &endpoints[..shared.config.devices.len().min(endpoints.len())];
+    match rehearsal::rehearse(guest, devices, hold) {
+        Ok(rehearsal) => {
+            tracing::info!(?rehearsal, "the guest has rehearsed");
+            Reply::Rehearsed(rehearsal)
+        }
+        Err(why) => Reply::Failed {
+            why: why.to_string(),
+        },
     }
 }
 
