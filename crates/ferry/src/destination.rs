@@ -10,7 +10,6 @@ use crate::check::{self, Facts, Refused};
 use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::digest::MemoryDigest;
-use crate::driverless;
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
@@ -78,7 +77,7 @@ impl Destination<'_> {
     /// VM, and the source runs on.
     pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
         let asked = self.check(link).and_then(|()| asked(link));
-        let (functions, verify, driverless) = match asked {
+        let (functions, verify) = match asked {
             Ok(asked) => asked,
             Err(error) => return Err(tell(link, error)),
         };
@@ -87,9 +86,6 @@ impl Destination<'_> {
             .and_then(|()| self.arrive(link, &functions));
         match arrived {
             Ok((arrival, ending)) => {
-                if driverless {
-                    self.release_sidecar();
-                }
                 self.answer(link, verify, ending);
                 Ok(arrival)
             }
@@ -251,15 +247,6 @@ impl Destination<'_> {
         }
     }
 
-    /// The VM runs, and needs the sidecar no longer until it migrates again.
-    fn release_sidecar(&self) {
-        if let Some(through) = self.slots.first()
-            && let Err(error) = driverless::release(self.qmp, self.facts.sidecar, through)
-        {
-            tracing::warn!(%error, "not released: a driver loaded later finds it running");
-        }
-    }
-
     /// The VM runs; what happens to the link no longer matters to it.
     fn answer(&self, link: &mut Link, verify: bool, mut ending: Option<Ending>) {
         // Its mapping of all guest memory is kept as long: to take it down now would cost the VM
@@ -293,15 +280,10 @@ impl Destination<'_> {
     }
 }
 
-/// What the source wants: the functions to prepare for, whether to verify, and whether the sidecar
-/// was started from outside of the guest.
-fn asked(link: &mut Link) -> Result<(Vec<Function>, bool, bool), ReceiveError> {
+/// What the source wants: the functions to prepare for, and whether to verify.
+fn asked(link: &mut Link) -> Result<(Vec<Function>, bool), ReceiveError> {
     match link.receive(ANSWER)? {
-        Message::Prepare {
-            functions,
-            verify,
-            driverless,
-        } => Ok((functions, verify, driverless)),
+        Message::Prepare { functions, verify } => Ok((functions, verify)),
         other => Err(link::unexpected(&other).into()),
     }
 }

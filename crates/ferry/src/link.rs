@@ -15,7 +15,7 @@ use crate::cooperative::end::Restarts;
 use crate::digest::BlockDigests;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// No message is longer, in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
@@ -36,10 +36,6 @@ pub enum Message {
         functions: Vec<Function>,
         /// Take digests of memory at LOAD.
         verify: bool,
-        /// The sidecar was started from outside, in a guest without a driver for it: release it
-        /// when the VM runs.
-        #[serde(default)]
-        driverless: bool,
     },
     /// Destination: QEMU listens there.
     Prepared {
@@ -333,7 +329,6 @@ mod tests {
             Message::Prepare {
                 functions: vec![function.clone()],
                 verify: true,
-                driverless: true,
             },
             Message::Prepared {
                 uri: "unix:/run/mig".into(),

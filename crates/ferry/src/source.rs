@@ -139,10 +139,9 @@ impl Source<'_> {
             phase = new;
         };
         enter(Phase::Check, &mut watch);
-        let mut driverless = false;
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
-            let uri = self.prepare(link, options, &mut driverless)?;
+            let uri = self.prepare(link, options)?;
             let cooperation = Cooperation::begin(
                 self.vm,
                 self.qmp,
@@ -156,16 +155,16 @@ impl Source<'_> {
         });
         let (strategy, uri, mut cooperation) = match result {
             Ok(prepared) => prepared,
-            Err(error) => return Err(self.give_up(link, phase, error, driverless)),
+            Err(error) => return Err(self.give_up(link, phase, error)),
         };
         let sent = match precopy::run(self, link, &uri, cooperation.as_mut(), progress) {
             Ok(sent) => sent,
-            Err((phase, error)) => return Err(self.give_up(link, phase, error, driverless)),
+            Err((phase, error)) => return Err(self.give_up(link, phase, error)),
         };
         // QEMU has completed: from here on the VM must not run on this host.
         if !self.vm.hand_over() {
             let error = StepError::Other("the devices ran on while QEMU completed".into());
-            return Err(self.give_up(link, Phase::Copy, error, driverless));
+            return Err(self.give_up(link, Phase::Copy, error));
         }
         progress(Progress::Phase {
             phase: Phase::Resume,
@@ -173,7 +172,7 @@ impl Source<'_> {
         let arrival = match tell_to_run(link, &sent.functions) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
-                return Err(self.give_up(link, Phase::Resume, error.into(), driverless));
+                return Err(self.give_up(link, Phase::Resume, error.into()));
             }
             Err(NotRun::Unknown(error)) => return Err(uncertain(&error)),
         };
@@ -325,23 +324,14 @@ impl Source<'_> {
             .collect()
     }
 
-    /// `driverless` becomes true once the sidecar was started from here.
-    fn prepare(
-        &self,
-        link: &mut Link,
-        options: &Options,
-        driverless: &mut bool,
-    ) -> Result<String, StepError> {
+    fn prepare(&self, link: &mut Link, options: &Options) -> Result<String, StepError> {
         self.stop_if_cancelled()?;
-        if let Some(through) = self.slots.first() {
-            *driverless = driverless::ensure_started(self.qmp, self.facts.sidecar, through)?;
-        }
+        driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
         let functions = restore::read(self.qmp, self.slots)?;
         let question = Message::Prepare {
             functions,
             verify: options.verify,
-            driverless: *driverless,
         };
         match link.ask(&question, RUN)? {
             Message::Prepared { uri } => Ok(uri),
@@ -350,13 +340,7 @@ impl Source<'_> {
     }
 
     /// Before QEMU has completed: the VM stays, and is seen to run.
-    fn give_up(
-        &self,
-        link: &mut Link,
-        phase: Phase,
-        error: StepError,
-        driverless: bool,
-    ) -> MigrateError {
+    fn give_up(&self, link: &mut Link, phase: Phase, error: StepError) -> MigrateError {
         let _ = link.send(
             &Message::Abort {
                 reason: error.to_string(),
@@ -372,14 +356,6 @@ impl Source<'_> {
                 whereabouts: format!("The VM did not start again on this host: {why}"),
             };
         }
-        if driverless
-            && let Some(through) = self.slots.first()
-            && let Err(error) = driverless::release(self.qmp, self.facts.sidecar, through)
-        {
-            tracing::warn!(%error, "not released: a driver loaded later finds it running");
-        }
-        // The release stopped the sidecar once more.
-        self.vm.run_again();
         match error {
             StepError::Refused(refused) => MigrateError::Refused(refused),
             StepError::Cancelled => MigrateError::Cancelled,

@@ -4,6 +4,7 @@
 //! 3.2.2.3.2: address in port 0xcf8, data in 0xcfc to 0xcff). They work in every run state, also in
 //! `inmigrate` before the load, and what they program survives the load.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -125,6 +126,8 @@ fn hexadecimal(text: &str, digits: usize) -> Option<u8> {
 #[derive(Debug)]
 pub struct PciConfig<'a> {
     qmp: &'a Qmp,
+    /// What the address port holds, once it was written.
+    selected: Cell<Option<u32>>,
 }
 
 impl Qmp {
@@ -142,7 +145,10 @@ impl Qmp {
         work: impl FnOnce(&PciConfig<'_>) -> Result<T, QmpError>,
     ) -> Result<T, QmpError> {
         let saved = self.read_port(CONFIG_ADDRESS, Width::Word)?;
-        let result = work(&PciConfig { qmp: self });
+        let result = work(&PciConfig {
+            qmp: self,
+            selected: Cell::new(None),
+        });
         let restored = self.write_port(CONFIG_ADDRESS, Width::Word, saved);
         let value = result?;
         restored.map(|()| value)
@@ -184,8 +190,14 @@ impl PciConfig<'_> {
                 width.bytes()
             )));
         }
-        self.qmp
-            .write_port(CONFIG_ADDRESS, Width::Word, address.config_address(offset))?;
+        let wanted = Some(address.config_address(offset));
+        if self.selected.get() != wanted {
+            // Not known, should the write fail half-way.
+            self.selected.set(None);
+            self.qmp
+                .write_port(CONFIG_ADDRESS, Width::Word, address.config_address(offset))?;
+            self.selected.set(wanted);
+        }
         Ok(CONFIG_DATA + u16::from(offset & 3))
     }
 }

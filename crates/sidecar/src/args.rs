@@ -7,7 +7,8 @@ use std::path::Path;
 const MAX_TAG: usize = 36;
 
 /// The arguments that make QEMU use the sidecar at `socket` as a device with the file system tag
-/// `tag` at PCI address `address` (as in `06.0`) of its root bus.
+/// `tag` at PCI address `address` (as in `06.1`: see [`crate`] for the function number) of its root
+/// bus.
 ///
 /// QEMU must run with guest memory that can be shared (`memory-backend-memfd,share=on`), as
 /// vfio-user devices want too. Without `reconnect-ms`, which the device refuses.
@@ -52,21 +53,21 @@ mod tests {
 
     #[test]
     fn the_arguments_name_the_socket_and_quote_commas() {
-        let args = qemu_args(Path::new("/run/a,b.sock"), "vferry", "06.0").expect("all is good");
+        let args = qemu_args(Path::new("/run/a,b.sock"), "vferry", "06.1").expect("all is good");
         assert_eq!(
             args,
             [
                 "-chardev",
                 "socket,id=sidecar-socket,path=/run/a,,b.sock",
                 "-device",
-                "vhost-user-fs-pci,id=sidecar,chardev=sidecar-socket,tag=vferry,addr=06.0",
+                "vhost-user-fs-pci,id=sidecar,chardev=sidecar-socket,tag=vferry,addr=06.1",
             ]
         );
     }
 
     #[test]
     fn a_tag_that_qemu_refuses_is_refused_here() {
-        let with = |tag: &str| qemu_args(Path::new("s"), tag, "06.0").map(drop);
+        let with = |tag: &str| qemu_args(Path::new("s"), tag, "06.1").map(drop);
         assert_eq!(with(""), Err(ArgsError::Tag(String::new())));
         assert!(with(&"t".repeat(36)).is_ok());
         assert!(with(&"t".repeat(37)).is_err());

@@ -155,12 +155,14 @@ impl<'h> Device<'h> {
         // QEMU reads the log once more when the last ring has stopped, and frees it without a
         // word (`vhost_log_put` in `vhost_dev_stop`). This answer is the last certain moment.
         self.log.clear();
+        self.log.set_started(false);
         self.life = Life::Stopped { how, veto };
     }
 
     fn start_rings(&mut self) {
         let before = std::mem::replace(&mut self.life, Life::Running);
         self.transfer = None;
+        self.log.set_started(true);
         if let Life::Stopped { how, .. } = before
             && how != Stopped::Never
         {

@@ -1,128 +1,140 @@
-//! Starting the sidecar in a guest that has no driver for it.
+//! Starting the sidecar from outside of the guest.
 //!
-//! QEMU opens the dirty log only for a vhost device that was started, which is the guest driver's
-//! work: it goes through the virtio status sequence (virtio 1.2, 3.1.1 "Driver Requirements:
-//! Device Initialization"). A device needs no queue for that. vferry can do it from outside,
-//! because a vfio-user device's DMA reaches ECAM and the BARs of its neighbours.
+//! QEMU opens the dirty log only for a vhost device that was started, which is a guest driver's
+//! work: it writes the virtio device status up to `DRIVER_OK`. No guest sees the sidecar where it
+//! should sit ([`crate`] says where), so vferry does it before a migration: for QEMU, the status is
+//! all that there is to a device without queues.
+//!
+//! Nor has anybody given the function's BARs an address. But virtio has a way to a BAR's content
+//! through configuration space, for firmware that cannot map one ([`ConfigWindow`]), and that space
+//! answers whatever the guest has done or not done: also while it boots or is suspended.
 //!
 //! # What it does not do
 //!
-//! * It assigns no BAR and switches no decoding on: without a firmware or an operating system that
-//!   did, there is nothing to migrate yet.
-//! * It cannot lock out the guest. Linux resets a virtio device when its bus driver finds it, not
-//!   when the file system driver is loaded later, so a driver that comes after [`start`] finds a
-//!   device that runs already, and its mounts hang. Hence: start it just before a migration, and
-//!   [`release`] it when that is over, here or on the destination.
+//! * It does not stop the device afterwards: it is started once for all migrations, on whichever
+//!   host, until the guest reboots or sleeps.
+//! * It negotiates no features, for none are needed: as drivers did before there was a step for that
+//!   in the status (virtio 1.2, 3.1.2 "Legacy Interface: Device Initialization").
 
 use std::io;
 
-/// The sidecar's PCI function as one can reach it from outside of the guest.
+/// The virtio device status (virtio 1.2, 2.1), wherever it is reached.
+pub trait StatusRegister {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    fn read(&mut self) -> io::Result<u8>;
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    fn write(&mut self, status: u8) -> io::Result<()>;
+}
+
+/// The sidecar's PCI configuration space.
 ///
 /// Accesses are 1, 2 or 4 bytes wide and naturally aligned, and must arrive as one access each.
 /// All data is little-endian.
-pub trait PciWindow {
-    /// Reads configuration space at `offset`.
+pub trait ConfigSpace {
+    /// Reads at `offset`.
     ///
     /// # Errors
     /// When the function cannot be reached.
-    fn config_read(&mut self, offset: u16, data: &mut [u8]) -> io::Result<()>;
+    fn read(&mut self, offset: u8, data: &mut [u8]) -> io::Result<()>;
 
-    /// Reads guest physical `address`, which lies in one of the function's BARs.
+    /// Writes at `offset`.
     ///
     /// # Errors
-    /// When the BAR cannot be reached.
-    fn memory_read(&mut self, address: u64, data: &mut [u8]) -> io::Result<()>;
-
-    /// Writes guest physical `address`, which lies in one of the function's BARs.
-    ///
-    /// # Errors
-    /// When the BAR cannot be reached.
-    fn memory_write(&mut self, address: u64, data: &[u8]) -> io::Result<()>;
+    /// When the function cannot be reached.
+    fn write(&mut self, offset: u8, data: &[u8]) -> io::Result<()>;
 }
 
+/// Of a virtio file system (virtio 1.2, 4.1.2 and 5.11: 0x1040 + 26).
+const PCI_ID: (u16, u16) = (0x1af4, 0x105a);
+
+// Virtio 1.2, 4.1.4.3, `struct virtio_pci_common_cfg`.
+const DEVICE_STATUS: u32 = 0x14;
+const COMMON_LEN: u32 = 0x38;
+
 // PCI Local Bus Specification 3.0, 6.1 and 6.7.
-const VENDOR_ID: u16 = 0x00;
-const COMMAND: u16 = 0x04;
-const COMMAND_MEMORY: u16 = 1 << 1;
-const STATUS: u16 = 0x06;
-const STATUS_CAPABILITIES: u16 = 1 << 4;
-const BAR0: u16 = 0x10;
-const BARS: u8 = 6;
-const CAPABILITIES: u16 = 0x34;
+const VENDOR_ID: u8 = 0x00;
+const CAPABILITIES: u8 = 0x34;
 const CAP_VENDOR: u8 = 0x09;
 /// Capabilities are 4-aligned in the 192 bytes after the header: no list is longer.
 const MAX_CAPS: usize = 48;
 
-// Virtio 1.2, 4.1.2 and 5.11: 0x1040 + 26.
-const VIRTIO_VENDOR: u16 = 0x1af4;
-const VIRTIO_FS: u16 = 0x105a;
-
-// Virtio 1.2, 4.1.4, `struct virtio_pci_cap`.
-const CAP_CFG_TYPE: u16 = 3;
-const CAP_BAR: u16 = 4;
-const CAP_OFFSET: u16 = 8;
-const CAP_LENGTH: u16 = 12;
+// Virtio 1.2, 4.1.4, `struct virtio_pci_cap`, and 4.1.4.9, `struct virtio_pci_cfg_cap`.
+const CAP_BAR: u8 = 4;
+const CAP_OFFSET: u8 = 8;
+const CAP_LENGTH: u8 = 12;
+const CAP_DATA: u8 = 16;
 const CFG_TYPE_COMMON: u8 = 1;
-
-// Virtio 1.2, 4.1.4.3, `struct virtio_pci_common_cfg`.
-const DEVICE_FEATURE_SELECT: u64 = 0x00;
-const DEVICE_FEATURE: u64 = 0x04;
-const DRIVER_FEATURE_SELECT: u64 = 0x08;
-const DRIVER_FEATURE: u64 = 0x0c;
-const DEVICE_STATUS: u64 = 0x14;
-const QUEUE_SELECT: u64 = 0x16;
-const QUEUE_ENABLE: u64 = 0x1c;
-const COMMON_LEN: u32 = 0x38;
+const CFG_TYPE_PCI: u8 = 5;
+const PCI_CAP_LEN: u8 = 20;
 
 // Virtio 1.2, 2.1.
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
-const RUNNING: u8 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
-
-/// `VIRTIO_F_VERSION_1`, bit 32: bit 0 of the upper word. The only feature that is taken; no other
-/// makes a difference to a device without queues.
-const VERSION_1: u32 = 1;
+const FAILED: u8 = 0x80;
+const NEEDS_RESET: u8 = 0x40;
+const RUNNING: u8 = ACKNOWLEDGE | DRIVER | DRIVER_OK;
 
 /// Reads of the status until a reset must be over.
 const RESET_READS: usize = 1000;
 
-/// Brings the device to `DRIVER_OK`, unless a guest driver has it.
-///
-/// # Errors
-/// [`DriverlessError`]. Nothing was written if the reason is that the device is absent, cannot be
-/// reached yet or is bound; in the other cases it is left without a driver.
-pub fn start(window: &mut dyn PciWindow) -> Result<(), DriverlessError> {
-    let mut device = Common::find(window)?;
-    // ACKNOWLEDGE alone is the guest's bus driver: it has seen the device and knows no driver.
-    match device.status()? {
-        0 | ACKNOWLEDGE => {}
-        status => return Err(DriverlessError::DriverBound { status }),
-    }
-    device.initialise().inspect_err(|_| {
-        // Best effort: the error that matters is the one at hand.
-        let _ = device.abandon();
-    })
+/// What [`start`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Started {
+    /// It ran already: a migration before this one has started it.
+    Before,
+    /// It did not run.
+    Now,
 }
 
-/// Undoes [`start`], also where the VM has moved to meanwhile, so that a guest driver that comes
-/// later finds the device as it should be. Does nothing to a device that does not run.
+/// Brings the device to `DRIVER_OK`, unless it is there.
+///
+/// A driver that has tried the device and given it up leaves `FAILED`, which is no obstacle.
 ///
 /// # Errors
-/// [`DriverlessError`], in particular [`DriverBound`](DriverlessError::DriverBound) when a guest
-/// driver has set up a queue: then the device is its own.
-pub fn release(window: &mut dyn PciWindow) -> Result<(), DriverlessError> {
-    let mut device = Common::find(window)?;
-    if device.status()? != RUNNING {
-        return Ok(());
+/// [`DriverlessError`]. Nothing was written if the reason is that a driver is at it; in the other
+/// cases the device is left reset.
+pub fn start(device: &mut dyn StatusRegister) -> Result<Started, DriverlessError> {
+    let status = device.read()?;
+    if status & DRIVER_OK != 0 && status & NEEDS_RESET == 0 {
+        return Ok(Started::Before);
     }
-    // A file system driver always has its request queue, behind the one for high priority.
-    device.write_u16(QUEUE_SELECT, 1)?;
-    if device.read_u16(QUEUE_ENABLE)? != 0 {
-        return Err(DriverlessError::DriverBound { status: RUNNING });
+    if status & (FEATURES_OK | DRIVER_OK | FAILED) == FEATURES_OK {
+        return Err(DriverlessError::DriverBusy { status });
     }
-    device.abandon()
+    initialise(device).inspect_err(|_| {
+        // Best effort: the error that matters is the one at hand.
+        let _ = device.write(0);
+    })?;
+    Ok(Started::Now)
+}
+
+fn initialise(device: &mut dyn StatusRegister) -> Result<(), DriverlessError> {
+    device.write(0)?;
+    let mut reads = 1;
+    loop {
+        match device.read()? {
+            0 => break,
+            status if reads == RESET_READS => {
+                return Err(DriverlessError::StuckInReset { status });
+            }
+            _ => reads += 1,
+        }
+    }
+    // No step in between has anything to do: there are no features to negotiate and no queues.
+    device.write(RUNNING)?;
+    match device.read()? {
+        RUNNING => Ok(()),
+        status => Err(DriverlessError::NotStarted { status }),
+    }
 }
 
 /// Why the device was not started.
@@ -140,28 +152,14 @@ pub enum DriverlessError {
         device: u16,
     },
     /// There is no modern virtio interface.
-    #[error("the sidecar has no usable virtio common configuration structure: {0}")]
-    NoCommonConfig(&'static str),
-    /// The BAR has no address.
+    #[error("the sidecar has no usable virtio capabilities: {0}")]
+    NoCapability(&'static str),
+    /// A guest driver is setting the device up.
     #[error(
-        "the sidecar's BAR {bar} has no address: the firmware has not set it up yet, try again later"
+        "a driver in the guest is about to take the sidecar (device status {status:#04x}): try \
+         again"
     )]
-    BarUnassigned {
-        /// Which one.
-        bar: u8,
-    },
-    /// Memory decoding is off.
-    #[error(
-        "the sidecar's memory decoding is off: the guest has not enabled the device yet, or has \
-         disabled it"
-    )]
-    DecodeOff,
-    /// A guest driver, or an earlier [`start`], has the device.
-    #[error(
-        "the sidecar is in use (device status {status:#04x}): a guest driver has it, which starts \
-         it itself, or it was started before"
-    )]
-    DriverBound {
+    DriverBusy {
         /// The device status.
         status: u8,
     },
@@ -171,9 +169,6 @@ pub enum DriverlessError {
         /// The last status read.
         status: u8,
     },
-    /// `VERSION_1` is not offered, or was refused.
-    #[error("the sidecar does not take the VERSION_1 feature: is it a legacy device?")]
-    Features,
     /// The device fell back from `DRIVER_OK`.
     #[error(
         "the sidecar did not start (device status {status:#04x}): does vferry serve its socket?"
@@ -187,170 +182,109 @@ pub enum DriverlessError {
     Unreachable(#[from] io::Error),
 }
 
-/// The address of the common configuration structure.
-fn find_common(window: &mut dyn PciWindow) -> Result<u64, DriverlessError> {
-    let vendor = config_u16(window, VENDOR_ID)?;
-    let device = config_u16(window, VENDOR_ID + 2)?;
-    if (vendor, device) != (VIRTIO_VENDOR, VIRTIO_FS) {
-        return Err(DriverlessError::NotTheSidecar { vendor, device });
-    }
-    if config_u16(window, STATUS)? & STATUS_CAPABILITIES == 0 {
-        return Err(DriverlessError::NoCommonConfig("no capability list"));
-    }
-    let mut at = u16::from(config_u8(window, CAPABILITIES)? & !3);
-    for _ in 0..MAX_CAPS {
-        if at < 0x40 {
-            return Err(DriverlessError::NoCommonConfig("no such capability"));
-        }
-        let id = config_u8(window, at)?;
-        if id == CAP_VENDOR && config_u8(window, at + CAP_CFG_TYPE)? == CFG_TYPE_COMMON {
-            return locate(window, at);
-        }
-        at = u16::from(config_u8(window, at + 1)? & !3);
-    }
-    Err(DriverlessError::NoCommonConfig(
-        "the capability list has no end",
-    ))
+/// The status through configuration space: the capability `VIRTIO_PCI_CAP_PCI_CFG` is a window to
+/// the BARs' content (virtio 1.2, 4.1.4.9), which works whether a BAR has an address or not.
+///
+/// Configuration space is the guest's: its vCPUs must stand still while the window is in use. They
+/// find the window pointing elsewhere afterwards, which whoever uses it sets before each access.
+pub struct ConfigWindow<'s> {
+    space: &'s mut dyn ConfigSpace,
+    /// Of `pci_cfg_data`.
+    data: u8,
 }
 
-/// Where the structure that the capability at `cap` describes lies in guest physical memory.
-fn locate(window: &mut dyn PciWindow, cap: u16) -> Result<u64, DriverlessError> {
-    let bar = config_u8(window, cap + CAP_BAR)?;
-    let offset = config_u32(window, cap + CAP_OFFSET)?;
-    if config_u32(window, cap + CAP_LENGTH)? < COMMON_LEN {
-        return Err(DriverlessError::NoCommonConfig("it is too short"));
+impl std::fmt::Debug for ConfigWindow<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigWindow")
+            .field("data", &self.data)
+            .finish_non_exhaustive()
     }
-    if bar >= BARS {
-        return Err(DriverlessError::NoCommonConfig("it is in no BAR"));
-    }
-    let low = config_u32(window, BAR0 + 4 * u16::from(bar))?;
-    let high = match low & 0b111 {
-        0b000 => 0,
-        0b100 if bar + 1 < BARS => config_u32(window, BAR0 + 4 * u16::from(bar + 1))?,
-        _ => return Err(DriverlessError::NoCommonConfig("its BAR is no memory BAR")),
-    };
-    let base = u64::from(high) << 32 | u64::from(low & !0xf);
-    if base == 0 {
-        return Err(DriverlessError::BarUnassigned { bar });
-    }
-    if config_u16(window, COMMAND)? & COMMAND_MEMORY == 0 {
-        return Err(DriverlessError::DecodeOff);
-    }
-    base.checked_add(u64::from(offset))
-        .filter(|at| at.checked_add(COMMON_LEN.into()).is_some())
-        .ok_or(DriverlessError::NoCommonConfig(
-            "it ends past the address space",
-        ))
 }
 
-/// The common configuration structure, mapped at `at`.
-struct Common<'w> {
-    window: &'w mut dyn PciWindow,
-    at: u64,
+impl<'s> ConfigWindow<'s> {
+    /// Points the window of the function behind `space` at its device status.
+    ///
+    /// # Errors
+    /// [`DriverlessError`]: it is another function, or has no such window.
+    pub fn open(space: &'s mut dyn ConfigSpace) -> Result<Self, DriverlessError> {
+        let id = read_u32(space, VENDOR_ID)?.to_le_bytes();
+        let (vendor, device) = (
+            u16::from_le_bytes([id[0], id[1]]),
+            u16::from_le_bytes([id[2], id[3]]),
+        );
+        if (vendor, device) != PCI_ID {
+            return Err(DriverlessError::NotTheSidecar { vendor, device });
+        }
+        let Capabilities { window, common } = Capabilities::find(space)?;
+        if read_u32(space, common + CAP_LENGTH)? < COMMON_LEN {
+            return Err(DriverlessError::NoCapability(
+                "the common structure is short",
+            ));
+        }
+        let mut bar = [0];
+        space.read(common + CAP_BAR, &mut bar)?;
+        let status = read_u32(space, common + CAP_OFFSET)?
+            .checked_add(DEVICE_STATUS)
+            .ok_or(DriverlessError::NoCapability(
+                "the common structure is in no BAR",
+            ))?;
+        space.write(window + CAP_BAR, &bar)?;
+        space.write(window + CAP_OFFSET, &status.to_le_bytes())?;
+        space.write(window + CAP_LENGTH, &1u32.to_le_bytes())?;
+        Ok(Self {
+            space,
+            data: window + CAP_DATA,
+        })
+    }
 }
 
-impl<'w> Common<'w> {
-    fn find(window: &'w mut dyn PciWindow) -> Result<Self, DriverlessError> {
-        let at = find_common(window)?;
-        Ok(Self { window, at })
-    }
-
-    fn initialise(&mut self) -> Result<(), DriverlessError> {
-        self.reset()?;
-        let mut status = ACKNOWLEDGE;
-        self.set_status(status)?;
-        status |= DRIVER;
-        self.set_status(status)?;
-
-        self.write_u32(DEVICE_FEATURE_SELECT, 1)?;
-        if self.read_u32(DEVICE_FEATURE)? & VERSION_1 == 0 {
-            return Err(DriverlessError::Features);
-        }
-        for (word, features) in [(0, 0), (1, VERSION_1)] {
-            self.write_u32(DRIVER_FEATURE_SELECT, word)?;
-            self.write_u32(DRIVER_FEATURE, features)?;
-        }
-        status |= FEATURES_OK;
-        self.set_status(status)?;
-        if self.status()? & FEATURES_OK == 0 {
-            return Err(DriverlessError::Features);
-        }
-
-        status |= DRIVER_OK;
-        self.set_status(status)?;
-        match self.status()? {
-            now if now == status => Ok(()),
-            now => Err(DriverlessError::NotStarted { status: now }),
-        }
-    }
-
-    /// Leaves the device as the guest's bus driver does that found no driver for it.
-    fn abandon(&mut self) -> Result<(), DriverlessError> {
-        self.reset()?;
-        Ok(self.set_status(ACKNOWLEDGE)?)
-    }
-
-    fn reset(&mut self) -> Result<(), DriverlessError> {
-        self.set_status(0)?;
-        let mut status = 0;
-        for _ in 0..RESET_READS {
-            status = self.status()?;
-            if status == 0 {
-                return Ok(());
-            }
-        }
-        Err(DriverlessError::StuckInReset { status })
-    }
-
-    fn status(&mut self) -> io::Result<u8> {
+impl StatusRegister for ConfigWindow<'_> {
+    fn read(&mut self) -> io::Result<u8> {
         let mut data = [0];
-        self.window
-            .memory_read(self.at + DEVICE_STATUS, &mut data)?;
+        self.space.read(self.data, &mut data)?;
         Ok(data[0])
     }
 
-    fn set_status(&mut self, status: u8) -> io::Result<()> {
-        self.window.memory_write(self.at + DEVICE_STATUS, &[status])
-    }
-
-    fn read_u16(&mut self, field: u64) -> io::Result<u16> {
-        let mut data = [0; 2];
-        self.window.memory_read(self.at + field, &mut data)?;
-        Ok(u16::from_le_bytes(data))
-    }
-
-    fn write_u16(&mut self, field: u64, value: u16) -> io::Result<()> {
-        self.window
-            .memory_write(self.at + field, &value.to_le_bytes())
-    }
-
-    fn read_u32(&mut self, field: u64) -> io::Result<u32> {
-        let mut data = [0; 4];
-        self.window.memory_read(self.at + field, &mut data)?;
-        Ok(u32::from_le_bytes(data))
-    }
-
-    fn write_u32(&mut self, field: u64, value: u32) -> io::Result<()> {
-        self.window
-            .memory_write(self.at + field, &value.to_le_bytes())
+    fn write(&mut self, status: u8) -> io::Result<()> {
+        self.space.write(self.data, &[status])
     }
 }
 
-fn config_u8(window: &mut dyn PciWindow, offset: u16) -> io::Result<u8> {
-    let mut data = [0];
-    window.config_read(offset, &mut data)?;
-    Ok(data[0])
+/// Where the two capabilities are that matter.
+struct Capabilities {
+    window: u8,
+    common: u8,
 }
 
-fn config_u16(window: &mut dyn PciWindow, offset: u16) -> io::Result<u16> {
-    let mut data = [0; 2];
-    window.config_read(offset, &mut data)?;
-    Ok(u16::from_le_bytes(data))
+impl Capabilities {
+    fn find(space: &mut dyn ConfigSpace) -> Result<Self, DriverlessError> {
+        let (mut window, mut common) = (None, None);
+        let mut at = read_u32(space, CAPABILITIES)?.to_le_bytes()[0] & !3;
+        for _ in 0..MAX_CAPS {
+            if at < 0x40 {
+                return Err(DriverlessError::NoCapability("the list ends without them"));
+            }
+            let [id, next, len, kind] = read_u32(space, at)?.to_le_bytes();
+            // One that would end past the space is none.
+            if id == CAP_VENDOR && at.checked_add(PCI_CAP_LEN).is_some() {
+                match kind {
+                    CFG_TYPE_PCI if len >= PCI_CAP_LEN => window = window.or(Some(at)),
+                    CFG_TYPE_COMMON => common = common.or(Some(at)),
+                    _ => {}
+                }
+            }
+            if let (Some(window), Some(common)) = (window, common) {
+                return Ok(Self { window, common });
+            }
+            at = next & !3;
+        }
+        Err(DriverlessError::NoCapability("the list has no end"))
+    }
 }
 
-fn config_u32(window: &mut dyn PciWindow, offset: u16) -> io::Result<u32> {
+fn read_u32(space: &mut dyn ConfigSpace, offset: u8) -> io::Result<u32> {
     let mut data = [0; 4];
-    window.config_read(offset, &mut data)?;
+    space.read(offset, &mut data)?;
     Ok(u32::from_le_bytes(data))
 }
 

@@ -121,8 +121,8 @@ pub enum Stopped {
     /// By a [`Stop::Unlogged`]: a VM that was paused before the migration began. All is carried
     /// only if the devices have been halted since before then; refuse otherwise.
     Unlogged,
-    /// They never ran: no guest driver and no [driverless start](crate::driverless), so there was
-    /// no log. As `Unlogged`.
+    /// They never ran: the [driverless start](crate::driverless) was left out, so there was no log.
+    /// As `Unlogged`.
     Never,
 }
 

@@ -4,7 +4,7 @@
 //! Stock QEMU migrates a VM with vfio-user devices in silence: it asks them nothing, and what they
 //! wrote to memory is stale on the destination. For its vhost-user devices it has all that is
 //! missing. So each VM gets a `vhost-user-fs-pci` device ([`qemu_args`]) that this process serves
-//! beside the real ones, and that no guest needs to mount:
+//! beside the real ones, and that no guest sees:
 //!
 //! * QEMU shares its **dirty log** when a migration begins ([`Hooks::log_started`]). Any page of
 //!   the guest may be marked in it, from any thread ([`LogHandle`]);
@@ -14,8 +14,19 @@
 //! * QEMU carries an opaque **state** in its own stream ([`Hooks::save`], [`Hooks::load`]), and
 //!   either side may refuse, which fails the migration and leaves the VM on the source.
 //!
-//! QEMU does this only for a device that was started. A guest with a virtiofs driver starts it at
-//! boot; for others there is [`driverless`].
+//! QEMU does this only for a device that was started, for which there is [`driverless`].
+//!
+//! # Where no guest sees it
+//!
+//! The function number is not 0, and nothing else is in its slot: `06.1` without `06.0`. Function 0
+//! is required of every device (PCI Local Bus 3.0, 3.2.2.3.4), so firmware and operating systems
+//! that find none look no further: SeaBIOS (`pci_next`), EDK II (`PciPciDeviceInfoCollector`),
+//! Linux (`pci_scan_slot`). The device gets no BARs and no driver. With a driver it would be in the
+//! way: Linux's virtiofs refuses to suspend the guest (`virtio_fs_freeze`). At function 0 it works
+//! as well, with or without a driver.
+//!
+//! To offer no `VIRTIO_F_VERSION_1`, so that drivers leave the device alone, is no way: QEMU 11.1
+//! takes it for a legacy device then, which a vhost-user file system cannot be, and does not start.
 //!
 //! # How it is built
 //!

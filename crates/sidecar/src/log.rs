@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -153,6 +153,11 @@ impl LogHandle {
         self.0.lock().marker().map(|mut m| f(&mut m)).is_some()
     }
 
+    /// Whether QEMU has the device started, without which it opens no log.
+    pub fn is_started(&self) -> bool {
+        self.0.started.load(Ordering::Acquire)
+    }
+
     /// Sum over all markers since the log was opened for the current migration, or the last one.
     pub fn totals(&self) -> Tally {
         self.0.totals()
@@ -166,6 +171,7 @@ pub(crate) struct LogSlot {
     // message loop takes it for writing to change the log, and so waits for those that mark.
     active: RwLock<Option<DirtyLog>>,
     totals: Totals,
+    started: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -183,6 +189,10 @@ impl LogSlot {
     /// Unmaps the active log. Returns whether there was one.
     pub(crate) fn clear(&self) -> bool {
         self.write(None)
+    }
+
+    pub(crate) fn set_started(&self, started: bool) {
+        self.started.store(started, Ordering::Release);
     }
 
     pub(crate) fn lock(&self) -> ActiveLog<'_> {

@@ -127,6 +127,7 @@ impl Sidecar {
         // What is left of the connection must not outlive it.
         self.stopper.watch(None);
         self.log.clear();
+        self.log.set_started(false);
         match &ended {
             Ok(()) => tracing::info!("QEMU left the sidecar"),
             Err(error) => tracing::error!(%error, "the sidecar lost QEMU"),

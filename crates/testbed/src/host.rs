@@ -28,6 +28,8 @@ pub struct HostOptions {
     pub unsound_control: Option<String>,
     /// Most bytes per second that a source sends; `None` is no limit.
     pub max_bandwidth: Option<u64>,
+    /// Where the sidecar sits on the guest's PCI bus.
+    pub sidecar_address: String,
     /// Where the NIC sits on the guest's PCI bus.
     pub nic_address: String,
     /// More for the kernel's command line.
@@ -78,6 +80,7 @@ impl Host {
         let initrd = Initrd::new()
             .module("ixgbevf")
             .module("8021q")
+            .module("evdev")
             .program(&programs.guest, "lab-guest");
         let mut builder = Vm::builder(lab, &folder, "qemu")
             .machine_from_args()
@@ -158,6 +161,7 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let wire = options.wire.display();
     let limit = options.downtime_limit.as_millis();
     let bandwidth = options.max_bandwidth.unwrap_or(0);
+    let sidecar_address = &options.sidecar_address;
     let nic_address = &options.nic_address;
     format!(
         r#"[vm]
@@ -172,7 +176,7 @@ socket = "{folder}/control.sock"
 
 [sidecar]
 socket = "{folder}/sidecar.sock"
-address = "00:06.0"
+address = "{sidecar_address}"
 
 [migration]
 link = "unix:{folder}/link.sock"

@@ -52,6 +52,8 @@ pub struct Options {
     pub dirty: (u32, u32),
     /// Most bytes per second that the first source sends; `None` is no limit.
     pub max_bandwidth: Option<u64>,
+    /// Where the sidecar sits on the guest's PCI bus.
+    pub sidecar_address: String,
     /// More for the kernel's command line.
     pub append: String,
     /// Numbered UDP packets per second to the guest, and half as many echoes. A guest that has not
@@ -70,6 +72,7 @@ impl Default for Options {
             verify: true,
             dirty: (16, 8),
             max_bandwidth: None,
+            sidecar_address: "00:06.1".into(),
             append: String::new(),
             packets_per_second: 2000,
             load: true,
@@ -130,6 +133,7 @@ impl Testbed {
             downtime_limit: Duration::from_millis(10),
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
+            sidecar_address: options.sidecar_address.clone(),
             nic_address: "00:05.0".into(),
             append: format!("{ISOLATE} {}", options.append),
         };

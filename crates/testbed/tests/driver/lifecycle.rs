@@ -31,12 +31,13 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// All but sleep, with the move at the end.
-    pub(crate) const ALL: [Self; 5] = [
+    /// All, with the move at the end.
+    pub(crate) const ALL: [Self; 6] = [
         Self::Nothing,
         Self::DownAndUp,
         Self::ReloadModule,
         Self::FunctionReset,
+        Self::Suspend,
         Self::Migrate,
     ];
 

@@ -145,6 +145,7 @@ impl Scene {
             downtime_limit: Duration::from_millis(30),
             unsound_control: None,
             max_bandwidth: None,
+            sidecar_address: "00:06.1".into(),
             nic_address: "00:05.0".into(),
             append: String::new(),
         };

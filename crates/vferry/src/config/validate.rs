@@ -40,7 +40,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let machine = check.machine(file.qemu.machine.as_ref());
     let control = check.socket(&file.control.socket);
     let sidecar = check.socket(&file.sidecar.socket);
-    let sidecar_address = check.address(&file.sidecar.address);
+    let sidecar_address = check.function(&file.sidecar.address, 7);
     let guest = file.guest.as_ref().map(|guest| check.guest(guest));
     let link = check.endpoint(&file.migration.link);
     let incoming = check.endpoint(&file.migration.incoming);
@@ -82,7 +82,8 @@ struct Check<'a> {
     text: &'a str,
     problems: Vec<Problem>,
     sockets: BTreeMap<PathBuf, usize>,
-    slots: BTreeMap<PciAddress, usize>,
+    /// By device number: no two share one.
+    slots: BTreeMap<u8, usize>,
     files: BTreeMap<PathBuf, usize>,
 }
 
@@ -188,18 +189,24 @@ impl Check<'_> {
         Some(path)
     }
 
+    /// Of a device that the guest shall see: function 0 is where it looks.
     fn address(&mut self, address: &Spanned<String>) -> Option<PciAddress> {
+        self.function(address, 0)
+    }
+
+    /// An address with function numbers up to `last`, in a slot of its own.
+    fn function(&mut self, address: &Spanned<String>, last: u8) -> Option<PciAddress> {
         let parsed = match PciAddress::from_str(address.get_ref()) {
             Ok(parsed) => parsed,
             Err(error) => return self.wrong(address, error.to_string(), "as in \"00:05.0\""),
         };
         let usable = 1..=LAST_DEVICE;
-        if parsed.bus() != 0 || parsed.function() != 0 || !usable.contains(&parsed.device()) {
+        if parsed.bus() != 0 || parsed.function() > last || !usable.contains(&parsed.device()) {
             let what = format!("{parsed} is not a free slot of the main bus");
-            return self.wrong(address, what, "00:01.0 to 00:1e.0");
+            return self.wrong(address, what, format!("00:01.0 to 00:1e.{last}"));
         }
         let here = line(self.text, &address.span());
-        if let Some(other) = self.slots.insert(parsed, here) {
+        if let Some(other) = self.slots.insert(parsed.device(), here) {
             let what = format!("{parsed} is the address of line {other} already");
             return self.wrong(address, what, "an address of its own for each device");
         }
