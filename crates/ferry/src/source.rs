@@ -337,7 +337,7 @@ impl Source<'_> {
             *driverless = driverless::ensure_started(self.qmp, self.facts.sidecar, through)?;
         }
         self.qmp.prepare_migration(&options.settings)?;
-        let functions = restore::read(self.qmp, self.slots)?;
+        let functions = restore::read(self.qmp, self.slots, &[])?;
         let question = Message::Prepare {
             functions,
             verify: options.verify,
