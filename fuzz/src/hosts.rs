@@ -45,7 +45,7 @@ fn judge(received: Result<Message, LinkError>) -> bool {
         Message::Prepare { functions, .. } | Message::Run { functions } => {
             let endpoint = &function::endpoints().0[0];
             for function in functions {
-                let _ = endpoint.restore_plan(&function.config);
+                let _ = endpoint.restore_plan(&function.config, None, true);
                 let _ = function.table.map(|table| table.to_bytes());
             }
         }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use ferry::Phase;
-use lab::{Lab, progress_on_stderr};
-use testbed::{Migration, Options, Programs, Spread, Summary, Testbed, summarise};
+use ferry::Strategy;
+use lab::{Kernel, Lab, progress_on_stderr};
+use testbed::{Help, Migration, Options, Programs, Spread, Summary, Testbed, summarise};
 
 /// A live migration of a Linux guest with a device under load, on the lab.
 #[derive(Debug, Args)]
@@ -24,6 +24,9 @@ pub(crate) struct Demo {
     /// LOSES DATA: switch off one law of migration. The demo must fail then, and see stale pages.
     #[arg(long, value_enum)]
     control: Option<Control>,
+    /// How the device goes over. With `cooperative`, the guest has vferry's module.
+    #[arg(long)]
+    strategy: Option<Strategy>,
     /// Do not compare guest memory: pauses are those of everyday use then.
     #[arg(long)]
     no_verify: bool,
@@ -47,7 +50,15 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     let began = Instant::now();
     let step = |what: &str| eprintln!("demo: [{:5.1} s] {what}", began.elapsed().as_secs_f64());
     step("the lab");
-    let lab = Lab::ensure(&progress_on_stderr)?;
+    let mut lab = Lab::ensure(&progress_on_stderr)?;
+    let guest = match demo.strategy {
+        Some(Strategy::Cooperative) => {
+            step("the headers of the guest's kernel, and its module");
+            lab = lab.with_kernel(Kernel::default(), &progress_on_stderr)?;
+            Help::Module(String::new())
+        }
+        _ => Help::NoDevice,
+    };
     step("building vferry and the guest's load");
     let programs = Programs::build()?;
     let options = Options {
@@ -57,6 +68,8 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
             Control::NaiveOrder => "naive-order".into(),
             Control::NoLog => "no-log".into(),
         }),
+        strategy: demo.strategy,
+        guest,
         ..Options::default()
     };
     step("booting a stock Linux guest with a vferry NIC, and loading it");
@@ -125,14 +138,23 @@ fn print(summary: &Summary) {
         summary.migrations, summary.strategy
     );
     println!("phases");
-    for phase in Phase::ALL {
-        spread(phase.name(), &summary.phases_ms[&phase]);
+    for (phase, times) in &summary.phases_ms {
+        spread(phase.name(), times);
+    }
+    for fallback in &summary.fallbacks {
+        println!("not as asked for: {fallback}");
     }
     println!("outage");
     spread("VM pause, as QEMU reports it", &summary.vm_pause_ms);
     spread("longest silence, either way", &summary.device_outage_ms);
     spread("  to the guest", &summary.silence_to_guest_ms);
     spread("  from the guest", &summary.silence_from_guest_ms);
+    if let Some(split) = &summary.split {
+        spread("  guest stops its device", &split.guest_quiesce_ms);
+        spread("  VM pause", &split.vm_pause_ms);
+        spread("  guest starts its device", &split.guest_restart_ms);
+        spread("  the rest", &split.rest_ms);
+    }
     println!("packets         sent       lost  duplicated  reordered    damaged");
     let rows = [
         ("UDP to guest", summary.udp_to_guest),

@@ -115,17 +115,26 @@ impl Endpoint {
         self.lock_model().inspect()
     }
 
-    /// The writes that bring a fresh VMM's side of this function to where `image` has it.
+    /// The writes that bring the VMM's side of this function to where `image` has it, from where
+    /// `before` has it, or from power-on. The MSI-X table is among them if `table`.
     ///
     /// # Errors
-    /// When the image is of another function.
+    /// When an image is of another function.
     pub fn restore_plan(
         &self,
         image: &pci::ConfigImage,
+        before: Option<&pci::ConfigImage>,
+        table: bool,
     ) -> Result<Vec<pci::restore::Step>, pci::ImageError> {
-        let mut config = self.lock_config().clone();
-        config.load(image)?;
-        Ok(pci::restore::plan(&config))
+        let space = |image| {
+            let mut space = self.lock_config().clone();
+            space.load(image).map(|()| space)
+        };
+        let config = space(image)?;
+        Ok(match before {
+            Some(before) => pci::restore::changes(&space(before)?, &config, table),
+            None => pci::restore::plan(&config),
+        })
     }
 
     /// The saved configuration space.

@@ -50,11 +50,11 @@ pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, log: &LogHandle) -> Result
 }
 
 fn start(qmp: &Qmp, sidecar: PciAddress) -> Result<Started, StartError> {
-    let started = qmp.with_pci_config(|config| {
+    qmp.with_pci_config(|config| {
         let mut space = Ports { config, sidecar };
-        Ok(ConfigWindow::open(&mut space).and_then(|mut status| driverless::start(&mut status)))
-    })?;
-    Ok(started?)
+        let mut window = ConfigWindow::open(&mut space)?;
+        Ok(driverless::start(&mut window)?)
+    })
 }
 
 /// Configuration space through the monitor's port accesses.

@@ -5,10 +5,11 @@
 //! monitor and, for the table, by a DMA message to the function's own BAR; they survive the load.
 //! What the guest changes afterwards is corrected between the load and the VM's first instruction.
 
-use endpoint::{Endpoint, EndpointError};
+use endpoint::{Carry, Endpoint, EndpointError};
 use pci::restore::{ConfigWrite, Step};
 use pci::{ImageError, MsixTable};
 use qemu::monitor::Width;
+use qemu::pci::PciConfig;
 use qemu::{PciAddress, Qmp, QmpError};
 
 use crate::link::Function;
@@ -63,25 +64,32 @@ pub fn program(
             .iter()
             .find(|slot| slot.endpoint.name() == function.name);
         let slot = slot.ok_or_else(|| RestoreError::UnknownDevice(function.name.clone()))?;
-        program_one(qmp, slot, function)?;
+        let before = known.iter().find(|known| known.name == function.name);
+        program_one(qmp, slot, function, before)?;
         count += 1;
     }
     Ok(count)
 }
 
-/// What the guest has programmed into each function, with the MSI-X tables.
+/// What the guest has programmed into each function, with the MSI-X tables of those whose state goes
+/// over.
 ///
 /// # Errors
 /// When QEMU does not answer.
-pub fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<Function>, RestoreError> {
+pub fn read(qmp: &Qmp, slots: &[Slot], carry: &[Carry]) -> Result<Vec<Function>, RestoreError> {
+    let carry = carry.iter().copied().chain(std::iter::repeat(Carry::State));
     slots
         .iter()
-        .map(|slot| read_one(qmp, &slot.endpoint))
+        .zip(carry)
+        .map(|(slot, carry)| read_one(qmp, &slot.endpoint, carry))
         .collect()
 }
 
-fn read_one(qmp: &Qmp, endpoint: &Endpoint) -> Result<Function, RestoreError> {
-    let table = if endpoint.is_bus_master() {
+fn read_one(qmp: &Qmp, endpoint: &Endpoint, carry: Carry) -> Result<Function, RestoreError> {
+    let table = if carry == Carry::Configuration {
+        // Its driver writes it anew.
+        None
+    } else if endpoint.is_bus_master() {
         endpoint.read_msix_table()?
     } else {
         // Messages do not get through; the monitor still reads what the BAR shows.
@@ -102,11 +110,18 @@ fn table_of(words: &[u32]) -> MsixTable {
     MsixTable::from_bytes(&bytes)
 }
 
-fn program_one(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<(), RestoreError> {
+fn program_one(
+    qmp: &Qmp,
+    slot: &Slot,
+    function: &Function,
+    before: Option<&Function>,
+) -> Result<(), RestoreError> {
     let name = || function.name.clone();
+    let table =
+        function.table.is_some() && before.is_none_or(|before| before.table != function.table);
     let steps = slot
         .endpoint
-        .restore_plan(&function.config)
+        .restore_plan(&function.config, before.map(|before| &before.config), table)
         .map_err(|error| RestoreError::Image(name(), error))?;
     let vectors = slot.endpoint.vector_count();
     if function
@@ -116,23 +131,31 @@ fn program_one(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<(), Restor
     {
         return Err(RestoreError::Table(name()));
     }
-    for step in steps {
-        match step {
-            Step::Config(write) => config_write(qmp, slot.address, write)?,
-            Step::MsixTable { at } => {
-                if let Some(table) = &function.table {
-                    for (entry, offset) in table.0.iter().zip((0..).step_by(pci::msix::ENTRY_LEN)) {
-                        slot.endpoint
-                            .write_through_vmm(at + offset, &entry.to_bytes())?;
-                    }
-                }
+    let tables = function.table.as_ref();
+    qmp.with_pci_config(|config| {
+        for step in steps {
+            match (step, tables) {
+                (Step::Config(write), _) => config_write(config, slot.address, write)?,
+                (Step::MsixTable { at }, Some(table)) => write_table(&slot.endpoint, at, table)?,
+                (Step::MsixTable { .. }, None) => {}
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-fn config_write(qmp: &Qmp, address: PciAddress, write: ConfigWrite) -> Result<(), QmpError> {
+fn write_table(endpoint: &Endpoint, at: u64, table: &MsixTable) -> Result<(), EndpointError> {
+    let offsets = (0..).step_by(pci::msix::ENTRY_LEN);
+    offsets
+        .zip(&table.0)
+        .try_for_each(|(offset, entry)| endpoint.write_through_vmm(at + offset, &entry.to_bytes()))
+}
+
+fn config_write(
+    config: &PciConfig<'_>,
+    address: PciAddress,
+    write: ConfigWrite,
+) -> Result<(), QmpError> {
     let offset = u8::try_from(write.offset).map_err(|_| {
         QmpError::InvalidArgument("extended configuration space has no port".into())
     })?;
@@ -141,5 +164,5 @@ fn config_write(qmp: &Qmp, address: PciAddress, write: ConfigWrite) -> Result<()
         2 => Width::Half,
         _ => Width::Word,
     };
-    qmp.with_pci_config(|config| config.write(address, offset, width, write.value))
+    config.write(address, offset, width, write.value)
 }

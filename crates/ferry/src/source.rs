@@ -328,7 +328,7 @@ impl Source<'_> {
         self.stop_if_cancelled()?;
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
-        let functions = restore::read(self.qmp, self.slots)?;
+        let functions = restore::read(self.qmp, self.slots, &[])?;
         let question = Message::Prepare {
             functions,
             verify: options.verify,

@@ -207,7 +207,7 @@ fn configuration_space_can_be_programmed_before_a_migration_comes_in() {
         assert_eq!(config.read(address, 4, Width::Half)?, 6);
         let absent = PciAddress::new(0, 9, 0).expect("device 9 is below 32");
         assert_eq!(config.read(absent, 0, Width::Word)?, u32::MAX);
-        Ok(())
+        Ok::<_, qemu::QmpError>(())
     })
     .unwrap();
     assert_eq!(qmp.read_port(0xcf8, Width::Word).unwrap(), 0x8000_1234);

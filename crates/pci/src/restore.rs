@@ -31,10 +31,21 @@ pub struct ConfigWrite {
     pub value: u32,
 }
 
-/// The steps to the state that `space` is in.
+/// The steps from power-on to the state that `space` is in.
 pub fn plan(space: &ConfigSpace) -> Vec<Step> {
+    steps(space, None, true)
+}
+
+/// The steps to the state that `space` is in from the one that `before` is in. The MSI-X table is
+/// among them if it is to be written, too.
+pub fn changes(before: &ConfigSpace, space: &ConfigSpace, table: bool) -> Vec<Step> {
+    steps(space, Some(before), table)
+}
+
+fn steps(space: &ConfigSpace, before: Option<&ConfigSpace>, table: bool) -> Vec<Step> {
     let mut plan = Plan {
         space,
+        before,
         steps: Vec::new(),
     };
     for bar in space.bars() {
@@ -53,34 +64,43 @@ pub fn plan(space: &ConfigSpace) -> Vec<Step> {
         plan.copy16(at + express::DEVICE_CONTROL);
         plan.copy16(at + express::DEVICE_CONTROL_2);
     }
-    plan.msix();
+    if table {
+        plan.msix_table();
+    }
+    if let Some((at, _)) = space.msix() {
+        plan.copy16(at + msix::CONTROL);
+    }
     plan.copy16(reg::COMMAND);
     plan.steps
 }
 
 struct Plan<'a> {
     space: &'a ConfigSpace,
+    /// What is there already, as far as nothing was written yet.
+    before: Option<&'a ConfigSpace>,
     steps: Vec<Step>,
 }
 
 impl Plan<'_> {
     /// The table lies in a BAR, which must answer to be written; and enabling the vectors only
     /// after the table is whole keeps the VMM from arming a half-written one.
-    fn msix(&mut self) {
+    fn msix_table(&mut self) {
         let Some((at, layout)) = self.space.msix() else {
             return;
         };
+        let Some(bar) = self.space.bar_address(layout.bar) else {
+            return;
+        };
+        // What these change is written again.
+        self.before = None;
         let control = self.space.u16(at + msix::CONTROL);
-        if let Some(bar) = self.space.bar_address(layout.bar) {
-            let open = reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER;
-            self.put(reg::COMMAND, 2, u32::from(self.space.command() | open));
-            let masked = control | msix::CONTROL_ENABLE | msix::CONTROL_MASK_ALL;
-            self.put(at + msix::CONTROL, 2, u32::from(masked));
-            self.steps.push(Step::MsixTable {
-                at: bar + u64::from(layout.table_offset),
-            });
-        }
-        self.put(at + msix::CONTROL, 2, u32::from(control));
+        let open = reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER;
+        self.put(reg::COMMAND, 2, u32::from(self.space.command() | open));
+        let masked = control | msix::CONTROL_ENABLE | msix::CONTROL_MASK_ALL;
+        self.put(at + msix::CONTROL, 2, u32::from(masked));
+        self.steps.push(Step::MsixTable {
+            at: bar + u64::from(layout.table_offset),
+        });
     }
 
     fn copy8(&mut self, at: usize) {
@@ -96,6 +116,12 @@ impl Plan<'_> {
     }
 
     fn put(&mut self, offset: usize, size: u8, value: u32) {
+        let bytes = offset..offset + usize::from(size);
+        if let Some(before) = self.before
+            && before.bytes()[bytes.clone()] == self.space.bytes()[bytes]
+        {
+            return;
+        }
         let offset = u16::try_from(offset).expect("configuration space has 4 KiB");
         self.steps.push(Step::Config(ConfigWrite {
             offset,

@@ -140,10 +140,10 @@ impl Qmp {
     /// # Errors
     ///
     /// What `work` returns, else what reading and restoring the address port returns.
-    pub fn with_pci_config<T>(
+    pub fn with_pci_config<T, E: From<QmpError>>(
         &self,
-        work: impl FnOnce(&PciConfig<'_>) -> Result<T, QmpError>,
-    ) -> Result<T, QmpError> {
+        work: impl FnOnce(&PciConfig<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let saved = self.read_port(CONFIG_ADDRESS, Width::Word)?;
         let result = work(&PciConfig {
             qmp: self,
@@ -151,7 +151,8 @@ impl Qmp {
         });
         let restored = self.write_port(CONFIG_ADDRESS, Width::Word, saved);
         let value = result?;
-        restored.map(|()| value)
+        restored?;
+        Ok(value)
     }
 }
 

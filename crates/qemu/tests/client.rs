@@ -447,7 +447,7 @@ fn an_address_port_that_could_not_be_restored_is_an_error() {
             peer.answer(&command, &json!(output));
         }
     });
-    let result = qmp.with_pci_config(|_| Ok(()));
+    let result = qmp.with_pci_config(|_| Ok::<_, QmpError>(()));
     assert!(
         matches!(result, Err(QmpError::Monitor { .. })),
         "{result:?}"

@@ -34,6 +34,19 @@ pub struct HostOptions {
     pub nic_address: String,
     /// More for the kernel's command line.
     pub append: String,
+    /// The control device, if there is one.
+    pub guest: Option<GuestOptions>,
+    /// Who knows what the NIC writes: `device` or `guest`.
+    pub dirty_log: String,
+}
+
+/// The control device and the guest's driver for it.
+#[derive(Debug, Clone)]
+pub struct GuestOptions {
+    /// vferry's module for the guest's kernel, and its parameters; none is loaded if `None`.
+    pub module: Option<(PathBuf, String)>,
+    /// How long the guest may take to stop its devices.
+    pub quiesce_deadline: Duration,
 }
 
 /// A running host. Dropping it ends both processes.
@@ -77,7 +90,12 @@ impl Host {
         let process = Guarded::spawn(run, &File::create(&log)?)?;
         wait_served(&process, &folder.join("control.sock"))
             .with_context(|| format!("vferry said:\n{}", read(&log)))?;
-        let initrd = Initrd::new()
+        let mut initrd = Initrd::new();
+        // Before any driver whose devices it is to track.
+        if let Some((module, parameters)) = options.module() {
+            initrd = initrd.module_file(module, parameters);
+        }
+        let initrd = initrd
             .module("ixgbevf")
             .module("8021q")
             .module("evdev")
@@ -155,7 +173,44 @@ impl Host {
     }
 }
 
+impl HostOptions {
+    /// A plain host, whose guest has so many bytes of memory and a NIC that is plugged in at `wire`.
+    pub fn new(memory: u64, wire: PathBuf) -> Self {
+        Self {
+            memory,
+            wire,
+            downtime_limit: Duration::from_millis(10),
+            unsound_control: None,
+            max_bandwidth: None,
+            sidecar_address: "00:06.1".into(),
+            nic_address: "00:05.0".into(),
+            append: String::new(),
+            guest: None,
+            dirty_log: "device".into(),
+        }
+    }
+
+    fn module(&self) -> Option<&(PathBuf, String)> {
+        self.guest.as_ref()?.module.as_ref()
+    }
+}
+
+fn guest_section(folder: &Path, options: &GuestOptions) -> String {
+    let folder = folder.display();
+    let deadline = options.quiesce_deadline.as_millis();
+    format!(
+        r#"
+[guest]
+socket = "{folder}/guest.sock"
+address = "00:07.0"
+quiesce-deadline-ms = {deadline}
+"#
+    )
+}
+
 fn configuration(folder: &Path, options: &HostOptions) -> String {
+    let guest = options.guest.as_ref();
+    let guest = guest.map_or(String::new(), |guest| guest_section(folder, guest));
     let folder = folder.display();
     let memory = options.memory >> 20;
     let wire = options.wire.display();
@@ -163,6 +218,7 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let bandwidth = options.max_bandwidth.unwrap_or(0);
     let sidecar_address = &options.sidecar_address;
     let nic_address = &options.nic_address;
+    let dirty_log = &options.dirty_log;
     format!(
         r#"[vm]
 name = "lab"
@@ -183,12 +239,13 @@ link = "unix:{folder}/link.sock"
 incoming = "unix:{folder}/incoming.sock"
 downtime-limit-ms = {limit}
 max-bandwidth = "{bandwidth}"
-
+{guest}
 [[device]]
 name = "net0"
 model = "ixgbevf"
 socket = "{folder}/net0.sock"
 address = "{nic_address}"
+dirty-log = "{dirty_log}"
 mac = "02:00:00:00:00:02"
 uplink = "wire:{wire}"
 "#

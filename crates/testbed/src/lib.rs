@@ -16,8 +16,8 @@ mod programs;
 mod run;
 mod summary;
 
-pub use host::{Host, HostOptions};
+pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use programs::Programs;
-pub use run::{GUEST_IP, Options, PEER_IP, Testbed};
-pub use summary::{Spread, Summary, summarise};
+pub use run::{GUEST_IP, Help, Options, PEER_IP, Testbed};
+pub use summary::{Split, Spread, Summary, summarise};

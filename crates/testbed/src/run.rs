@@ -7,15 +7,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ferry::Report;
-use lab::Lab;
+use ferry::{Report, Strategy};
+use lab::{Lab, progress_on_stderr};
 use load_format::GuestReport;
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
 
 use crate::migration::{Interrupts, Migration};
-use crate::{Host, HostOptions, Programs};
+use crate::{GuestOptions, Host, HostOptions, Programs};
 
 /// The peer's address.
 pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -59,9 +59,30 @@ pub struct Options {
     /// Numbered UDP packets per second to the guest, and half as many echoes. A guest that has not
     /// the processor to itself drops some of many, migrated or not.
     pub packets_per_second: u32,
+    /// What the guest can do to help, through the control device.
+    pub guest: Help,
+    /// The NIC keeps no log of what it writes: only the guest knows.
+    pub dirty_log_of_guest: bool,
+    /// The strategy asked for; vferry chooses if `None`.
+    pub strategy: Option<Strategy>,
+    /// How long the guest may take to stop its devices. vferry's own default is for processors
+    /// that are not translated.
+    pub quiesce_deadline: Duration,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
+}
+
+/// What a guest can do to help.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Help {
+    /// The VM has no control device.
+    #[default]
+    NoDevice,
+    /// The guest has no driver for it.
+    NoDriver,
+    /// It has vferry's module, with these parameters.
+    Module(String),
 }
 
 impl Default for Options {
@@ -75,6 +96,10 @@ impl Default for Options {
             sidecar_address: "00:06.1".into(),
             append: String::new(),
             packets_per_second: 2000,
+            guest: Help::NoDevice,
+            dirty_log_of_guest: false,
+            strategy: None,
+            quiesce_deadline: Duration::from_secs(1),
             load: true,
         }
     }
@@ -127,15 +152,20 @@ impl Testbed {
         peer.udp_per_second = packets;
         peer.icmp_per_second = packets / 2;
         let peer = Peer::start(peer)?;
+        let guest = guest_options(&lab, &options)?;
+        let dirty_log = if options.dirty_log_of_guest {
+            "guest"
+        } else {
+            "device"
+        };
         let host_options = HostOptions {
-            memory: options.memory,
-            wire,
-            downtime_limit: Duration::from_millis(10),
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
             sidecar_address: options.sidecar_address.clone(),
-            nic_address: "00:05.0".into(),
             append: format!("{ISOLATE} {}", options.append),
+            guest,
+            dirty_log: dirty_log.into(),
+            ..HostOptions::new(options.memory, wire)
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
         Ok(Self {
@@ -268,6 +298,9 @@ impl Testbed {
         if self.options.verify {
             command.arg("--verify");
         }
+        if let Some(strategy) = self.options.strategy {
+            command.args(["--strategy", strategy.name()]);
+        }
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stdout.take().context("stdout is piped")?);
         let mut last = None;
@@ -313,4 +346,19 @@ impl Testbed {
         }
         self.reset_counts()
     }
+}
+
+fn guest_options(lab: &Lab, options: &Options) -> Result<Option<GuestOptions>> {
+    let module = match &options.guest {
+        Help::NoDevice => return Ok(None),
+        Help::NoDriver => None,
+        Help::Module(parameters) => {
+            let module = lab.guest_module(&progress_on_stderr)?;
+            Some((module.path().to_owned(), parameters.clone()))
+        }
+    };
+    Ok(Some(GuestOptions {
+        module,
+        quiesce_deadline: options.quiesce_deadline,
+    }))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use ferry::report::DeviceReport;
 use ferry::{Phase, Strategy};
 use load_format::GuestReport;
 use serde::Serialize;
@@ -19,8 +20,10 @@ const SLACK: Duration = Duration::from_millis(50);
 /// The demo's report.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// How the device's state went over.
+    /// The strategy that was asked for or chosen.
     pub strategy: Strategy,
+    /// Devices, in all migrations, that went over by another one, and why.
+    pub fallbacks: Vec<String>,
     /// There and back, so many times; 0 if there was one migration only.
     pub round_trips: usize,
     /// Migrations.
@@ -57,8 +60,23 @@ pub struct Summary {
     pub silence_to_guest_ms: Spread,
     /// The same by direction.
     pub silence_from_guest_ms: Spread,
+    /// Where the outage went, if the guest stopped and started its devices.
+    pub split: Option<Split>,
     /// The NIC's interrupts.
     pub interrupts: Interrupts,
+}
+
+/// The parts of an outage in which the guest stops its devices and starts them again.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Split {
+    /// What the guest took to stop them, by its own clock.
+    pub guest_quiesce_ms: Spread,
+    /// The VM's pause, as QEMU reports it.
+    pub vm_pause_ms: Spread,
+    /// What the guest took to start them, by its own clock.
+    pub guest_restart_ms: Spread,
+    /// What of the outage is none of these.
+    pub rest_ms: Spread,
 }
 
 /// Numbered packets one way.
@@ -178,6 +196,7 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         strategy: migrations
             .first()
             .map_or_else(Strategy::default, |m| m.report.strategy),
+        fallbacks: migrations.iter().flat_map(fallbacks).collect(),
         round_trips: migrations.len() / 2,
         migrations: migrations.len(),
         guest_alive: is_alive(testbed, &guest),
@@ -197,14 +216,12 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         pages_marked: migrations.iter().map(marked).sum(),
         pages_marked_by: marked_by(migrations),
         dirtier_wrong_words: wrong_words,
-        phases_ms: Phase::ALL
-            .into_iter()
-            .map(|phase| (phase, spread(&|m| m.report.phases_ms.get(&phase).copied())))
-            .collect(),
+        phases_ms: phases(migrations),
         vm_pause_ms: spread(&|m| Some(m.report.vm_pause_ms)),
         device_outage_ms: spread(&Migration::outage_ms),
         silence_to_guest_ms: spread(&|m| silence(m.window.udp_to_guest)),
         silence_from_guest_ms: spread(&|m| silence(m.window.udp_from_guest)),
+        split: split(migrations),
         interrupts: migrations
             .iter()
             .fold(Interrupts::default(), |sum, m| Interrupts {
@@ -212,6 +229,59 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
                 spurious: sum.spurious + m.interrupts.spurious,
                 lost: sum.lost + m.interrupts.lost,
             }),
+    })
+}
+
+/// The phases that were entered.
+fn phases(migrations: &[Migration]) -> BTreeMap<Phase, Spread> {
+    let times = |phase| {
+        let times = migrations
+            .iter()
+            .map(move |m| m.report.phases_ms.get(&phase));
+        times.flatten().copied().collect::<Vec<_>>()
+    };
+    let phases = Phase::ALL.into_iter().map(|phase| (phase, times(phase)));
+    phases
+        .filter(|(_, times)| !times.is_empty())
+        .map(|(phase, times)| (phase, Spread::of(times)))
+        .collect()
+}
+
+fn fallbacks(migration: &Migration) -> Vec<String> {
+    let devices = migration.report.devices.iter();
+    devices
+        .filter_map(|device| {
+            let why = device.why.as_ref()?;
+            Some(format!("{} by {}: {why}", device.name, device.strategy))
+        })
+        .collect()
+}
+
+/// The parts that the guest tells of its slowest device.
+fn split(migrations: &[Migration]) -> Option<Split> {
+    let slowest = |m: &Migration, of: fn(&DeviceReport) -> Option<f64>| {
+        let devices = m.report.devices.iter().filter_map(of);
+        devices.max_by(f64::total_cmp)
+    };
+    let mut parts = [const { Vec::new() }; 4];
+    for migration in migrations {
+        let stop = slowest(migration, |device| device.quiesce_ms);
+        let start = slowest(migration, |device| device.restart_ms);
+        if let (Some(stop), Some(start), Some(outage)) = (stop, start, migration.outage_ms()) {
+            let pause = migration.report.vm_pause_ms;
+            let rest = outage - stop - pause - start;
+            for (part, ms) in parts.iter_mut().zip([stop, pause, start, rest]) {
+                part.push(ms);
+            }
+        }
+    }
+    let any = !parts[0].is_empty();
+    let [stop, pause, start, rest] = parts.map(Spread::of);
+    any.then_some(Split {
+        guest_quiesce_ms: stop,
+        vm_pause_ms: pause,
+        guest_restart_ms: start,
+        rest_ms: rest,
     })
 }
 

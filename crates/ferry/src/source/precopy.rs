@@ -124,7 +124,7 @@ fn send(
     let functions = match functions {
         Some((at, functions)) if at == stop => functions,
         // The stop and the completion came in one.
-        _ => restore::read(source.qmp, source.slots)?,
+        _ => restore::read(source.qmp, source.slots, &source.vm.carried())?,
     };
     Ok(sent(&info, completed, functions))
 }
@@ -150,7 +150,11 @@ fn at_stop(
         *phase = passed;
         progress(Progress::Phase { phase: passed });
     }
-    Ok(Some(restore::read(source.qmp, source.slots)?))
+    Ok(Some(restore::read(
+        source.qmp,
+        source.slots,
+        &source.vm.carried(),
+    )?))
 }
 
 /// Tells how far it is.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::restore::{Step, plan};
+use crate::restore::{Step, changes, plan};
 use crate::{ConfigImage, ImageError};
 
 fn space() -> ConfigSpace {
@@ -143,6 +143,32 @@ fn the_restore_plan_rebuilds_the_space_and_writes_the_table_while_it_answers() {
         }
         assert_eq!(fresh.bytes(), space.bytes());
         assert_eq!(tables, [0xfe00_4000]);
+    }
+}
+
+/// What a driver does that has stopped its function: vectors off, bus mastering off.
+#[test]
+fn changes_are_few_and_lead_to_the_same_space() {
+    let mut before = space();
+    before.write(0x10, &0xfe00_0000_u64.to_le_bytes());
+    before.write(0x1c, &0xfe00_4000_u64.to_le_bytes());
+    before.write(0x72, &[0, 0x80]);
+    before.write(4, &[6, 4]);
+    assert_eq!(changes(&before, &before, false), []);
+    let mut space = before.clone();
+    space.write(0x72, &[0, 0]);
+    space.write(4, &[2, 4]);
+    for (table, count) in [(false, 2), (true, 5)] {
+        let steps = changes(&before, &space, table);
+        assert_eq!(steps.len(), count, "{steps:?}");
+        let mut replayed = before.clone();
+        for step in steps {
+            if let Step::Config(w) = step {
+                let size = usize::from(w.size);
+                replayed.write(w.offset.into(), &w.value.to_le_bytes()[..size]);
+            }
+        }
+        assert_eq!(replayed.bytes(), space.bytes());
     }
 }
 

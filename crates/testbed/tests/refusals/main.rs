@@ -139,16 +139,8 @@ impl Scene {
     }
 
     fn host(&self) -> Result<Host> {
-        let options = HostOptions {
-            memory: 256 << 20,
-            wire: self.folder.path().join("wire.sock"),
-            downtime_limit: Duration::from_millis(30),
-            unsound_control: None,
-            max_bandwidth: None,
-            sidecar_address: "00:06.1".into(),
-            nic_address: "00:05.0".into(),
-            append: String::new(),
-        };
+        let wire = self.folder.path().join("wire.sock");
+        let options = HostOptions::new(256 << 20, wire);
         let folder = self.folder.path();
         let host = Host::start(&self.lab, &self.programs, folder, "1", &options, true)?;
         let deadline = Instant::now() + PATIENCE;
