@@ -36,8 +36,10 @@ pub struct HostOptions {
     pub append: String,
     /// The control device, if there is one.
     pub guest: Option<GuestOptions>,
-    /// Who knows what the NIC writes: `device` or `guest`.
+    /// Who knows what the devices write: `device` or `guest`.
     pub dirty_log: String,
+    /// A streaming test device beside the NIC, and the test driver's module and parameters.
+    pub stream: Option<(PathBuf, String)>,
 }
 
 /// The control device and the guest's driver for it.
@@ -93,6 +95,9 @@ impl Host {
         let mut initrd = Initrd::new();
         // Before any driver whose devices it is to track.
         if let Some((module, parameters)) = options.module() {
+            initrd = initrd.module_file(module, parameters);
+        }
+        if let Some((module, parameters)) = &options.stream {
             initrd = initrd.module_file(module, parameters);
         }
         let initrd = initrd
@@ -187,6 +192,7 @@ impl HostOptions {
             append: String::new(),
             guest: None,
             dirty_log: "device".into(),
+            stream: None,
         }
     }
 
@@ -208,9 +214,26 @@ quiesce-deadline-ms = {deadline}
     )
 }
 
+fn stream_section(folder: &Path, options: &HostOptions) -> String {
+    let folder = folder.display();
+    let dirty_log = &options.dirty_log;
+    format!(
+        r#"
+[[device]]
+name = "stream0"
+model = "stream"
+socket = "{folder}/stream0.sock"
+address = "00:08.0"
+dirty-log = "{dirty_log}"
+"#
+    )
+}
+
 fn configuration(folder: &Path, options: &HostOptions) -> String {
     let guest = options.guest.as_ref();
     let guest = guest.map_or(String::new(), |guest| guest_section(folder, guest));
+    let stream = options.stream.as_ref();
+    let stream = stream.map_or(String::new(), |_| stream_section(folder, options));
     let folder = folder.display();
     let memory = options.memory >> 20;
     let wire = options.wire.display();
@@ -248,7 +271,7 @@ address = "{nic_address}"
 dirty-log = "{dirty_log}"
 mac = "02:00:00:00:00:02"
 uplink = "wire:{wire}"
-"#
+{stream}"#
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -61,7 +61,9 @@ pub struct Options {
     pub packets_per_second: u32,
     /// What the guest can do to help, through the control device.
     pub guest: Help,
-    /// The NIC keeps no log of what it writes: only the guest knows.
+    /// A streaming test device beside the NIC, its driver loaded with these parameters.
+    pub stream: Option<String>,
+    /// The devices keep no log of what they write: only the guest knows.
     pub dirty_log_of_guest: bool,
     /// The strategy asked for; vferry chooses if `None`.
     pub strategy: Option<Strategy>,
@@ -97,6 +99,7 @@ impl Default for Options {
             append: String::new(),
             packets_per_second: 2000,
             guest: Help::NoDevice,
+            stream: None,
             dirty_log_of_guest: false,
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),
@@ -153,6 +156,8 @@ impl Testbed {
         peer.icmp_per_second = packets / 2;
         let peer = Peer::start(peer)?;
         let guest = guest_options(&lab, &options)?;
+        let stream = options.stream.as_ref();
+        let stream = stream.map(|parameters| stream_module(&lab, parameters));
         let dirty_log = if options.dirty_log_of_guest {
             "guest"
         } else {
@@ -165,6 +170,7 @@ impl Testbed {
             append: format!("{ISOLATE} {}", options.append),
             guest,
             dirty_log: dirty_log.into(),
+            stream: stream.transpose()?,
             ..HostOptions::new(options.memory, wire)
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
@@ -361,4 +367,12 @@ fn guest_options(lab: &Lab, options: &Options) -> Result<Option<GuestOptions>> {
         module,
         quiesce_deadline: options.quiesce_deadline,
     }))
+}
+
+/// The test driver, which takes part in a migration by itself if vferry's module is there.
+fn stream_module(lab: &Lab, parameters: &str) -> Result<(PathBuf, String)> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../stream-device/linux");
+    let needs = lab.guest_module(&progress_on_stderr)?;
+    let module = lab.build_module(&sources, &[&needs], &progress_on_stderr)?;
+    Ok((module.path().to_owned(), parameters.to_owned()))
 }

@@ -1,0 +1,158 @@
+//! What a guest that helps promises, and what becomes of a migration where it does not.
+
+mod rogue;
+mod tracking;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferry::report::{DeviceReport, Progress};
+use ferry::{Phase, Strategy};
+use lab::{Kernel, Lab, progress_on_stderr};
+use testbed::{Help, Migration, Options, Programs, Testbed, summarise};
+use vferry::control::Reply;
+
+/// How long anything may take that takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+pub(crate) fn start(options: Options) -> Result<Testbed> {
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let lab = lab.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    // So few packets that a guest on a busy machine drops none by itself.
+    let options = Options {
+        packets_per_second: 200,
+        ..options
+    };
+    Testbed::start(lab, Programs::build()?, options)
+}
+
+fn cooperative() -> Options {
+    Options {
+        guest: Help::Module(String::new()),
+        strategy: Some(Strategy::Cooperative),
+        ..Options::default()
+    }
+}
+
+/// The report of the device of this name.
+pub(crate) fn device<'a>(migration: &'a Migration, name: &str) -> &'a DeviceReport {
+    let devices = &migration.report.devices;
+    let found = devices.iter().find(|device| device.name == name);
+    found.unwrap_or_else(|| panic!("no device `{name}` in {devices:?}"))
+}
+
+/// It was stopped by the guest, and works.
+pub(crate) fn left_to_its_driver(device: &DeviceReport) {
+    assert_eq!(device.strategy, Strategy::Cooperative, "{device:?}");
+    assert_eq!((&device.why, &device.fault), (&None, &None), "{device:?}");
+    assert!(
+        device.quiesce_ms.is_some() && device.restart_ms.is_some(),
+        "{device:?}"
+    );
+}
+
+/// It went over by its state, for this reason.
+pub(crate) fn fell_back(device: &DeviceReport, why: &str) {
+    assert_eq!(device.strategy, Strategy::Transparent, "{device:?}");
+    let said = device.why.as_deref().unwrap_or_default();
+    assert!(said.contains(why), "{device:?}");
+    assert_eq!(device.fault, None, "{device:?}");
+}
+
+fn arrived_whole(testbed: &Testbed, migrations: &[Migration]) -> Result<()> {
+    let summary = summarise(testbed, migrations)?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_guest_with_the_module_stops_its_device_and_starts_it_there_and_back() -> Result<()> {
+    let mut testbed = start(cooperative())?;
+    // What a network manager has set must be there afterwards.
+    testbed.shell(
+        "ip link set eth0 mtu 1400 && ip route add 10.99.0.0/16 via 10.77.0.1 && \
+         ip link add link eth0 name eth0.7 type vlan id 7 && ip link set eth0.7 up",
+    )?;
+    let settings = "ip -o link show eth0 | grep -o 'mtu [0-9]*'; ip -o -4 addr show eth0; \
+                    ip route; ip -o link show eth0.7 | grep -o 'LOWER_UP'";
+    let before = testbed.shell(settings)?;
+    let migrations = [testbed.migrate()?, testbed.migrate()?];
+    for migration in &migrations {
+        left_to_its_driver(device(migration, "net0"));
+    }
+    assert_eq!(testbed.shell(settings)?, before);
+    arrived_whole(&testbed, &migrations)
+}
+
+/// One device is stopped by its driver, the other has none.
+#[test]
+fn a_device_without_a_driver_goes_over_by_its_state_beside_one_with() -> Result<()> {
+    let mut testbed = start(Options {
+        stream: Some(String::new()),
+        ..cooperative()
+    })?;
+    testbed.shell("rmmod stream")?;
+    let migrations = [testbed.migrate()?];
+    left_to_its_driver(device(&migrations[0], "net0"));
+    fell_back(device(&migrations[0], "stream0"), "no driver");
+    arrived_whole(&testbed, &migrations)
+}
+
+#[test]
+fn a_guest_that_hangs_is_not_waited_for() -> Result<()> {
+    let mut testbed = start(Options {
+        append: "panic=0".into(),
+        // Its memory is still: what changes in it, devices write.
+        dirty: (0, 0),
+        ..cooperative()
+    })?;
+    testbed.shell("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
+    let deadline = Instant::now() + PATIENCE;
+    while !testbed.host.vm.console().contains("end Kernel panic") {
+        ensure!(Instant::now() < deadline, "the guest does not panic");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let next = testbed.next_host()?;
+    let report = testbed.run_migrate(&next)?;
+    assert_eq!(report.stale_pages, Some(0));
+    fell_back(&report.devices[0], "did not stop it within");
+    ensure!(next.vm.qmp().run_status()?.running);
+    Ok(())
+}
+
+/// The guest has stopped its device already when the other side dies.
+#[test]
+fn a_migration_that_fails_after_the_guest_stopped_its_device_has_it_start_it_again() -> Result<()> {
+    let mut testbed = start(cooperative())?;
+    let next = testbed.next_host()?;
+    let mut command = testbed.host.command("migrate");
+    command.args(["--json", "--strategy", "cooperative", "--to", &next.link]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
+    let mut next = Some(next);
+    let mut quiesced = false;
+    for line in lines {
+        if let Reply::Progress(Progress::Phase { phase }) = serde_json::from_str(&line?)? {
+            quiesced |= phase == Phase::Quiesce;
+            if phase == Phase::Quiesce {
+                // Both of its processes.
+                next = None;
+            }
+        }
+    }
+    assert!(quiesced && !child.wait()?.success());
+    drop(next);
+    // By the device's own count, as it ran all the time otherwise.
+    let log = testbed.host.log();
+    assert!(log.contains("guest asked to stop its devices"), "{log}");
+    testbed.wait_for_traffic()?;
+    let migrations = [testbed.migrate()?];
+    left_to_its_driver(device(&migrations[0], "net0"));
+    arrived_whole(&testbed, &migrations)
+}
