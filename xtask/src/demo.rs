@@ -27,6 +27,10 @@ pub(crate) struct Demo {
     /// How the device goes over. With `cooperative`, the guest has vferry's module.
     #[arg(long)]
     strategy: Option<Strategy>,
+    /// Who knows which pages devices write. All but `device` add a device that writes in all the ways
+    /// in which drivers map memory, and switch the logs of all device models off.
+    #[arg(long, value_enum, default_value_t = Tracking::Device)]
+    tracking: Tracking,
     /// Do not compare guest memory: pauses are those of everyday use then.
     #[arg(long)]
     no_verify: bool,
@@ -36,6 +40,18 @@ pub(crate) struct Demo {
 enum Form {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tracking {
+    /// The device models.
+    Device,
+    /// The guest alone, by its table of DMA pages.
+    Table,
+    /// The guest alone, by its dummy writes.
+    Touch,
+    /// LOSES DATA: nobody. The demo must fail then, and see stale pages.
+    Nobody,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -51,23 +67,20 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     let step = |what: &str| eprintln!("demo: [{:5.1} s] {what}", began.elapsed().as_secs_f64());
     step("the lab");
     let mut lab = Lab::ensure(&progress_on_stderr)?;
-    let guest = match demo.strategy {
-        Some(Strategy::Cooperative) => {
-            step("the headers of the guest's kernel, and its module");
-            lab = lab.with_kernel(Kernel::default(), &progress_on_stderr)?;
-            Help::Module(String::new())
-        }
-        _ => Help::NoDevice,
-    };
+    let guest = demo.help();
+    let blind = demo.tracking != Tracking::Device;
+    if guest != Help::NoDevice {
+        step("the headers of the guest's kernel, and its modules");
+        lab = lab.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    }
     step("building vferry and the guest's load");
     let programs = Programs::build()?;
     let options = Options {
         memory: demo.memory,
         verify: !demo.no_verify,
-        unsound_control: demo.control.map(|control| match control {
-            Control::NaiveOrder => "naive-order".into(),
-            Control::NoLog => "no-log".into(),
-        }),
+        unsound_control: demo.unsound_control().map(str::to_owned),
+        stream: blind.then(String::new),
+        dirty_log_of_guest: blind,
         strategy: demo.strategy,
         guest,
         ..Options::default()
@@ -96,6 +109,30 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+impl Demo {
+    /// What the guest has of vferry's.
+    fn help(&self) -> Help {
+        match self.tracking {
+            Tracking::Table => Help::Module("method=table".into()),
+            Tracking::Touch => Help::Module("method=touch".into()),
+            Tracking::Nobody => Help::NoDriver,
+            Tracking::Device if self.strategy == Some(Strategy::Cooperative) => {
+                Help::Module(String::new())
+            }
+            Tracking::Device => Help::NoDevice,
+        }
+    }
+
+    fn unsound_control(&self) -> Option<&'static str> {
+        match self.control {
+            Some(Control::NaiveOrder) => Some("naive-order"),
+            Some(Control::NoLog) => Some("no-log"),
+            None if self.tracking == Tracking::Nobody => Some("no-log"),
+            None => None,
+        }
+    }
 }
 
 /// `512M`, `4G`.

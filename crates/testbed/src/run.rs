@@ -327,6 +327,22 @@ impl Testbed {
         }
     }
 
+    /// A count that the streaming test device's driver shows; `None` if there is no such device.
+    ///
+    /// # Errors
+    /// When the guest does not answer, or shows no such count.
+    pub fn stream_count(&self, name: &str) -> Result<Option<u64>> {
+        if self.options.stream.is_none() {
+            return Ok(None);
+        }
+        let status = self.shell("cat /sys/bus/pci/drivers/stream/0*/status")?;
+        let mut fields = status.split_whitespace();
+        let value = fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        let value = value.and_then(|value| value.parse().ok());
+        let value = value.with_context(|| format!("no `{name}` in {status:?}"))?;
+        Ok(Some(value))
+    }
+
     /// All outages are over: starts counting anew on both ends.
     ///
     /// # Errors

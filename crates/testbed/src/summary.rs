@@ -48,6 +48,8 @@ pub struct Summary {
     pub pages_marked: u64,
     /// The same, by who found them: while the VM ran, and after the halt.
     pub pages_marked_by: BTreeMap<String, [u64; 2]>,
+    /// Pages that the streaming test device wrote and its driver found wrong; `null` without one.
+    pub stream_wrong_pages: Option<u64>,
     /// Words of the guest's own memory that its dirtier found wrong.
     pub dirtier_wrong_words: u64,
     /// Milliseconds in each phase.
@@ -151,6 +153,11 @@ impl Summary {
             words > 0,
             format!("{words} words of the guest's memory were wrong"),
         );
+        let pages = self.stream_wrong_pages.unwrap_or(0);
+        fault(
+            pages > 0,
+            format!("{pages} pages of the streaming test device were wrong"),
+        );
         fault(
             self.interrupts.lost > 0,
             format!("{} interrupts were lost", self.interrupts.lost),
@@ -215,6 +222,7 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         },
         pages_marked: migrations.iter().map(marked).sum(),
         pages_marked_by: marked_by(migrations),
+        stream_wrong_pages: testbed.stream_count("wrong")?,
         dirtier_wrong_words: wrong_words,
         phases_ms: phases(migrations),
         vm_pause_ms: spread(&|m| Some(m.report.vm_pause_ms)),

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use ferry::Strategy;
-use testbed::{Help, Options, Testbed};
+use testbed::{Help, Options};
 
 use crate::{device, left_to_its_driver, start};
 
@@ -16,21 +16,12 @@ fn without_log(guest: Help) -> Options {
     }
 }
 
-/// What the streaming device's driver says: `NAME=VALUE ...`.
-fn stream_says(testbed: &Testbed, name: &str) -> Result<u64> {
-    let status = testbed.shell("cat /sys/bus/pci/drivers/stream/0*/status")?;
-    let mut fields = status.split_whitespace();
-    let value = fields.find_map(|field| field.strip_prefix(&format!("{name}=")));
-    let value = value.and_then(|value| value.parse().ok());
-    value.ok_or_else(|| anyhow::anyhow!("no `{name}` in {status:?}"))
-}
-
 fn there_and_back(parameters: &str, table: bool) -> Result<()> {
     let mut testbed = start(Options {
         strategy: Some(Strategy::Cooperative),
         ..without_log(Help::Module(parameters.into()))
     })?;
-    let began = stream_says(&testbed, "received")?;
+    let began = testbed.stream_count("received")?;
     for _ in 0..2 {
         let migration = testbed.migrate()?;
         let report = &migration.report;
@@ -41,8 +32,8 @@ fn there_and_back(parameters: &str, table: bool) -> Result<()> {
         assert_eq!(report.pages_marked["device-log"].total(), 0);
         assert_eq!(report.pages_marked.contains_key("guest-table"), table);
     }
-    assert!(stream_says(&testbed, "received")? > began);
-    assert_eq!(stream_says(&testbed, "wrong")?, 0);
+    assert!(testbed.stream_count("received")? > began);
+    assert_eq!(testbed.stream_count("wrong")?, Some(0));
     Ok(())
 }
 
@@ -65,7 +56,7 @@ fn a_table_that_is_always_kept_is_enough_for_devices_that_run() -> Result<()> {
     assert_eq!(report.stale_pages, Some(0), "{report:#?}");
     assert_eq!(device(&migration, "net0").strategy, Strategy::Transparent);
     assert_eq!(device(&migration, "net0").quiesce_ms, None);
-    assert_eq!(stream_says(&testbed, "wrong")?, 0);
+    assert_eq!(testbed.stream_count("wrong")?, Some(0));
     Ok(())
 }
 
