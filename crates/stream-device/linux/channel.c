@@ -58,6 +58,15 @@ static void verify(struct channel *ch, struct buffer *buffer)
 		ch->wrong++;
 }
 
+/* Whether it still holds what was found in it when it was last taken back. */
+static void verify_again(struct channel *ch, struct buffer *buffer)
+{
+	if (!buffer->sequence)
+		return;
+	verify(ch, buffer);
+	ch->checked++;
+}
+
 static int map_kept(struct channel *ch)
 {
 	struct device *dev = &ch->pdev->dev;
@@ -170,6 +179,8 @@ static void post(struct channel *ch)
 	u32 before = ch->posted;
 
 	while (ch->posted + step - ch->taken <= ch->entries) {
+		for (i = 0; i < step; i++)
+			verify_again(ch, buffer_of(ch, ch->posted + i));
 		if (give(ch, ch->posted))
 			break;
 		for (i = 0; i < step; i++)
@@ -279,12 +290,8 @@ void channel_check(struct channel *ch)
 {
 	u32 i;
 
-	for (i = 0; i < ch->count; i++) {
-		if (ch->buffers[i].sequence) {
-			verify(ch, &ch->buffers[i]);
-			ch->checked++;
-		}
-	}
+	for (i = 0; i < ch->count; i++)
+		verify_again(ch, &ch->buffers[i]);
 	for (i = ch->completed - min(ch->completed, ch->entries);
 	     i != ch->completed; i++) {
 		struct stream_completion *done = &ch->done[i % ch->entries];

@@ -15,8 +15,8 @@
  *              when the device is stopped
  *
  * What the device writes says when it did and where to, and all of it is
- * checked: as it arrives, and what is there whenever the device is started again
- * after it was stopped.
+ * checked: as it arrives, before the device gets the page anew, and whenever the
+ * device is started again.
  *
  *   /sys/bus/pci/drivers/stream/ADDRESS/status   one line, see status_show()
  *   /sys/bus/pci/drivers/stream/ADDRESS/run      0 stops, 1 starts
@@ -149,8 +149,8 @@ static irqreturn_t interrupt(int irq, void *data)
  *	which are looked at only when the device is started again
  * wrong: pages or completions that did not hold what they should
  * lost: writes that the device did not tell of, or did not carry out
- * checked: pages and completions that were looked at when the device was
- *	started again
+ * checked: pages that were looked at again, before the device got them anew, and
+ *	with the last completions, when it was started again
  */
 static ssize_t status_show(struct device *dev, struct device_attribute *attr,
 			   char *buf)
