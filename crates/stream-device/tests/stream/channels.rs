@@ -153,6 +153,9 @@ fn without_bus_mastering_nothing_is_written_or_saved_up() {
     let mut m = Machine::new();
     let mut driver = Driver::start(&mut m, 0, (64, 0), 0);
     (0..64).for_each(|_| driver.post(&mut m, DATA, 4096));
+    m.pass(LONG);
+    m.pass(Duration::from_millis(1));
+    assert!(driver.take(&m).is_some(), "with bus mastering");
     m.bus_master = false;
     for _ in 0..3 {
         m.pass(LONG);
@@ -179,6 +182,23 @@ fn a_channel_that_was_stopped_writes_nothing_more() {
     m.pass(LONG);
     m.pass(LONG);
     assert_eq!(m.load(DATA), 0, "was {before:#x}");
+}
+
+#[test]
+fn a_channel_that_is_started_again_begins_at_the_first_entry() {
+    let mut m = Machine::new();
+    unleash(&mut m);
+    let mut first = Driver::start(&mut m, 0, (4, 0), 1);
+    (0..3).for_each(|_| first.post(&mut m, DATA, 8));
+    m.pass(LONG);
+    m.pass(LONG);
+    assert_eq!(m.read(first.register(HEAD)), 3);
+    let mut again = Driver::start(&mut m, 0, (4, 0), 50);
+    assert_eq!(m.read(again.register(HEAD)), 0);
+    again.post(&mut m, DATA, 8);
+    m.pass(LONG);
+    m.pass(LONG);
+    assert_eq!(again.take(&m).unwrap().sequence, 50);
 }
 
 proptest! {
