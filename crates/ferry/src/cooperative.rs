@@ -39,7 +39,7 @@ pub struct Guest {
 /// How long the guest may take. The defaults are those of `docs/guest-protocol.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// To begin to track what devices write; the VM runs meanwhile.
+    /// To begin to track what devices write; the VM runs meanwhile, so that it costs nothing.
     pub track: Duration,
     /// To stop its devices. Those that have been stopped wait for the others.
     pub quiesce: Duration,
@@ -50,7 +50,7 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
-            track: Duration::from_millis(500),
+            track: Duration::from_secs(5),
             quiesce: Duration::from_millis(200),
             end: Duration::from_secs(5),
         }

@@ -189,8 +189,12 @@ impl Vm {
         self.lock().refusal.clone()
     }
 
-    /// The devices that keep no log of what they write: index and name.
+    /// The devices of whose writes only the guest can know: index and name. None in the control run
+    /// in which nobody needs to know.
     pub(crate) fn without_log(&self) -> Vec<(usize, String)> {
+        if self.0.controls.no_log {
+            return Vec::new();
+        }
         let all = self.0.endpoints.0.iter().enumerate();
         all.filter(|(_, endpoint)| !endpoint.keeps_log())
             .map(|(index, endpoint)| (index, endpoint.name().to_owned()))
@@ -199,9 +203,6 @@ impl Vm {
 
     /// A device whose writes nobody lets the host know, if there is one.
     pub(crate) fn unknown_writer(&self) -> Option<(usize, String)> {
-        if self.0.controls.no_log {
-            return None;
-        }
         let state = self.lock();
         let known = |index| state.help.as_ref().is_some_and(|help| help.knows(index));
         self.without_log()
