@@ -73,7 +73,7 @@ fn a_guest_with_the_module_stops_its_device_and_starts_it_there_and_back() -> Re
     let mut testbed = start(cooperative())?;
     // What a network manager has set must be there afterwards.
     testbed.shell(
-        "ip link set eth0 txqueuelen 500 && ip addr add 10.88.0.1/24 dev eth0 && \
+        "ifconfig eth0 txqueuelen 500 && ip addr add 10.88.0.1/24 dev eth0 && \
          ip route add 10.99.0.0/16 via 10.77.0.1 && \
          ip link add link eth0 name eth0.7 type vlan id 7 && ip link set eth0.7 up",
     )?;
