@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
-use testbed::{Help, Migration, Options, Programs, Spread, Summary, Testbed, summarise};
+use testbed::{Help, Migration, Options, Programs, Rehearsed, Spread, Summary, Testbed, summarise};
 
 /// A live migration of a Linux guest with a device under load, on the lab.
 #[derive(Debug, Args)]
@@ -87,6 +87,14 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     };
     step("booting a stock Linux guest with a vferry NIC, and loading it");
     let mut testbed = Testbed::start(lab, programs, options)?;
+    let rehearsed = if demo.strategy == Some(Strategy::Cooperative) {
+        step("rehearsal: the guest stops and starts its devices without a migration");
+        let rehearsed = Rehearsed::of(&testbed.rehearse()?);
+        testbed.reset_counts()?;
+        rehearsed
+    } else {
+        None
+    };
     let count = demo.round_trips.map_or(1, |trips| 2 * trips);
     let mut migrations = Vec::new();
     for number in 1..=count {
@@ -97,8 +105,12 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     }
     let summary = summarise(&testbed, &migrations)?;
     match demo.report {
-        Form::Json => println!("{}", serde_json::to_string(&summary)?),
-        Form::Text => print(&summary),
+        Form::Json => {
+            let mut report = serde_json::to_value(&summary)?;
+            report["rehearsed"] = serde_json::to_value(rehearsed)?;
+            println!("{report}");
+        }
+        Form::Text => print(&summary, rehearsed.as_ref()),
     }
     let faults = summary.faults();
     for fault in &faults {
@@ -163,7 +175,7 @@ fn line(migration: &Migration) -> String {
     )
 }
 
-fn print(summary: &Summary) {
+fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
     let spread = |what: &str, spread: &Spread| {
         println!(
             "  {what:32} {:9.1} ms median, {:9.1} ms at most",
@@ -191,6 +203,11 @@ fn print(summary: &Summary) {
         spread("  VM pause", &split.vm_pause_ms);
         spread("  guest starts its device", &split.guest_restart_ms);
         spread("  the rest", &split.rest_ms);
+    }
+    if let Some(Rehearsed { stop_ms, start_ms }) = rehearsed {
+        println!(
+            "  without a migration, the guest stops it in {stop_ms:.1} ms and starts it in {start_ms:.1} ms"
+        );
     }
     println!("packets         sent       lost  duplicated  reordered    damaged");
     let rows = [

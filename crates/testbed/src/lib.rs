@@ -20,4 +20,4 @@ pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use programs::Programs;
 pub use run::{GUEST_IP, Help, Options, PEER_IP, Testbed};
-pub use summary::{Split, Spread, Summary, summarise};
+pub use summary::{Rehearsed, Split, Spread, Summary, summarise};

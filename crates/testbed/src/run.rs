@@ -13,6 +13,7 @@ use load_format::GuestReport;
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
+use vferry::rehearsal::Rehearsal;
 
 use crate::migration::{Interrupts, Migration};
 use crate::{GuestOptions, Host, HostOptions, Programs};
@@ -341,6 +342,19 @@ impl Testbed {
         let value = value.and_then(|value| value.parse().ok());
         let value = value.with_context(|| format!("no `{name}` in {status:?}"))?;
         Ok(Some(value))
+    }
+
+    /// Has the guest stop its devices and start them again where they are (`vferry rehearse`), and
+    /// waits until all traffic flows again.
+    ///
+    /// # Errors
+    /// When the guest cannot.
+    pub fn rehearse(&self) -> Result<Rehearsal> {
+        let output = self.host.command("rehearse").arg("--json").output()?;
+        let rehearsal = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        self.wait_for_traffic()?;
+        Ok(rehearsal)
     }
 
     /// All outages are over: starts counting anew on both ends.

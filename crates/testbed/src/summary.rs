@@ -9,6 +9,7 @@ use ferry::{Phase, Strategy};
 use load_format::GuestReport;
 use serde::Serialize;
 use uplink::peer::{Loss, PeerReport};
+use vferry::rehearsal::{Answer, DeviceRehearsal, Rehearsal};
 
 use crate::migration::Interrupts;
 use crate::{Migration, Testbed};
@@ -79,6 +80,35 @@ pub struct Split {
     pub guest_restart_ms: Spread,
     /// What of the outage is none of these.
     pub rest_ms: Spread,
+}
+
+/// What stopping and starting the slowest device took without a migration, by the guest's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rehearsed {
+    /// Milliseconds to stop it.
+    pub stop_ms: f64,
+    /// Milliseconds to start it.
+    pub start_ms: f64,
+}
+
+impl Rehearsed {
+    /// Of `rehearsal`; `None` if a device was not stopped and started.
+    pub fn of(rehearsal: &Rehearsal) -> Option<Self> {
+        let slowest = |answer: fn(&DeviceRehearsal) -> &Answer| {
+            let times = rehearsal.devices.iter().map(|device| match answer(device) {
+                Answer::Done(ms) => Some(*ms),
+                Answer::No(_) => None,
+            });
+            times
+                .collect::<Option<Vec<_>>>()?
+                .into_iter()
+                .max_by(f64::total_cmp)
+        };
+        Some(Self {
+            stop_ms: slowest(|device| &device.stop)?,
+            start_ms: slowest(|device| &device.start)?,
+        })
+    }
 }
 
 /// Numbered packets one way.
