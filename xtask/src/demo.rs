@@ -1,13 +1,17 @@
 //! `cargo xtask demo`
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
 use testbed::{Help, Migration, Options, Programs, Rehearsed, Spread, Summary, Testbed, summarise};
+
+/// How long the guest may take to stop devices that it tracks: an emulated guest under full load
+/// spends much of its time in the hooks.
+const TRACKED_QUIESCE: Duration = Duration::from_secs(10);
 
 /// A live migration of a Linux guest with a device under load, on the lab.
 #[derive(Debug, Args)]
@@ -75,15 +79,21 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
     }
     step("building vferry and the guest's load");
     let programs = Programs::build()?;
+    let defaults = Options::default();
     let options = Options {
         memory: demo.memory,
         verify: !demo.no_verify,
         unsound_control: demo.unsound_control().map(str::to_owned),
         stream: blind.then(String::new),
+        quiesce_deadline: if blind {
+            TRACKED_QUIESCE
+        } else {
+            defaults.quiesce_deadline
+        },
         dirty_log_of_guest: blind,
         strategy: demo.strategy,
         guest,
-        ..Options::default()
+        ..defaults
     };
     step("booting a stock Linux guest with a vferry NIC, and loading it");
     let mut testbed = Testbed::start(lab, programs, options)?;
