@@ -39,6 +39,9 @@
 /* Compilers put no more than a landing pad before the call of ftrace. */
 #define ENTRY_BYTES		16
 
+/* Functions that one handler is for, at most */
+#define HOOKS_MAX		16
+
 struct hook {
 	void *function;
 	void (*handle)(struct device *dev, struct ftrace_regs *fregs,
@@ -191,24 +194,20 @@ static struct ftrace_ops free_ops = {
 	.flags = FTRACE_OPS_FL_PERMANENT,
 };
 
-static int hook(struct ftrace_ops *ops, const struct hook *hooks, size_t count)
+/* Finding the functions takes long, so it is done before a migration waits. */
+static int find(struct ftrace_ops *ops, const struct hook *hooks, size_t count)
 {
+	unsigned long ips[HOOKS_MAX];
 	size_t i;
-	int ret;
 
-	for (i = 0; i < count; i++) {
-		ret = ftrace_set_filter_ip(ops, (unsigned long)hooks[i].function,
-					   0, 0);
-		if (ret)
-			return ret;
-	}
-	return register_ftrace_function(ops);
+	for (i = 0; i < count; i++)
+		ips[i] = (unsigned long)hooks[i].function;
+	return ftrace_set_filter_ips(ops, ips, count, 0, 0);
 }
 
 int vferry_hook_streaming(void)
 {
-	return hook(&streaming_ops, streaming_hooks,
-		    ARRAY_SIZE(streaming_hooks));
+	return register_ftrace_function(&streaming_ops);
 }
 
 /* On return no handler runs any more. */
@@ -281,53 +280,70 @@ static int mask_set(struct kretprobe_instance *instance, struct pt_regs *regs)
 	.maxactive = 256,						\
 }
 
-static struct kretprobe allocation_probes[] = {
-	PROBE("dma_alloc_attrs", allocation_ends),
-	PROBE("dma_alloc_pages", allocation_ends),
-	PROBE("dma_alloc_noncontiguous", sgtable_allocation_ends),
-	PROBE("dma_set_mask", mask_set),
+static struct kretprobe alloc_probe =
+	PROBE("dma_alloc_attrs", allocation_ends);
+static struct kretprobe alloc_pages_probe =
+	PROBE("dma_alloc_pages", allocation_ends);
+static struct kretprobe alloc_noncontiguous_probe =
+	PROBE("dma_alloc_noncontiguous", sgtable_allocation_ends);
+static struct kretprobe set_mask_probe = PROBE("dma_set_mask", mask_set);
+
+/* Registered together: waiting for all costs as much as for one. */
+static struct kretprobe *probes[] = {
+	&alloc_probe,
+	&alloc_pages_probe,
+	&alloc_noncontiguous_probe,
+	&set_mask_probe,
 };
+
+static void forget_functions(void)
+{
+	ftrace_free_filter(&streaming_ops);
+	ftrace_free_filter(&free_ops);
+}
 
 int vferry_hook_allocations(void)
 {
-	int ret, i;
+	int ret;
 
-	ret = hook(&free_ops, free_hooks, ARRAY_SIZE(free_hooks));
+	BUILD_BUG_ON(ARRAY_SIZE(streaming_hooks) > HOOKS_MAX ||
+		     ARRAY_SIZE(free_hooks) > HOOKS_MAX);
+	ret = find(&streaming_ops, streaming_hooks,
+		   ARRAY_SIZE(streaming_hooks));
 	if (ret)
-		return ret;
-	for (i = 0; i < ARRAY_SIZE(allocation_probes); i++) {
-		ret = register_kretprobe(&allocation_probes[i]);
-		if (ret)
-			goto unregister;
-	}
+		goto forget;
+	ret = find(&free_ops, free_hooks, ARRAY_SIZE(free_hooks));
+	if (ret)
+		goto forget;
+	ret = register_ftrace_function(&free_ops);
+	if (ret)
+		goto forget;
+	ret = register_kretprobes(probes, ARRAY_SIZE(probes));
+	if (ret)
+		goto unregister;
 	return 0;
 
 unregister:
-	while (i--)
-		unregister_kretprobe(&allocation_probes[i]);
 	unregister_ftrace_function(&free_ops);
+forget:
+	forget_functions();
 	return ret;
 }
 
 void vferry_unhook_allocations(void)
 {
-	int i;
-
-	for (i = 0; i < ARRAY_SIZE(allocation_probes); i++)
-		unregister_kretprobe(&allocation_probes[i]);
+	unregister_kretprobes(probes, ARRAY_SIZE(probes));
 	unregister_ftrace_function(&free_ops);
+	forget_functions();
 }
 
 bool vferry_hooks_missed(void)
 {
 	int i;
 
-	for (i = 0; i < ARRAY_SIZE(allocation_probes); i++) {
-		struct kretprobe *probe = &allocation_probes[i];
-
-		if (probe->nmissed || probe->kp.nmissed)
+	for (i = 0; i < ARRAY_SIZE(probes); i++)
+		if (probes[i]->nmissed || probes[i]->kp.nmissed)
 			return true;
-	}
 	return false;
 }
 
