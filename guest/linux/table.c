@@ -5,7 +5,7 @@
  * All chunks are allocated before tracking begins (32 KiB for each GiB of
  * memory), so that setting a bit is one atomic instruction in any context.
  */
-#include <linux/atomic.h>
+#include <asm/asm.h>
 #include <linux/bitops.h>
 #include <linux/gfp.h>
 #include <linux/io.h>
@@ -156,6 +156,19 @@ void vferry_table_clear_whole_pages(phys_addr_t phys, size_t len)
 	}
 }
 
+/*
+ * A page of which a part was given to a device once may be anything today: it
+ * may be read-only (a module's code) or have no mapping at all (secret memory,
+ * guard pages). What it holds, the CPU has written after the device then.
+ */
+static void touch_word(void *word)
+{
+	asm volatile("1:	lock orl $0, %0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+m" (*(u32 *)word) : : "memory", "cc");
+}
+
 static void touch_page(phys_addr_t phys)
 {
 	unsigned long pfn = PHYS_PFN(phys);
@@ -167,8 +180,7 @@ static void touch_page(phys_addr_t phys)
 	page = pfn_to_page(pfn);
 	if (is_zone_device_page(page))
 		return;
-	atomic_or(0, (atomic_t *)(page_address(page) +
-				  offset_in_page(ALIGN_DOWN(phys, 4))));
+	touch_word(page_address(page) + offset_in_page(ALIGN_DOWN(phys, 4)));
 }
 
 void vferry_touch(phys_addr_t phys, size_t len)
