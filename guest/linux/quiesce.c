@@ -17,6 +17,7 @@
 #include <linux/mutex.h>
 #include <linux/pm.h>
 #include <linux/pm_runtime.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/suspend.h>
 
@@ -101,6 +102,21 @@ static bool has_sleep_callbacks(const struct dev_pm_ops *pm)
 	return pm && (pm->freeze || pm->freeze_late || pm->freeze_noirq);
 }
 
+/* Buses that leave all to their drivers, as the auxiliary bus, do not count. */
+static bool bus_sleeps(const struct bus_type *bus)
+{
+	return bus && has_sleep_callbacks(bus->pm) &&
+	       bus->pm->freeze != pm_generic_freeze &&
+	       bus->pm->freeze != pm_generic_suspend;
+}
+
+/* Such a bus calls the driver's suspend even to freeze it. */
+static bool driver_sleeps(const struct device_driver *driver)
+{
+	return driver && driver->pm &&
+	       (has_sleep_callbacks(driver->pm) || driver->pm->suspend);
+}
+
 /*
  * A child with power management of its own (a disk on a host adapter, a USB
  * device) has to be stopped before its parent, which is the whole system's
@@ -115,7 +131,7 @@ static int child_sleeps(struct device *dev, void *unused)
 		return 1;
 	if (dev->class && has_sleep_callbacks(dev->class->pm))
 		return 1;
-	if (dev->driver && has_sleep_callbacks(dev->driver->pm))
+	if (bus_sleeps(dev->bus) || driver_sleeps(dev->driver))
 		return 1;
 	return device_for_each_child(dev, NULL, child_sleeps);
 }
@@ -249,6 +265,7 @@ int vferry_quiesce(struct vferry_stopped *stopped, struct pci_dev *pdev,
 {
 	const struct vferry_ops *ops;
 	struct device *dev = &pdev->dev;
+	unsigned int noio;
 	int ret;
 
 	ret = keep_awake();
@@ -265,23 +282,30 @@ int vferry_quiesce(struct vferry_stopped *stopped, struct pci_dev *pdev,
 	if (ret)
 		goto unlock;
 
+	/* What is allocated here must not wait for a disk that is stopped, too. */
+	noio = memalloc_noio_save();
 	ops = ops_of(pdev);
 	ret = stop(pdev, ops);
 	if (ret)
 		goto put_ops;
+	/* First, so that nobody else sets the bit again. */
+	pci_cfg_access_lock(pdev);
 	ret = clear_bus_master(pdev);
 	if (ret)
 		goto undo_stop;
-	pci_cfg_access_lock(pdev);
+	memalloc_noio_restore(noio);
 	stopped->pdev = pdev;
 	stopped->ops = ops;
 	return 0;
 
 undo_stop:
+	/* Drivers may take it themselves. */
+	pci_cfg_access_unlock(pdev);
 	undo_stop(pdev, ops);
 put_ops:
 	if (ops)
 		module_put(ops->owner);
+	memalloc_noio_restore(noio);
 	pm_runtime_put(dev);
 unlock:
 	device_unlock(dev);
@@ -294,10 +318,13 @@ int vferry_restart(struct vferry_stopped *stopped)
 {
 	const struct vferry_ops *ops = stopped->ops;
 	struct pci_dev *pdev = stopped->pdev;
+	unsigned int noio;
 	int ret;
 
 	pci_cfg_access_unlock(pdev);
+	noio = memalloc_noio_save();
 	ret = start(pdev, ops);
+	memalloc_noio_restore(noio);
 	if (ret)
 		pci_err(pdev, "vferry: the driver could not restart it: %pe\n",
 			ERR_PTR(ret));
