@@ -277,14 +277,19 @@ static void get_ready(struct control *control)
 	u32 offered = read_register(control, VFERRY_FEATURES);
 	u32 take = offered & VFERRY_FEATURE_QUIESCE;
 	u32 track = offered & (VFERRY_FEATURE_TABLE | VFERRY_FEATURE_TOUCH);
+	enum vferry_method wanted;
 
 	if (track == (VFERRY_FEATURE_TABLE | VFERRY_FEATURE_TOUCH))
 		track = sysfs_streq(method, "touch") ? VFERRY_FEATURE_TOUCH :
 						       VFERRY_FEATURE_TABLE;
 	if (can_track)
 		take |= track;
-	control->method = track == VFERRY_FEATURE_TOUCH ? VFERRY_METHOD_TOUCH :
-							  VFERRY_METHOD_TABLE;
+	wanted = track == VFERRY_FEATURE_TOUCH ? VFERRY_METHOD_TOUCH :
+						 VFERRY_METHOD_TABLE;
+	/* Those that are known answer by the method they were made with. */
+	if (wanted != control->method)
+		forget_all(control);
+	control->method = wanted;
 	control->carried_out = NO_REQUEST;
 	write_register(control, VFERRY_DRIVER, VFERRY_DRIVER_READY | take);
 }

@@ -23,6 +23,7 @@
 #include "hooks.h"
 #include "table.h"
 #include "track.h"
+#include "unseen.h"
 #include "vferry_regs.h"
 
 static bool always;
@@ -125,8 +126,13 @@ void vferry_dma_event(struct device *dev, enum dma_event event,
 {
 	if (event == DMA_ALLOCATED && dev_is_pci(dev))
 		add_region(dev, phys, len);
-	if (static_branch_unlikely(&tracking) && is_tracked(dev))
-		note(event, phys, len);
+	if (static_branch_unlikely(&tracking)) {
+		/* end() waits for it. */
+		rcu_read_lock();
+		if (is_tracked(dev))
+			note(event, phys, len);
+		rcu_read_unlock();
+	}
 	if (event == DMA_FREED && dev_is_pci(dev))
 		remove_region(phys);
 }
@@ -150,13 +156,15 @@ static unsigned long watched_index(struct pci_dev *pdev)
 }
 
 /* Why it cannot be known what the device writes; NULL if it can. */
-static const char *why_not(struct pci_dev *pdev)
+static const char *why_not(struct pci_dev *pdev, enum vferry_method wanted)
 {
 	struct device *dev = &pdev->dev;
 	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
 
 	if (!available)
 		return "the kernel's DMA calls cannot be watched";
+	if (always && wanted != VFERRY_METHOD_TABLE)
+		return "always=1 goes with the table only";
 	if (!xa_load(&watched, watched_index(pdev)))
 		return "its driver was bound before vferry was loaded";
 	if (vferry_hooks_missed() || READ_ONCE(regions_lost))
@@ -172,7 +180,7 @@ static const char *why_not(struct pci_dev *pdev)
 	    min_not_zero(*dev->dma_mask, dev->bus_dma_limit) <
 	    dma_get_required_mask(dev))
 		return "it may need bounce buffers";
-	return NULL;
+	return always ? NULL : vferry_unseen_mappings(dev);
 }
 
 /* With track_lock. */
@@ -195,6 +203,7 @@ static int begin(enum vferry_method wanted)
 
 disable:
 	static_branch_disable(&tracking);
+	synchronize_rcu();
 not_in_use:
 	WRITE_ONCE(table_in_use, false);
 	return ret;
@@ -205,6 +214,8 @@ static void end(void)
 {
 	vferry_unhook_streaming();
 	static_branch_disable(&tracking);
+	/* Hooks of allocations may be at the table, which begin() may replace. */
+	synchronize_rcu();
 	WRITE_ONCE(table_in_use, false);
 }
 
@@ -223,7 +234,7 @@ static int add(struct device *dev, enum vferry_method wanted)
 	int slot, ret;
 
 	if (is_tracked(dev))
-		return 0;
+		return method == wanted ? 0 : -EBUSY;
 	slot = free_slot();
 	if (slot < 0)
 		return slot;
@@ -246,7 +257,7 @@ int vferry_track_start(struct pci_dev *pdev, enum vferry_method wanted)
 	int ret;
 
 	mutex_lock(&track_lock);
-	reason = why_not(pdev);
+	reason = why_not(pdev, wanted);
 	if (reason) {
 		pci_info(pdev, "vferry: not tracked: %s\n", reason);
 		ret = -EOPNOTSUPP;
@@ -268,7 +279,7 @@ int vferry_track_stopped(struct pci_dev *pdev)
 
 	mutex_lock(&track_lock);
 	if (is_tracked(&pdev->dev)) {
-		if (why_not(pdev))
+		if (why_not(pdev, method))
 			ret = -ENODATA;
 		else if (method == VFERRY_METHOD_TOUCH)
 			vferry_table_touch_marked();
@@ -335,6 +346,19 @@ static struct notifier_block memory_notifier = {
 	.notifier_call = memory_event,
 };
 
+/* With nothing hooked any more. */
+static void free_all(void)
+{
+	struct region *region;
+	unsigned long index;
+
+	vferry_table_free();
+	xa_for_each(&regions, index, region)
+		kfree(region);
+	xa_destroy(&regions);
+	xa_destroy(&watched);
+}
+
 /* Without what tracking needs, the module still stops and restarts devices. */
 int vferry_track_init(void)
 {
@@ -364,14 +388,12 @@ unregister_memory:
 	unregister_memory_notifier(&memory_notifier);
 unhook:
 	vferry_unhook_allocations();
+	free_all();
 	return ret;
 }
 
 void vferry_track_exit(void)
 {
-	struct region *region;
-	unsigned long index;
-
 	if (!available)
 		return;
 	bus_unregister_notifier(&pci_bus_type, &driver_notifier);
@@ -379,9 +401,5 @@ void vferry_track_exit(void)
 		end();
 	unregister_memory_notifier(&memory_notifier);
 	vferry_unhook_allocations();
-	vferry_table_free();
-	xa_for_each(&regions, index, region)
-		kfree(region);
-	xa_destroy(&regions);
-	xa_destroy(&watched);
+	free_all();
 }
