@@ -86,6 +86,14 @@ fn each_kernel_boots_and_loads_what_was_built_for_it() {
 }
 
 #[test]
+fn vferry_builds_for_each_kernel_without_a_warning() {
+    for kernel in Kernel::ALL {
+        let module = lab(kernel).guest_module(&progress_on_stderr).unwrap();
+        assert_eq!(module.path().file_name().unwrap(), "vferry.ko");
+    }
+}
+
+#[test]
 fn a_module_is_built_once_until_its_sources_change() {
     let (lab, folder) = (lab(Kernel::default()), tempfile::tempdir().unwrap());
     sources(folder.path(), "lender", LENDER);
@@ -99,7 +107,7 @@ fn a_module_is_built_once_until_its_sources_change() {
     };
     let first = build();
     assert_eq!(build(), first);
-    let changed = LENDER.replace("a word", &format!("a word, says {}", std::process::id()));
+    let changed = LENDER.replace("a word", "two words");
     sources(folder.path(), "lender", &changed);
     assert_ne!(build(), first);
 }
