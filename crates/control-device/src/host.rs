@@ -250,12 +250,15 @@ impl Asked<Quiesce> {
             Outcome::Declined => Outcome::Declined,
             Outcome::Silent => Outcome::Silent,
         };
-        let replies = self.collect().by_device.into_iter();
-        let outcomes = replies.enumerate().map(outcome).collect();
+        let Replies {
+            by_device, life, ..
+        } = self.collect();
+        let outcomes = by_device.into_iter().enumerate().map(outcome).collect();
         Quiesced {
             session: self.session,
             tracking: self.what.0,
             outcomes,
+            life,
         }
     }
 }
@@ -343,6 +346,8 @@ pub struct Quiesced {
     session: Session,
     tracking: Tracking,
     outcomes: Vec<Outcome<Stopped>>,
+    /// The life of the driver that gave them.
+    life: u64,
 }
 
 impl Quiesced {
@@ -351,16 +356,23 @@ impl Quiesced {
         &self.outcomes
     }
 
-    /// Whether device `index` was stopped, and was seen to be no bus master.
+    /// Whether device `index` was stopped, and was seen to be no bus master, by a driver of the
+    /// control device that is still there. What the device has become since, the caller can see.
     pub fn is_stopped(&self, index: usize) -> bool {
         let outcome = self.outcomes.get(index);
-        outcome.and_then(|outcome| outcome.done()) == Some(Stopped::Verified)
+        let done = outcome.and_then(|outcome| outcome.done());
+        done == Some(Stopped::Verified) && self.session.shared.lock().life() == self.life
     }
 
     /// How the pages written by device `index` come to be known.
     pub fn coverage(&self, index: usize) -> Coverage {
         let stopped = self.is_stopped(index);
         self.tracking.coverage(&self.session, index, stopped)
+    }
+
+    /// The same if the device was seen to run again.
+    pub fn coverage_if_running(&self, index: usize) -> Coverage {
+        self.tracking.coverage(&self.session, index, false)
     }
 
     /// Reports every page that the guest's table says was written, and returns their number. The

@@ -25,6 +25,8 @@ struct Gate {
     map: MemoryMap,
     /// Bus Master Enable of the Command register (PCI Local Bus 3.0, 6.2.2).
     enabled: bool,
+    /// How often it was switched on.
+    starts: u64,
     halted: bool,
 }
 
@@ -48,7 +50,17 @@ impl BusMaster {
 
     /// The guest switched bus mastering on or off. Off means off: waits for bursts under way.
     pub fn set_enabled(&self, enabled: bool) {
-        self.close().enabled = enabled;
+        let mut gate = self.close();
+        let started = enabled && !gate.enabled;
+        gate.starts = gate.starts.wrapping_add(u64::from(started));
+        gate.enabled = enabled;
+    }
+
+    /// Whether the guest has bus mastering on, and how often it was switched on: what is the same
+    /// as before, and off, has written nothing meanwhile.
+    pub fn enabled(&self) -> (bool, u64) {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        (gate.enabled, gate.starts)
     }
 
     /// Stops all DMA: waits for bursts under way, refuses new ones.
@@ -203,6 +215,19 @@ mod tests {
         assert!(bus.begin().is_none());
         bus.set_enabled(true);
         assert!(bus.begin().is_some());
+    }
+
+    #[test]
+    fn each_switching_on_is_counted_once() {
+        let (bus, _file) = bus(1);
+        let (_, before) = bus.enabled();
+        bus.set_enabled(true);
+        assert_eq!(bus.enabled(), (true, before));
+        bus.set_enabled(false);
+        assert_eq!(bus.enabled(), (false, before));
+        bus.set_enabled(true);
+        bus.set_enabled(false);
+        assert_eq!(bus.enabled(), (false, before + 1));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
-use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::digest::MemoryDigest;
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
@@ -40,8 +39,6 @@ pub struct Destination<'a> {
     pub uri: String,
     /// Limits for QEMU.
     pub settings: MigrationSettings,
-    /// The way to the guest, if there is one.
-    pub guest: Option<&'a Guest>,
 }
 
 /// Why nothing arrived.
@@ -85,8 +82,8 @@ impl Destination<'_> {
             .prepare(link, &functions, verify)
             .and_then(|()| self.arrive(link, &functions));
         match arrived {
-            Ok((arrival, ending)) => {
-                self.answer(link, verify, ending);
+            Ok(arrival) => {
+                self.answer(link, verify);
                 Ok(arrival)
             }
             // It may run here. To say that it does not would let the source run it too.
@@ -155,11 +152,7 @@ impl Destination<'_> {
         Ok(link.send(&Message::Prepared { uri }, ANSWER)?)
     }
 
-    fn arrive(
-        &self,
-        link: &mut Link,
-        prepared: &[Function],
-    ) -> Result<(Arrival, Option<Ending>), ReceiveError> {
+    fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
         let mut events = self.qmp.events();
         let functions = self.wait_for_word(link)?;
         let told = Instant::now();
@@ -184,15 +177,13 @@ impl Destination<'_> {
             error => ReceiveError::Uncertain(error.to_string()),
         })?;
         self.vm.run_again();
-        // As soon as it can hear it: its devices stand still until then.
-        let ending = self.guest.and_then(Ending::begin);
         tracing::info!(phase = %Phase::Resume, "phase");
         let arrival = self.arrival(told, corrected);
         // The VM runs here, whether the source hears of it or not.
         if let Err(error) = link.send(&Message::Running(arrival), ANSWER) {
             tracing::error!(%error, "the VM runs here, but the source could not be told");
         }
-        Ok((arrival, ending))
+        Ok(arrival)
     }
 
     /// The source's word to run, looking after QEMU meanwhile.
@@ -248,7 +239,7 @@ impl Destination<'_> {
     }
 
     /// The VM runs; what happens to the link no longer matters to it.
-    fn answer(&self, link: &mut Link, verify: bool, mut ending: Option<Ending>) {
+    fn answer(&self, link: &mut Link, verify: bool) {
         // Its mapping of all guest memory is kept as long: to take it down now would cost the VM
         // that has just begun to run a processor.
         let session = self.vm.take_session();
@@ -258,7 +249,8 @@ impl Destination<'_> {
             let answer = match message {
                 Message::GuestEnd => {
                     tracing::info!(phase = %Phase::Recover, "phase");
-                    let restarts = ending.take().map(Ending::wait).unwrap_or_default();
+                    let restarts = self.vm.take_ending().map(Ending::wait);
+                    let restarts = restarts.unwrap_or_default();
                     Message::GuestEnded(restarts)
                 }
                 Message::Digests { file } => Message::BlockDigests {

@@ -13,7 +13,6 @@ use qemu::migration::MigrationSettings;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
-use crate::cooperative::Guest;
 use crate::cooperative::ask::{Cooperation, NoHelp};
 use crate::cooperative::end::Restart;
 use crate::driverless::{self, StartError};
@@ -51,8 +50,6 @@ pub struct Source<'a> {
     pub slots: &'a [Slot],
     /// What it is.
     pub facts: Facts,
-    /// The way to the guest, if there is one.
-    pub guest: Option<&'a Guest>,
     /// Set to give up.
     pub cancel: Arc<AtomicBool>,
 }
@@ -145,7 +142,6 @@ impl Source<'_> {
             let cooperation = Cooperation::begin(
                 self.vm,
                 self.qmp,
-                self.guest,
                 strategy,
                 options.settings,
                 self.facts.machine.base_memory,
@@ -282,7 +278,7 @@ impl Source<'_> {
 
     /// What needs a control device where the VM has none.
     fn without_guest(&self, options: &Options) -> Option<String> {
-        if self.guest.is_some() {
+        if self.vm.guest().is_some() {
             return None;
         }
         if options.strategy == Some(Strategy::Cooperative) {
@@ -299,7 +295,7 @@ impl Source<'_> {
 
     /// How each device went over, so far as is known here.
     fn device_reports(&self, cooperation: Option<&Cooperation<'_>>) -> Vec<DeviceReport> {
-        let guest = self.guest.map(|guest| guest.endpoint.name());
+        let guest = self.vm.guest().map(|guest| guest.endpoint.name());
         let devices = self.slots.iter().map(|slot| slot.endpoint.name());
         let devices = devices.zip(self.vm.carried()).enumerate();
         devices
@@ -404,7 +400,8 @@ fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
     for device in devices {
         match answers.next() {
             Some(Restart::Done(ms)) => device.restart_ms = Some(ms),
-            Some(Restart::Failed(why)) if device.is_left_to_driver() => {
+            Some(Restart::Failed(why)) => device.fault = Some(link::printable(&why)),
+            Some(Restart::Silent(why)) if device.is_left_to_driver() => {
                 device.fault = Some(link::printable(&why));
             }
             None | Some(Restart::Declined) if device.is_left_to_driver() => {

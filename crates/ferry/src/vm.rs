@@ -24,6 +24,8 @@ use control_device::Tracked;
 use endpoint::{Carry, Endpoints};
 use sidecar::LogHandle;
 
+use crate::cooperative::Guest;
+use crate::cooperative::end::Ending;
 use crate::cooperative::help::{Help, Step};
 use crate::digest::{GuestRam, MemoryDigest, Urgency};
 use crate::report::Marks;
@@ -40,6 +42,7 @@ pub struct Vm(Arc<Inner>);
 struct Inner {
     endpoints: Endpoints,
     log: LogHandle,
+    guest: Option<Guest>,
     controls: Controls,
     state: Mutex<State>,
     changed: Condvar,
@@ -55,6 +58,8 @@ struct State {
     session: Option<Session>,
     /// What the guest does for the migration away from here.
     help: Option<Help>,
+    /// What the guest of a VM that has arrived here was told.
+    ending: Option<Ending>,
     /// What of each device goes over, decided when they were halted.
     carry: Vec<Carry>,
     logging: bool,
@@ -102,20 +107,31 @@ impl Controls {
 }
 
 impl State {
-    /// The VM runs: so do its devices, and a guest that was asked to help is told that it is over,
-    /// unless that migration is still under way. Says whether the devices did not run before.
-    fn run(&mut self) -> bool {
+    /// The VM runs: so do its devices, and a guest that was asked to help, here or where it comes
+    /// from, is told that it is over, unless that migration is still under way. Says whether the devices did not run before.
+    fn run(&mut self, guest: Option<&Guest>) -> bool {
+        let arrived = self.stage.name() == StageName::Arrived;
         let changed = self.stage.run();
         if !self.outgoing {
             self.help = None;
+        }
+        // As soon as it can hear it, and whoever let it run: its devices stand still until then.
+        if arrived {
+            self.ending = guest.and_then(Ending::begin);
         }
         changed
     }
 }
 
 impl Vm {
-    /// The VM whose devices are `endpoints`, with the dirty log of its sidecar.
-    pub fn new(endpoints: Endpoints, log: LogHandle, controls: Controls) -> Self {
+    /// The VM whose devices are `endpoints`, with the dirty log of its sidecar and the way to its
+    /// guest, if there is one.
+    pub fn new(
+        endpoints: Endpoints,
+        log: LogHandle,
+        guest: Option<Guest>,
+        controls: Controls,
+    ) -> Self {
         if controls.any() {
             tracing::error!(
                 ?controls,
@@ -129,6 +145,7 @@ impl Vm {
         Self(Arc::new(Inner {
             endpoints,
             log,
+            guest,
             controls,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -138,6 +155,16 @@ impl Vm {
     /// The devices.
     pub fn endpoints(&self) -> &Endpoints {
         &self.0.endpoints
+    }
+
+    /// The way to the guest.
+    pub fn guest(&self) -> Option<&Guest> {
+        self.0.guest.as_ref()
+    }
+
+    /// What the guest of a VM that has arrived here was told, if it was told anything.
+    pub(crate) fn take_ending(&self) -> Option<Ending> {
+        self.lock().ending.take()
     }
 
     /// What QEMU's sidecar calls.
@@ -204,7 +231,11 @@ impl Vm {
     /// A device whose writes nobody lets the host know, if there is one.
     pub(crate) fn unknown_writer(&self) -> Option<(usize, String)> {
         let state = self.lock();
-        let known = |index| state.help.as_ref().is_some_and(|help| help.knows(index));
+        let devices = &self.0.endpoints.0;
+        let known = |index: usize| {
+            let help = state.help.as_ref().zip(devices.get(index));
+            help.is_some_and(|(help, device)| help.knows(index, device))
+        };
         self.without_log()
             .into_iter()
             .find(|(index, _)| !known(*index))
@@ -243,6 +274,7 @@ impl Vm {
         let mut state = self.lock();
         state.outgoing = true;
         state.help = None;
+        state.ending = None;
         state.carry = Vec::new();
         state.refusal = None;
         state.timeline = Timeline::default();
@@ -278,6 +310,7 @@ impl Vm {
         };
         let ram = Arc::new(ram);
         let mut state = self.lock();
+        state.ending = None;
         state.stage.wait_for_arrival()?;
         state.session = Some(Session {
             ram: Arc::clone(&ram),
@@ -321,7 +354,7 @@ impl Vm {
 
     /// The VM runs here again, as QMP says, whatever the hooks have heard.
     pub(crate) fn run_again(&self) {
-        self.lock().run();
+        self.lock().run(self.guest());
         self.0.changed.notify_all();
     }
 

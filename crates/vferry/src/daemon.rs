@@ -39,8 +39,6 @@ struct Shared {
     config: Config,
     vm: Vm,
     slots: Vec<Slot>,
-    /// The way to the guest.
-    guest: Option<ferry::Guest>,
     /// Held by the one migration, out or in, that may be under way.
     migrating: Mutex<()>,
 }
@@ -58,7 +56,12 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
         .iter()
         .map(|device| device.slot.endpoint.clone())
         .collect();
-    let vm = Vm::new(Endpoints(endpoints), sidecar.marker_handle(), controls);
+    let vm = Vm::new(
+        Endpoints(endpoints),
+        sidecar.marker_handle(),
+        guest,
+        controls,
+    );
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
     let control = bind(&config.control)?;
     let link = Listener::bind(&config.link)
@@ -67,7 +70,6 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
         config,
         vm: vm.clone(),
         slots,
-        guest,
         migrating: Mutex::new(()),
     });
 

@@ -209,7 +209,9 @@ fn a_driver_that_leaves_takes_its_promises_with_it() {
         let asked = m.tracked(asked).quiesce(LONG).unwrap();
         driver.run(&mut m);
         let quiesced = quiesced(asked);
+        assert!(quiesced.is_stopped(0));
         leave(&mut m);
+        assert!(!quiesced.is_stopped(0));
         assert_eq!(quiesced.coverage(0), Coverage::None);
         assert_eq!(m.marked(&quiesced), Err(TableError::Void));
     }

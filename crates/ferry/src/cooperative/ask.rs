@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use control_device::spec::Promise;
+use control_device::spec::{Promise, features};
 use control_device::{Outcome, Stopped, Tracked, Unavailable};
 use endpoint::{Carry, Endpoint};
 use qemu::migration::{MigrationInfo, MigrationSettings};
@@ -10,7 +10,7 @@ use qemu::{Qmp, QmpError};
 
 use super::Guest;
 use super::convergence::{Convergence, sendable};
-use super::help::{Help, Step};
+use super::help::{self, Help, Step};
 use super::hold::{self, Hold};
 use crate::report::{DeviceReport, millis};
 use crate::{Strategy, Vm};
@@ -53,6 +53,8 @@ pub(crate) struct Cooperation<'a> {
     settings: MigrationSettings,
     memory: u64,
     turn: Turn,
+    /// How often each device had been switched on when the guest was first asked.
+    starts: Vec<u64>,
     /// Why the devices are not left to their drivers, for all of them.
     unavailable: Option<Unavailable>,
     outcomes: Vec<Outcome<Stopped>>,
@@ -78,7 +80,6 @@ impl<'a> Cooperation<'a> {
     pub(crate) fn begin(
         vm: &'a Vm,
         qmp: &'a Qmp,
-        guest: Option<&'a Guest>,
         strategy: Strategy,
         settings: MigrationSettings,
         memory: u64,
@@ -87,7 +88,7 @@ impl<'a> Cooperation<'a> {
         if strategy != Strategy::Cooperative && without_log.is_empty() {
             return Ok(None);
         }
-        let Some(guest) = guest else {
+        let Some(guest) = vm.guest() else {
             return match without_log.first() {
                 Some((_, name)) => Err(NoHelp::NoControlDevice(name.clone())),
                 None => Ok(None),
@@ -101,11 +102,13 @@ impl<'a> Cooperation<'a> {
             settings,
             memory,
             turn: Turn::Asked,
+            starts: help::starts(vm.endpoints()),
             unavailable: None,
             outcomes: Vec::new(),
             quiesce_ms: None,
         };
-        let mut ask = strategy == Strategy::Cooperative;
+        // A promise for the time when the device has been stopped needs that it is.
+        let ask = strategy == Strategy::Cooperative;
         if let Some((_, name)) = without_log.first() {
             let asked = guest.control.track(guest.deadlines.track);
             let asked = asked.map_err(|why| NoHelp::Unavailable(name.clone(), why))?;
@@ -115,14 +118,16 @@ impl<'a> Cooperation<'a> {
                 promised(&tracked, *index).map_err(|why| NoHelp::NotKnown(name.clone(), why))?;
             }
             let help = this.help(Step::Tracked(tracked));
-            // A promise for the time when the device has been stopped needs that.
-            ask |= without_log.iter().any(|(index, _)| !help.knows(*index));
             vm.set_help(help);
         }
-        if ask {
+        let unknown = vm.unknown_writer();
+        if ask || unknown.is_some() {
             this.prepare_to_ask()?;
         }
-        Ok(Some(this))
+        match (this.unavailable, unknown) {
+            (Some(why), Some((_, name))) => Err(NoHelp::Unavailable(name, why)),
+            _ => Ok(Some(this)),
+        }
     }
 
     /// How often [`Cooperation::is_its_turn`] wants to be asked, if it does.
@@ -191,7 +196,10 @@ impl<'a> Cooperation<'a> {
                 Stopped::StillBusMaster => {
                     "the guest said that it had stopped it, but left bus mastering on".into()
                 }
-                Stopped::Verified => "the VM was stopped before the guest had answered".into(),
+                Stopped::Verified => {
+                    "the VM was stopped before the guest had answered, or the device was started anew"
+                        .into()
+                }
             },
             (None, None) => "the VM was stopped before the guest could be asked".into(),
         }
@@ -199,8 +207,12 @@ impl<'a> Cooperation<'a> {
 
     fn prepare_to_ask(&mut self) -> Result<(), NoHelp> {
         // Nobody there to be asked: known now, and not waited for.
-        if self.guest.control.driver().is_none() {
-            self.unavailable = Some(Unavailable::NoDriver);
+        self.unavailable = match self.guest.control.driver() {
+            None => Some(Unavailable::NoDriver),
+            Some(offered) if offered & features::QUIESCE == 0 => Some(Unavailable::NotOffered),
+            Some(_) => None,
+        };
+        if self.unavailable.is_some() {
             return Ok(());
         }
         self.qmp.set_migration_parameters(&MigrationSettings {
@@ -218,9 +230,11 @@ impl<'a> Cooperation<'a> {
     fn ask_to_stop(&mut self) -> Result<(), NoHelp> {
         let deadline = self.guest.deadlines.quiesce;
         let began = Instant::now();
-        let asked = match self.vm.take_tracked() {
-            Some(tracked) => tracked.quiesce(deadline),
-            None => self.guest.control.quiesce(deadline),
+        let asked = if let Some(tracked) = self.vm.take_tracked() {
+            tracked.quiesce(deadline)
+        } else {
+            self.starts = help::starts(self.vm.endpoints());
+            self.guest.control.quiesce(deadline)
         };
         match asked {
             Ok(asked) => {
@@ -248,6 +262,7 @@ impl<'a> Cooperation<'a> {
             guest: self.guest.clone(),
             strategy: self.strategy,
             step,
+            starts: self.starts.clone(),
         }
     }
 }

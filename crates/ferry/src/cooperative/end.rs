@@ -26,8 +26,10 @@ pub enum Restart {
     Done(f64),
     /// The guest was asked nothing about it.
     Declined,
-    /// It does not run: what the guest, or its silence, says.
+    /// It does not run: what the guest says.
     Failed(String),
+    /// Not known: the guest did not answer.
+    Silent(String),
 }
 
 /// The guest has been told, and may answer.
@@ -64,7 +66,7 @@ impl Ending {
                 Restart::Failed(format!("the guest could not restart it (error {detail})"))
             }
             Outcome::Silent => {
-                Restart::Failed(format!("the guest did not restart it within {deadline:?}"))
+                Restart::Silent(format!("the guest did not restart it within {deadline:?}"))
             }
         });
         Restarts {

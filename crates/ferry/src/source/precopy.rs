@@ -92,7 +92,10 @@ fn send(
                     told = Instant::now();
                     tell(source, &info, progress);
                 }
-                if let Some(cooperation) = cooperation.as_deref_mut()
+                // A guest whose vCPUs are stopped answers nothing.
+                if *phase == Phase::Precopy
+                    && source.vm.stage() == StageName::Running
+                    && let Some(cooperation) = cooperation.as_deref_mut()
                     && cooperation.is_its_turn(&info)
                 {
                     progress(Progress::Phase {

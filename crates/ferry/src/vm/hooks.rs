@@ -70,14 +70,16 @@ impl Hooks for VmHooks {
     }
 
     fn restarted(&mut self) {
+        let vm = self.0.clone();
         self.change(|state| {
-            if state.run() {
+            if state.run(vm.guest()) {
                 state.timeline.running = Some(Instant::now());
             }
         });
     }
 
     fn save(&mut self, stopped: Stopped) -> Result<Vec<u8>, Veto> {
+        let vm = self.0.clone();
         let controls = self.0.0.controls;
         let mut result = Err(Veto::new(""));
         self.change(|state| {
@@ -87,7 +89,7 @@ impl Hooks for VmHooks {
                     .stage
                     .halt_and_mark(&mut |_page: u64| {}, |_, _| Ok(()));
             }
-            result = save(state, stopped);
+            result = save(state, &vm.0.endpoints, stopped);
             state.timeline.saved = Some(Instant::now());
         });
         result
@@ -167,19 +169,16 @@ fn halt_and_mark(
         carry,
         ..
     } = state;
+    *marks_by_guest = 0;
     let result = stage.halt_and_mark(sink, |halted, sink| {
         timeline.halted = Some(Instant::now());
         *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink)?;
-        let devices = endpoints.0.iter().enumerate();
-        let of = |(index, device)| {
-            let help = help.as_ref();
-            help.map_or(Carry::State, |help| help.carry(index, device))
-        };
-        *carry = devices.map(of).collect();
+        *carry = carries(help.as_ref(), endpoints);
         Ok(())
     });
     timeline.marked = Some(Instant::now());
-    marks.at_halt = sink.marker.tally().newly_marked - *marks_by_guest;
+    let all = sink.marker.tally().newly_marked;
+    marks.at_halt = all.saturating_sub(*marks_by_guest);
     result?;
     match sink.marker.tally().missed {
         0 => Ok(()),
@@ -208,13 +207,13 @@ fn mark_by_guest(
     if blind.peek().is_none() {
         return Ok(0);
     }
-    let known = |index| help.is_some_and(|help| help.knows(index));
-    if let Some((_, device)) = blind.find(|(index, _)| !known(*index))
+    let known = |index, device| help.is_some_and(|help| help.knows(index, device));
+    if let Some((_, device)) = blind.find(|(index, device)| !known(*index, device))
         && !sink.lose
     {
         return Err(Veto::new(format!(
-            "device `{}` keeps no log of what it writes, and the guest had not told when the VM \
-             was stopped: migrate again",
+            "device `{}` keeps no log of what it writes, and when the VM was stopped the guest had \
+             not told, or the device had been started anew: migrate again",
             device.name()
         )));
     }
@@ -237,11 +236,26 @@ fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), 
     result
 }
 
-fn save(state: &State, stopped: Stopped) -> Result<Vec<u8>, Veto> {
+/// What of each device goes to the other side.
+fn carries(help: Option<&Help>, endpoints: &Endpoints) -> Vec<Carry> {
+    let devices = endpoints.0.iter().enumerate();
+    let of = |(index, device)| help.map_or(Carry::State, |help| help.carry(index, device));
+    devices.map(of).collect()
+}
+
+fn save(state: &State, endpoints: &Endpoints, stopped: Stopped) -> Result<Vec<u8>, Veto> {
     if state.stage.name() != StageName::Marked || stopped != Stopped::Logged {
         return Err(Veto::new(
             "the VM's devices were not halted while QEMU's dirty log was open, so what they wrote \
              is not known: let the VM run (QMP `cont`) and migrate again",
+        ));
+    }
+    // The stop that halted them may have been the guest's, which has gone on since.
+    let now = carries(state.help.as_ref(), endpoints);
+    let mut changes = state.carry.iter().zip(now);
+    if changes.any(|(then, now)| *then == Carry::Configuration && now == Carry::State) {
+        return Err(Veto::new(
+            "the guest has started a device that it had stopped for the migration: migrate again",
         ));
     }
     let states = state

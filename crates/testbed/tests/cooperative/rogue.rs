@@ -86,26 +86,35 @@ fn a_driver_that_breaks_the_protocol_cannot_make_a_page_stale() -> Result<()> {
 fn a_table_that_cannot_be_is_refused_and_the_vm_runs_on() -> Result<()> {
     let mut testbed = start(Options {
         dirty_log_of_guest: true,
+        // Slow enough for what a script does in between.
+        max_bandwidth: Some(50 << 20),
         ..options()
     })?;
     let tables = [
         (
-            "put 0x20 0xfffff000; put 0x24 0xffffffff; put 0x28 4",
-            "directory",
+            "0xfffff000",
+            "0xffffffff",
+            "4",
+            "directory at 0xfffffffffffff000",
         ),
-        ("put 0x20 0x1001; put 0x24 0; put 0x28 4", "page aligned"),
-        (
-            "put 0x20 0x1000; put 0x24 0; put 0x28 0xffffffff",
-            "entries",
-        ),
+        ("0x1001", "0", "4", "directory at 0x1001"),
+        ("0x1000", "0", "0xffffffff", "entries"),
     ];
-    for (table, why) in tables {
-        testbed.shell(&rogue(&format!("{table}; put 0x108 'request | 1'")))?;
+    for (low, high, chunks, why) in tables {
+        testbed.shell(&rogue(&format!(
+            "put 0x20 {low}; put 0x24 {high}; put 0x28 {chunks}; put 0x108 'request | 1'"
+        )))?;
         refused(&mut testbed, why)?;
     }
     // It promises, and does not keep it.
     testbed.shell(&rogue(
         "[ $command = 1 ] && put 0x20 0x1000 && put 0x24 0 && put 0x28 1 && put 0x108 'request | 2'",
+    ))?;
+    refused(&mut testbed, "did not stop it within")?;
+    // It keeps it, but is another driver when it counts.
+    testbed.shell(&rogue(
+        "[ $command = 1 ] && put 0x20 0x1000 && put 0x24 0 && put 0x28 1 && put 0x108 'request | 1' \
+         && sleep 1 && put 0x0c 0x80000007",
     ))?;
     refused(&mut testbed, "net0")
 }

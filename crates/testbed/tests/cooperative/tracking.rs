@@ -54,6 +54,8 @@ fn a_table_that_is_always_kept_is_enough_for_devices_that_run() -> Result<()> {
     let migration = testbed.migrate()?;
     let report = &migration.report;
     assert_eq!(report.stale_pages, Some(0), "{report:#?}");
+    assert_eq!(report.pages_marked["device-log"].total(), 0);
+    assert!(report.pages_marked["guest-table"].total() > 0);
     assert_eq!(device(&migration, "net0").strategy, Strategy::Transparent);
     assert_eq!(device(&migration, "net0").quiesce_ms, None);
     assert_eq!(testbed.stream_count("wrong")?, Some(0));

@@ -99,8 +99,8 @@ fn status(shared: &Shared) -> Status {
         migrating,
         sidecar_connected: shared.vm.is_sidecar_connected(),
         guest_driver: shared
-            .guest
-            .as_ref()
+            .vm
+            .guest()
             .map(|guest| guest.control.driver().is_some()),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),
@@ -113,7 +113,7 @@ fn rehearse(shared: &Shared, hold: impl FnOnce()) -> Reply {
             why: "a migration of this VM is under way".into(),
         };
     };
-    let Some(guest) = &shared.guest else {
+    let Some(guest) = shared.vm.guest() else {
         return Reply::Failed {
             why: "the VM has no control device: add a [guest] section to the configuration".into(),
         };
@@ -163,7 +163,6 @@ fn migrate(
             qmp: &qmp,
             slots: &shared.slots,
             facts,
-            guest: shared.guest.as_ref(),
             cancel,
         };
         let report = source.migrate(&mut Link::new(stream), options, &mut |progress| {

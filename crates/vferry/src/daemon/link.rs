@@ -58,7 +58,6 @@ fn try_receive(shared: &Shared, link: &mut Link) -> anyhow::Result<Received> {
         facts,
         uri: shared.config.incoming.to_string(),
         settings: shared.settings(),
-        guest: shared.guest.as_ref(),
     };
     Ok(destination.receive(link))
 }
