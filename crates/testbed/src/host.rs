@@ -15,6 +15,10 @@ use crate::Programs;
 /// How long vferry may take until it serves its sockets.
 const START: Duration = Duration::from_secs(10);
 
+/// How long a guest may take to begin to track what devices write: long where it has a share of two
+/// processors on which its kernel is translated, and nobody stands still for it.
+const TRACK: Duration = Duration::from_secs(30);
+
 /// What the two hosts of a migration have in common.
 #[derive(Debug, Clone)]
 pub struct HostOptions {
@@ -204,11 +208,13 @@ impl HostOptions {
 fn guest_section(folder: &Path, options: &GuestOptions) -> String {
     let folder = folder.display();
     let deadline = options.quiesce_deadline.as_millis();
+    let track = TRACK.as_millis();
     format!(
         r#"
 [guest]
 socket = "{folder}/guest.sock"
 address = "00:07.0"
+track-deadline-ms = {track}
 quiesce-deadline-ms = {deadline}
 "#
     )
