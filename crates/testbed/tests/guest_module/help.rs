@@ -1,0 +1,78 @@
+//! What the module does for a migration.
+
+use anyhow::{Result, ensure};
+use ferry::Strategy;
+use lab::Kernel;
+use testbed::{Options, summarise};
+
+use crate::{STRICT, did_all, kernel_is_content, rehearse, start, with_module};
+
+/// Only the guest knows what its NIC writes, by the table or by touching; and it stops and starts
+/// the NIC, without a migration and in one.
+fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
+    let mut testbed = start(
+        kernel,
+        STRICT,
+        Options {
+            strategy: Some(Strategy::Cooperative),
+            dirty_log_of_guest: true,
+            ..with_module(parameters)
+        },
+    )?;
+    let kernel_runs = testbed.shell("uname -r")?;
+    ensure!(kernel_runs.starts_with(kernel.name()), "{kernel_runs}");
+    let before = testbed.shell("ip address show eth0 && ip route")?;
+    for _ in 0..3 {
+        let rehearsal = rehearse(&testbed)?;
+        eprintln!("{kernel}: {rehearsal:?}");
+        ensure!(did_all(&rehearsal), "{rehearsal:?}");
+        testbed.wait_for_traffic()?;
+    }
+    testbed.reset_counts()?;
+    let migration = testbed.migrate()?;
+    let [nic] = &migration.report.devices[..] else {
+        panic!("one device, not {:?}", migration.report.devices);
+    };
+    assert_eq!(nic.strategy, Strategy::Cooperative, "{nic:?}");
+    assert_eq!((&nic.why, &nic.fault), (&None, &None));
+    let summary = summarise(&testbed, &[migration])?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    assert_eq!(testbed.shell("ip address show eth0 && ip route")?, before);
+    kernel_is_content(&testbed)
+}
+
+#[test]
+fn linux_6_1_helps_by_the_table() -> Result<()> {
+    helps(Kernel::Linux6_1, "method=table")
+}
+
+#[test]
+fn linux_6_1_helps_by_touching() -> Result<()> {
+    helps(Kernel::Linux6_1, "method=touch")
+}
+
+#[test]
+fn linux_6_12_helps_by_the_table() -> Result<()> {
+    helps(Kernel::Linux6_12, "method=table")
+}
+
+#[test]
+fn linux_6_12_helps_by_touching() -> Result<()> {
+    helps(Kernel::Linux6_12, "method=touch")
+}
+
+#[test]
+fn linux_7_3_helps_by_the_table() -> Result<()> {
+    helps(Kernel::Linux7_3, "method=table")
+}
+
+#[test]
+fn linux_7_3_helps_by_touching() -> Result<()> {
+    helps(Kernel::Linux7_3, "method=touch")
+}
+
+#[test]
+fn a_table_that_is_always_complete_needs_no_answer() -> Result<()> {
+    helps(Kernel::Linux7_3, "always=1")
+}

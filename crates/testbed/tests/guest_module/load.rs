@@ -1,0 +1,117 @@
+//! Loading and unloading, under traffic.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lab::Kernel;
+use testbed::{GUEST_IP, Testbed};
+
+use crate::{
+    END_AT_WARNING, PATIENCE, STRICT, did_all, kernel_is_content, rehearse, start, with_module,
+};
+
+const MODULE: &str = "/lib/modules/vferry.ko";
+/// Takes minutes under emulation: all of the ftrace records are gone over several times in each.
+const CYCLES: u32 = 50;
+/// In one command: below the time that a command may take.
+const AT_ONCE: u32 = 5;
+/// How often in the middle of a migration's steps.
+const WHILE_TRACKING: u32 = 3;
+
+/// Traffic that goes on through all of it, on one TCP connection.
+fn goes_on(testbed: &Testbed) -> Result<()> {
+    testbed.wait_for_traffic()?;
+    let guest = testbed.guest_report()?;
+    let tcp = guest.tcp.unwrap_or_default();
+    ensure!(tcp.connected && tcp.wrong_bytes == 0, "{tcp:?}");
+    kernel_is_content(testbed)
+}
+
+/// No device is tracked: it is loaded later than the NIC's driver.
+fn comes_and_goes(kernel: Kernel, checks: &str) -> Result<()> {
+    let testbed = start(kernel, checks, with_module(""))?;
+    testbed.shell("rmmod vferry")?;
+    let began = Instant::now();
+    for _ in 0..CYCLES / AT_ONCE {
+        testbed.shell(&format!(
+            "for cycle in $(seq {AT_ONCE}); do insmod {MODULE} && rmmod vferry || exit 1; done"
+        ))?;
+        goes_on(&testbed)?;
+    }
+    eprintln!("{kernel}: {CYCLES} times in {:.1?}", began.elapsed());
+    // Unloading has left nothing of it: the next one works.
+    testbed.shell(&format!("insmod {MODULE}"))?;
+    bind_again(&testbed)?;
+    let rehearsal = rehearse(&testbed)?;
+    ensure!(did_all(&rehearsal), "{rehearsal:?}");
+    goes_on(&testbed)
+}
+
+#[test]
+fn linux_6_1_loads_and_unloads_it_50_times_under_traffic() -> Result<()> {
+    comes_and_goes(Kernel::Linux6_1, STRICT)
+}
+
+#[test]
+fn linux_6_12_loads_and_unloads_it_50_times_under_traffic() -> Result<()> {
+    comes_and_goes(Kernel::Linux6_12, STRICT)
+}
+
+#[test]
+fn linux_7_3_loads_and_unloads_it_50_times_under_traffic() -> Result<()> {
+    comes_and_goes(Kernel::Linux7_3, STRICT)
+}
+
+/// Checked memory is slow memory: other races can be won without.
+#[test]
+fn linux_7_3_loads_and_unloads_it_50_more_times_at_its_usual_speed() -> Result<()> {
+    comes_and_goes(Kernel::Linux7_3, END_AT_WARNING)
+}
+
+/// The NIC's driver anew, now under the module's eyes.
+fn bind_again(testbed: &Testbed) -> Result<()> {
+    testbed.shell(&format!(
+        "cd /sys/bus/pci/drivers/ixgbevf && echo 0000:00:05.0 > unbind && \
+         echo 0000:00:05.0 > bind && ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
+    ))?;
+    testbed.wait_for_traffic()
+}
+
+/// Its hooks are in the middle of the traffic when it goes.
+#[test]
+fn it_can_go_while_it_tracks() -> Result<()> {
+    let testbed = start(Kernel::default(), STRICT, with_module(""))?;
+    testbed.shell("mount -t tracefs tracefs /sys/kernel/tracing")?;
+    for _ in 0..WHILE_TRACKING {
+        let mut rehearsal = testbed
+            .host
+            .command("rehearse")
+            .args(["--hold-ms", "600000"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let deadline = Instant::now() + PATIENCE;
+        while !tracks(&testbed)? {
+            ensure!(Instant::now() < deadline, "it does not begin to track");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        testbed.wait_for_traffic()?;
+        testbed.shell("rmmod vferry")?;
+        ensure!(!tracks(&testbed)?, "it has left its hooks");
+        goes_on(&testbed)?;
+        rehearsal.kill()?;
+        rehearsal.wait()?;
+        testbed.shell(&format!("insmod {MODULE}"))?;
+        bind_again(&testbed)?;
+    }
+    let after = rehearse(&testbed)?;
+    ensure!(did_all(&after), "{after:?}");
+    goes_on(&testbed)
+}
+
+/// Whether the calls that packets take are hooked.
+fn tracks(testbed: &Testbed) -> Result<bool> {
+    let hooked = testbed.shell("cat /sys/kernel/tracing/enabled_functions")?;
+    Ok(hooked.contains("sync_single_for_cpu"))
+}
