@@ -44,7 +44,8 @@ pub struct Refused(pub Vec<String>);
 pub fn source(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
     let mut reasons = side("the source", &facts.machine, qtree);
     match state {
-        RunState::Running => {}
+        // One that sleeps writes nothing that is not logged: its vCPUs are as if they ran.
+        RunState::Running | RunState::Suspended => {}
         RunState::Paused => reasons.push(
             "the VM is paused, so what its devices write is not logged: let it run (QMP `cont`), \
              then migrate"

@@ -12,6 +12,7 @@ use crate::digest::MemoryDigest;
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
+use crate::sleep;
 use crate::vm::StageName;
 use crate::{Phase, Vm};
 
@@ -154,7 +155,7 @@ impl Destination<'_> {
 
     fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
         let mut events = self.qmp.events();
-        let functions = self.wait_for_word(link)?;
+        let (functions, wake) = self.wait_for_word(link)?;
         let told = Instant::now();
         let arrived = self
             .vm
@@ -178,7 +179,10 @@ impl Destination<'_> {
         })?;
         self.vm.run_again();
         tracing::info!(phase = %Phase::Resume, "phase");
-        let arrival = self.arrival(told, corrected);
+        let mut arrival = self.arrival(told, corrected);
+        if wake {
+            arrival.wake_ms = self.wake();
+        }
         // The VM runs here, whether the source hears of it or not.
         if let Err(error) = link.send(&Message::Running(arrival), ANSWER) {
             tracing::error!(%error, "the VM runs here, but the source could not be told");
@@ -186,11 +190,11 @@ impl Destination<'_> {
         Ok(arrival)
     }
 
-    /// The source's word to run, looking after QEMU meanwhile.
-    fn wait_for_word(&self, link: &mut Link) -> Result<Vec<Function>, ReceiveError> {
+    /// The source's word to run and whether to wake the guest, looking after QEMU meanwhile.
+    fn wait_for_word(&self, link: &mut Link) -> Result<(Vec<Function>, bool), ReceiveError> {
         loop {
             match link.receive(LOOK) {
-                Ok(Message::Run { functions }) => return Ok(functions),
+                Ok(Message::Run { functions, wake }) => return Ok((functions, wake)),
                 Ok(other) => return Err(link::unexpected(&other).into()),
                 // A QEMU that is slow to answer loads a large state, or is looked at.
                 Err(LinkError::Timeout(_)) => match self.qmp.run_status() {
@@ -224,6 +228,20 @@ impl Destination<'_> {
         }
     }
 
+    /// Milliseconds until the guest was awake. One that sleeps on is all here, and can be woken by
+    /// hand.
+    fn wake(&self) -> Option<f64> {
+        tracing::info!(phase = %Phase::Recover, "phase");
+        let began = Instant::now();
+        match sleep::wake(self.qmp) {
+            Ok(()) => Some(millis(began.elapsed())),
+            Err(error) => {
+                tracing::error!(%error, "the guest sleeps here; QMP `system_wakeup` wakes it");
+                None
+            }
+        }
+    }
+
     fn arrival(&self, told: Instant, corrected: usize) -> Arrival {
         let timeline = self.vm.timeline();
         let since = |from: Option<Instant>, to: Option<Instant>| {
@@ -235,6 +253,7 @@ impl Destination<'_> {
             digest_ms: since(timeline.load_began, timeline.digested),
             resume_ms: millis(told.elapsed()),
             corrected,
+            wake_ms: None,
         }
     }
 

@@ -46,6 +46,8 @@ pub enum Message {
     Run {
         /// What the guest had programmed when it stopped.
         functions: Vec<Function>,
+        /// It sleeps, and is to be woken.
+        wake: bool,
     },
     /// Destination: it runs.
     Running(Arrival),
@@ -108,6 +110,8 @@ pub struct Arrival {
     pub resume_ms: f64,
     /// Functions whose configuration had to be corrected after the VM stopped.
     pub corrected: usize,
+    /// From then until the guest was awake, in milliseconds, if it was to be woken and woke.
+    pub wake_ms: Option<f64>,
 }
 
 /// Why the link failed.
@@ -338,6 +342,7 @@ mod tests {
                     table: None,
                     ..function
                 }],
+                wake: true,
             },
             Message::Running(Arrival::default()),
             Message::GuestEnd,

@@ -15,6 +15,8 @@ pub enum Phase {
     Precopy,
     /// The guest is asked to stop its devices, while QEMU copies on.
     Quiesce,
+    /// The guest is asked to suspend itself, while QEMU copies on.
+    Suspend,
     /// Bus master off, DMA drained.
     Halt,
     /// Every page that was written and not yet carried is marked.
@@ -25,17 +27,18 @@ pub enum Phase {
     Restore,
     /// The destination runs; the network is told.
     Resume,
-    /// The guest is told to start the devices that it has stopped.
+    /// The guest is told to start the devices that it has stopped, or is woken.
     Recover,
 }
 
 impl Phase {
     /// All, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Check,
         Self::Prepare,
         Self::Precopy,
         Self::Quiesce,
+        Self::Suspend,
         Self::Halt,
         Self::Mark,
         Self::Copy,
@@ -51,6 +54,7 @@ impl Phase {
             Self::Prepare => "prepare",
             Self::Precopy => "precopy",
             Self::Quiesce => "quiesce",
+            Self::Suspend => "suspend",
             Self::Halt => "halt",
             Self::Mark => "mark",
             Self::Copy => "copy",

@@ -19,6 +19,7 @@ use crate::driverless::{self, StartError};
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
+use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Report, Strategy, Vm};
 
 /// How long the other side may take for an answer that needs no work.
@@ -37,6 +38,8 @@ pub struct Options {
     pub strategy: Option<Strategy>,
     /// Limits for QEMU.
     pub settings: MigrationSettings,
+    /// How a guest is put to sleep.
+    pub bedtime: Bedtime,
 }
 
 /// The source's side.
@@ -101,7 +104,18 @@ enum StepError {
     #[error("{0}")]
     NoHelp(#[from] NoHelp),
     #[error("{0}")]
+    Awake(Awake),
+    #[error("{0}")]
     Other(String),
+}
+
+impl From<Awake> for StepError {
+    fn from(awake: Awake) -> Self {
+        match awake {
+            Awake::Cancelled => Self::Cancelled,
+            awake => Self::Awake(awake),
+        }
+    }
 }
 
 impl Source<'_> {
@@ -146,29 +160,32 @@ impl Source<'_> {
                 options.settings,
                 self.facts.machine.base_memory,
             )?;
+            let sleep = self.prepare_sleep(strategy, options)?;
             enter(Phase::Precopy, &mut watch);
-            Ok((strategy, uri, cooperation))
+            Ok((strategy, uri, cooperation, sleep))
         });
-        let (strategy, uri, mut cooperation) = match result {
+        let (strategy, uri, mut cooperation, mut sleep) = match result {
             Ok(prepared) => prepared,
-            Err(error) => return Err(self.give_up(link, phase, error)),
+            Err(error) => return Err(self.give_up(link, phase, error, None)),
         };
-        let sent = match precopy::run(self, link, &uri, cooperation.as_mut(), progress) {
+        let (with, asleep) = (cooperation.as_mut(), sleep.as_mut());
+        let sent = match precopy::run(self, link, &uri, with, asleep, progress) {
             Ok(sent) => sent,
-            Err((phase, error)) => return Err(self.give_up(link, phase, error)),
+            Err((phase, error)) => return Err(self.give_up(link, phase, error, sleep.as_ref())),
         };
+        let sleep = sleep.as_ref();
         // QEMU has completed: from here on the VM must not run on this host.
         if !self.vm.hand_over() {
             let error = StepError::Other("the devices ran on while QEMU completed".into());
-            return Err(self.give_up(link, Phase::Copy, error));
+            return Err(self.give_up(link, Phase::Copy, error, sleep));
         }
         progress(Progress::Phase {
             phase: Phase::Resume,
         });
-        let arrival = match tell_to_run(link, &sent.functions) {
+        let arrival = match tell_to_run(link, &sent.functions, sleep.is_some()) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
-                return Err(self.give_up(link, Phase::Resume, error.into()));
+                return Err(self.give_up(link, Phase::Resume, error.into(), sleep));
             }
             Err(NotRun::Unknown(error)) => return Err(uncertain(&error)),
         };
@@ -185,6 +202,9 @@ impl Source<'_> {
             phases_ms.extend(cooperation.quiesce_ms().map(|ms| (Phase::Quiesce, ms)));
             phases_ms.extend(restarted(link, &mut devices).map(|ms| (Phase::Recover, ms)));
         }
+        if let Some(sleep) = sleep {
+            sleep.complete(arrival.wake_ms, &mut phases_ms, &mut devices);
+        }
         let stale = if options.verify {
             Some(verify::stale_pages(self.vm, link).map_err(|error| {
                 MigrateError::Uncertain {
@@ -200,29 +220,28 @@ impl Source<'_> {
         };
         // Only a courtesy: the other side ends with the connection as well.
         let _ = link.send(&Message::Goodbye, ANSWER);
-        let mut pages_marked = BTreeMap::from([("device-log".to_owned(), self.vm.marks())]);
-        if let at_halt @ 1.. = self.vm.marks_by_guest() {
-            pages_marked.insert(
-                "guest-table".into(),
-                Marks {
-                    precopy: 0,
-                    at_halt,
-                },
-            );
-        }
         Ok(Report {
             strategy,
             devices,
             phases_ms,
             vm_pause_ms: sent.downtime_ms,
             devices_paused_ms,
-            pages_marked,
+            pages_marked: self.pages_marked(),
             transferred: sent.transferred,
             passes: sent.passes,
             functions_corrected: arrival.corrected,
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
         })
+    }
+
+    fn pages_marked(&self) -> BTreeMap<String, Marks> {
+        let mut by = BTreeMap::from([("device-log".to_owned(), self.vm.marks())]);
+        if let at_halt @ 1.. = self.vm.marks_by_guest() {
+            let precopy = 0;
+            by.insert("guest-table".into(), Marks { precopy, at_halt });
+        }
+        by
     }
 
     fn check(&self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
@@ -249,6 +268,9 @@ impl Source<'_> {
             ));
         }
         reasons.extend(self.without_guest(options));
+        if options.strategy == Some(Strategy::Sleep) && !self.qmp.can_suspend()? {
+            reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
+        }
         let question = Message::Check {
             protocol: link::PROTOCOL,
             facts: Box::new(self.facts.clone()),
@@ -320,6 +342,26 @@ impl Source<'_> {
             .collect()
     }
 
+    /// `None` if the guest shall not sleep, or does so already.
+    fn prepare_sleep<'o>(
+        &'o self,
+        strategy: Strategy,
+        options: &'o Options,
+    ) -> Result<Option<Sleep<'o>>, StepError> {
+        if strategy != Strategy::Sleep {
+            return Ok(None);
+        }
+        let memory = self.facts.machine.base_memory;
+        let sleep = Sleep::begin(
+            self.vm,
+            self.qmp,
+            &options.bedtime,
+            options.settings,
+            memory,
+        );
+        Ok(sleep?)
+    }
+
     fn prepare(&self, link: &mut Link, options: &Options) -> Result<String, StepError> {
         self.stop_if_cancelled()?;
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
@@ -336,7 +378,13 @@ impl Source<'_> {
     }
 
     /// Before QEMU has completed: the VM stays, and is seen to run.
-    fn give_up(&self, link: &mut Link, phase: Phase, error: StepError) -> MigrateError {
+    fn give_up(
+        &self,
+        link: &mut Link,
+        phase: Phase,
+        error: StepError,
+        sleep: Option<&Sleep<'_>>,
+    ) -> MigrateError {
         let _ = link.send(
             &Message::Abort {
                 reason: error.to_string(),
@@ -350,6 +398,16 @@ impl Source<'_> {
                 phase,
                 why: error.to_string(),
                 whereabouts: format!("The VM did not start again on this host: {why}"),
+            };
+        }
+        if let Some(Err(why)) = sleep.map(Sleep::rouse) {
+            return MigrateError::Uncertain {
+                phase,
+                why: error.to_string(),
+                whereabouts: format!(
+                    "The VM is on this host, and its guest may sleep: {why}. QMP `system_wakeup` \
+                     wakes it"
+                ),
             };
         }
         match error {
@@ -422,9 +480,10 @@ enum NotRun {
 }
 
 /// The commit: the destination may run the VM as soon as this message is sent.
-fn tell_to_run(link: &mut Link, functions: &[Function]) -> Result<Arrival, NotRun> {
+fn tell_to_run(link: &mut Link, functions: &[Function], wake: bool) -> Result<Arrival, NotRun> {
     let word = Message::Run {
         functions: functions.to_vec(),
+        wake,
     };
     // Half a message is none: the destination ends its QEMU when the link closes.
     link.send(&word, ANSWER).map_err(NotRun::Certain)?;

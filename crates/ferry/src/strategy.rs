@@ -13,17 +13,20 @@ pub enum Strategy {
     /// The guest stops its devices by their drivers' own means, and starts them anew at the
     /// destination. A device that it does not stop in time goes over as by `Transparent`.
     Cooperative,
+    /// The guest suspends itself to RAM, is carried asleep, and is woken at the destination.
+    Sleep,
 }
 
 impl Strategy {
     /// All.
-    pub const ALL: [Self; 2] = [Self::Transparent, Self::Cooperative];
+    pub const ALL: [Self; 3] = [Self::Transparent, Self::Cooperative, Self::Sleep];
 
     /// Its one name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Transparent => "transparent",
             Self::Cooperative => "cooperative",
+            Self::Sleep => "sleep",
         }
     }
 }

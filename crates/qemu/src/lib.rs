@@ -10,10 +10,12 @@
 //! | [`machine`] | describe itself, so that two QEMUs can be compared before a migration |
 //! | [`pci`] | read and write PCI configuration space from outside the guest |
 //! | [`monitor`] | run a command of the human monitor, read guest-physical memory |
-//! | [`system`] | stop, continue, quit, and tell its run state |
+//! | [`system`] | stop, continue, quit, press the sleep key, wake up, and tell its run state |
 //!
 //! [`args`] is the other end of the same knowledge: the command line that makes a QEMU which can
 //! be asked all this.
+//!
+//! [`guest_agent`] asks a program in the guest instead, over a socket of its own.
 //!
 //! A reader thread sorts what arrives. Replies go to the caller that waits for them, by the
 //! command's id; events go into one bounded ring that any number of [`Events`] cursors read.
@@ -30,6 +32,7 @@ pub mod args;
 mod client;
 mod connection;
 mod error;
+pub mod guest_agent;
 pub mod machine;
 pub mod message;
 pub mod migration;
@@ -40,5 +43,6 @@ pub mod system;
 pub use client::{DEFAULT_TIMEOUT, Qmp};
 pub use connection::{Event, Events};
 pub use error::{Disconnect, QmpError};
+pub use guest_agent::{AgentError, GuestAgent};
 pub use machine::Version;
 pub use pci::PciAddress;

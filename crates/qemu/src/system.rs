@@ -1,4 +1,4 @@
-//! Stop, continue, quit, and the run state.
+//! Stop, continue, quit, sleep and wake, and the run state.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -84,6 +84,46 @@ impl Qmp {
     /// As [`Qmp::execute`].
     pub fn cont(&self) -> Result<(), QmpError> {
         self.execute("cont", json!({})).map(drop)
+    }
+
+    /// `send-key`: presses and releases the keyboard's sleep key (`KEY_SLEEP` in Linux). What the
+    /// guest makes of it is its own affair; `SUSPEND` follows, or nothing.
+    ///
+    /// It is released at once: a guest may be asleep within the 100 ms that QEMU holds a key if not
+    /// told otherwise, and whatever the keyboard does wakes it (`ps2_keyboard_event`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn press_sleep_key(&self) -> Result<(), QmpError> {
+        let keys = json!([{ "type": "qcode", "data": "sleep" }]);
+        self.execute("send-key", json!({ "keys": keys, "hold-time": 1 }))
+            .map(drop)
+    }
+
+    /// `system_wakeup`: wakes a guest that is suspended to RAM, as its power button would. `WAKEUP`
+    /// follows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`]; QEMU refuses if the guest is not suspended.
+    pub fn wake_up(&self) -> Result<(), QmpError> {
+        self.execute("system_wakeup", json!({})).map(drop)
+    }
+
+    /// Whether this machine can suspend to RAM and be woken (`query-current-machine`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn can_suspend(&self) -> Result<bool, QmpError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Current {
+            wakeup_suspend_support: bool,
+        }
+        let machine: Current = self.query("query-current-machine")?;
+        Ok(machine.wakeup_suspend_support)
     }
 
     /// `quit`: ends QEMU at once, without telling the guest. It counts as done when QEMU answers or

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ferry::cooperative::Deadlines;
+use ferry::sleep::Bedtime;
 use qemu::PciAddress;
 
 pub use problem::{ConfigError, Problem};
@@ -36,6 +37,8 @@ pub struct Config {
     pub sidecar_address: PciAddress,
     /// The control device, through which the guest may help a migration.
     pub guest: Option<Guest>,
+    /// How the guest is put to sleep, for the strategy that wants it.
+    pub bedtime: Bedtime,
     /// Where the other host's vferry reaches this one.
     pub link: Endpoint,
     /// Where QEMU listens for an incoming migration.

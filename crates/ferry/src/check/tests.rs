@@ -40,6 +40,7 @@ pub(crate) fn facts() -> Facts {
 fn two_sides_that_fit_are_not_refused() {
     assert_eq!(compare(&facts(), &facts()), [""; 0]);
     assert_eq!(source(&facts(), &RunState::Running, ""), [""; 0]);
+    assert_eq!(source(&facts(), &RunState::Suspended, ""), [""; 0]);
     assert_eq!(destination(&facts(), &RunState::InMigrate, ""), [""; 0]);
 }
 

@@ -9,7 +9,7 @@ use qemu::migration::{MigrationInfo, MigrationSettings};
 use qemu::{Qmp, QmpError};
 
 use super::Guest;
-use super::convergence::{Convergence, sendable};
+use super::convergence::Convergence;
 use super::help::{self, Help, Step};
 use super::hold::{self, Hold};
 use crate::report::{DeviceReport, millis};
@@ -17,8 +17,6 @@ use crate::{Strategy, Vm};
 
 /// How often QEMU is asked how far it is while the guest's turn is near.
 pub(crate) const WATCH: Duration = Duration::from_millis(10);
-/// The downtime limit that QEMU has when none is set.
-const QEMU_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 
 /// Why a migration cannot go on without the guest.
 #[derive(Debug, thiserror::Error)]
@@ -140,13 +138,8 @@ impl<'a> Cooperation<'a> {
         let (Turn::Copying { convergence, .. }, Some(ram)) = (&mut self.turn, &info.ram) else {
             return false;
         };
-        let limit = self.settings.downtime_limit.unwrap_or(QEMU_DOWNTIME_LIMIT);
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let held = hold::bytes(self.memory);
-        let limit = sendable(ram, limit)
-            .saturating_add(held)
-            .saturating_add(held / 2);
-        convergence.is_near(ram, limit)
+        let limit = self.settings.downtime_limit;
+        convergence.is_near(ram, hold::near(ram, limit, self.memory))
     }
 
     /// Asks the guest to stop its devices, and waits for it, at most until its deadline.
@@ -154,11 +147,8 @@ impl<'a> Cooperation<'a> {
         let asked = self.ask_to_stop();
         // Whatever the answer is: devices may stand still now.
         self.turn = Turn::Asked;
-        self.qmp.set_migration_parameters(&MigrationSettings {
-            downtime_limit: Some(self.settings.downtime_limit.unwrap_or(QEMU_DOWNTIME_LIMIT)),
-            max_bandwidth: None,
-            pause_before_switchover: false,
-        })?;
+        let limit = self.settings.downtime_limit;
+        hold::limit_downtime(self.qmp, limit.unwrap_or(hold::QEMU_DOWNTIME_LIMIT))?;
         asked
     }
 
@@ -215,11 +205,7 @@ impl<'a> Cooperation<'a> {
         if self.unavailable.is_some() {
             return Ok(());
         }
-        self.qmp.set_migration_parameters(&MigrationSettings {
-            downtime_limit: Some(hold::DOWNTIME_LIMIT),
-            max_bandwidth: None,
-            pause_before_switchover: false,
-        })?;
+        hold::limit_downtime(self.qmp, hold::DOWNTIME_LIMIT)?;
         self.turn = Turn::Copying {
             _hold: Hold::start(self.vm.log(), self.memory)?,
             convergence: Convergence::default(),

@@ -13,12 +13,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use qemu::migration::{MigrationSettings, RamProgress};
+use qemu::{Qmp, QmpError};
 use sidecar::LogHandle;
+
+use super::convergence::sendable;
 
 /// How often: well below what QEMU takes for the pages of a [`Hold`].
 const INTERVAL: Duration = Duration::from_micros(500);
 /// The limit while it holds: at 8 GB/s, half of the pages.
 pub(crate) const DOWNTIME_LIMIT: Duration = Duration::from_millis(1);
+/// The downtime limit that QEMU has when none is set.
+pub(crate) const QEMU_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 /// Bytes that are marked, in a VM that has eight times as much.
 const BYTES: u64 = 16 << 20;
 /// Bytes for which one chunk of 64 bits stands.
@@ -42,6 +48,25 @@ fn region(memory: u64) -> (u64, Vec<u64>) {
 /// Bytes that a hold keeps QEMU sending in a VM with `memory` bytes.
 pub(crate) fn bytes(memory: u64) -> u64 {
     BYTES.min(memory / 8) / CHUNK * CHUNK
+}
+
+/// Bytes left to send at which the guest's turn has come, in a VM with `memory` bytes that is held
+/// and whose pause is to be `limit`: what fits that, and what the hold keeps QEMU sending.
+pub(crate) fn near(ram: &RamProgress, limit: Option<Duration>, memory: u64) -> u64 {
+    let limit = limit.unwrap_or(QEMU_DOWNTIME_LIMIT).as_millis();
+    let held = bytes(memory);
+    sendable(ram, u64::try_from(limit).unwrap_or(u64::MAX))
+        .saturating_add(held)
+        .saturating_add(held / 2)
+}
+
+/// Sets QEMU's downtime limit, and leaves all else.
+pub(crate) fn limit_downtime(qmp: &Qmp, limit: Duration) -> Result<(), QmpError> {
+    qmp.set_migration_parameters(&MigrationSettings {
+        downtime_limit: Some(limit),
+        max_bandwidth: None,
+        pause_before_switchover: false,
+    })
 }
 
 impl Hold {

@@ -13,6 +13,7 @@ use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link, LinkError};
 use crate::report::{Progress, millis};
 use crate::restore;
+use crate::sleep::Sleep;
 use crate::vm::StageName;
 
 /// How often progress is told and a cancel looked for.
@@ -38,10 +39,11 @@ pub(super) fn run(
     link: &mut Link,
     uri: &str,
     cooperation: Option<&mut Cooperation<'_>>,
+    sleep: Option<&mut Sleep<'_>>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sent, (Phase, StepError)> {
     let mut phase = Phase::Precopy;
-    let sent = send(source, link, uri, cooperation, progress, &mut phase);
+    let sent = send(source, link, uri, cooperation, sleep, progress, &mut phase);
     sent.map_err(|error| (phase, error))
 }
 
@@ -50,6 +52,7 @@ fn send(
     link: &mut Link,
     uri: &str,
     mut cooperation: Option<&mut Cooperation<'_>>,
+    mut sleep: Option<&mut Sleep<'_>>,
     progress: &mut dyn FnMut(Progress),
     phase: &mut Phase,
 ) -> Result<Sent, StepError> {
@@ -63,6 +66,7 @@ fn send(
     let mut told = Instant::now();
     let (info, completed) = loop {
         let watch = cooperation.as_ref().and_then(|with| with.interval());
+        let watch = watch.or_else(|| sleep.as_ref()?.interval());
         let event = match events.next(Instant::now() + watch.unwrap_or(TICK)) {
             Ok(event) => Some(event),
             Err(QmpError::Timeout { .. } | QmpError::EventsLost { .. }) => None,
@@ -102,6 +106,13 @@ fn send(
                         phase: Phase::Quiesce,
                     });
                     cooperation.quiesce()?;
+                }
+                if let Some(sleep) = sleep.as_deref_mut()
+                    && sleep.is_its_turn(&info)
+                {
+                    *phase = Phase::Suspend;
+                    progress(Progress::Phase { phase: *phase });
+                    sleep.fall_asleep(&mut events, &source.cancel)?;
                 }
                 info.status.is_over().then(Instant::now)
             }
@@ -218,7 +229,8 @@ pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
         let status = source.qmp.run_status().map_err(|error| error.to_string())?;
         let over = source.qmp.migration().map_err(|error| error.to_string())?;
         let under_way = !over.status.is_over() && over.status != MigrationStatus::None;
-        if status.running && !under_way {
+        let runs = status.running || status.status == RunState::Suspended;
+        if runs && !under_way {
             // Nothing has come from the rings if the sidecar was the one that failed.
             source.vm.run_again();
             return Ok(());

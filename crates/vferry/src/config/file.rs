@@ -16,6 +16,7 @@ pub(super) struct File {
     pub(super) control: ControlSection,
     pub(super) sidecar: SidecarSection,
     pub(super) guest: Option<GuestSection>,
+    pub(super) sleep: Option<SleepSection>,
     pub(super) migration: MigrationSection,
     #[serde(default)]
     pub(super) device: Vec<Spanned<DeviceSection>>,
@@ -46,6 +47,13 @@ pub(super) struct ControlSection {
 pub(super) struct SidecarSection {
     pub(super) socket: Text,
     pub(super) address: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct SleepSection {
+    pub(super) agent: Option<Text>,
+    pub(super) deadline_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::models;
+use ferry::sleep::Ask;
 
 const GOOD: &str = r#"[vm]
 name = "web"
@@ -187,6 +188,34 @@ fn the_control_device_is_there_if_it_is_asked_for() {
     assert!(unknown.contains("unknown field `sleep`"), "{unknown}");
     let named = why(&GOOD.replace("\"net0\"", "\"guest-control\""));
     assert!(named.contains("the control device's name"), "{named}");
+}
+
+#[test]
+fn a_guest_is_put_to_sleep_by_the_key_unless_it_has_an_agent() {
+    assert_eq!(parse(GOOD).unwrap().bedtime, Bedtime::default());
+    let bedtime = |section: &str| parse(&format!("{GOOD}\n[sleep]\n{section}"));
+    assert_eq!(
+        bedtime("agent = \"/tmp/qga.sock\"\ndeadline-ms = 9000")
+            .unwrap()
+            .bedtime,
+        Bedtime {
+            ask: Ask::Agent("/tmp/qga.sock".into()),
+            deadline: Duration::from_secs(9),
+        }
+    );
+    let why = |section: &str| bedtime(section).unwrap_err().to_string();
+    assert!(why("deadline-ms = 0").contains("1 to 60000"));
+    assert!(why("agent = \"/tmp/sidecar.sock\"").contains("socket of line"));
+}
+
+#[test]
+fn the_sidecar_may_sit_where_the_guest_does_not_look() {
+    let hidden = parse(&GOOD.replace("00:06.0", "00:06.1")).unwrap();
+    assert_eq!(hidden.sidecar_address.function(), 1);
+    let why = |from: &str, to: &str| parse(&GOOD.replace(from, to)).unwrap_err().to_string();
+    assert!(why("00:05.0", "00:05.1").contains("not a free slot"));
+    // What hides it is that nothing else is in its slot.
+    assert!(why("00:06.0", "00:05.1").contains("address of line"));
 }
 
 /// What is written instead of a good line, and what the message must say.

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ferry::sleep::{Ask, Bedtime};
 use qemu::PciAddress;
 use toml::Spanned;
 
-use super::file::{DeviceSection, File, GuestSection};
+use super::file::{DeviceSection, File, GuestSection, SleepSection};
 use super::problem::line;
 use super::{
     Config, Deadlines, Device, DirtyLog, Disk, Endpoint, Guest, Nic, Origin, Problem, Settings,
@@ -42,6 +43,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let sidecar = check.socket(&file.sidecar.socket);
     let sidecar_address = check.function(&file.sidecar.address, 7);
     let guest = file.guest.as_ref().map(|guest| check.guest(guest));
+    let bedtime = check.bedtime(file.sleep.as_ref());
     let link = check.endpoint(&file.migration.link);
     let incoming = check.endpoint(&file.migration.incoming);
     let limit = file.migration.downtime_limit_ms.as_ref();
@@ -68,6 +70,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
                 Some(guest) => Some(guest?),
                 None => None,
             },
+            bedtime: bedtime?,
             link: link?,
             incoming: incoming?,
             downtime_limit,
@@ -227,6 +230,19 @@ impl Check<'_> {
             address: address?,
             deadlines,
         })
+    }
+
+    fn bedtime(&mut self, sleep: Option<&SleepSection>) -> Option<Bedtime> {
+        let default = Bedtime::default();
+        let Some(sleep) = sleep else {
+            return Some(default);
+        };
+        let deadline = self.deadline(sleep.deadline_ms.as_ref(), default.deadline);
+        let ask = match &sleep.agent {
+            Some(socket) => Ask::Agent(self.socket(socket)?),
+            None => default.ask,
+        };
+        Some(Bedtime { ask, deadline })
     }
 
     fn deadline(&mut self, deadline: Option<&Spanned<u64>>, default: Duration) -> Duration {

@@ -64,6 +64,7 @@ fn answer(shared: &Shared, mut control: Control) {
                 verify,
                 strategy,
                 settings: shared.settings(),
+                bedtime: shared.config.bedtime.clone(),
             };
             if let Some(ms) = downtime_limit_ms {
                 options.settings.downtime_limit = Some(Duration::from_millis(ms));

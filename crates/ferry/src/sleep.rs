@@ -1,0 +1,272 @@
+//! The `sleep` strategy: the guest suspends itself to RAM, is carried asleep, and is woken at the
+//! destination. Its drivers do for their devices what they do each time that a machine sleeps, and
+//! nothing of vferry is in the guest.
+//!
+//! It is asked when little of its memory is left to send, so that it does not sleep while all of
+//! that is copied; QEMU is held meanwhile, as for the `cooperative` strategy.
+//!
+//! # What it does not do
+//!
+//! * It does not keep the watchdog of the q35 machine from resetting a Linux guest some 50 s after a
+//!   wake-up, if its driver `iTCO_wdt` is loaded: after any sleep, migrated or not, the timer is not
+//!   reloaded any more. QEMU's option `-global ICH9-LPC.enable_tco=off` leaves the watchdog out.
+//! * It is not for devices that keep no log of what they write: those need the guest's word, as with
+//!   any strategy, for the time before the guest sleeps.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use qemu::migration::{MigrationInfo, MigrationSettings};
+use qemu::system::RunState;
+use qemu::{AgentError, Events, GuestAgent, Qmp, QmpError};
+
+use crate::cooperative::convergence::Convergence;
+use crate::cooperative::hold::{self, Hold};
+use crate::report::{DeviceReport, millis};
+use crate::{Phase, Strategy, Vm};
+
+/// How often QEMU is asked how far it is, and whether the guest sleeps.
+const WATCH: Duration = Duration::from_millis(10);
+/// How long after the deadline a guest may still fall asleep, and is woken.
+const AFTERTHOUGHT: Duration = Duration::from_secs(5);
+/// How long QEMU may take to wake a guest.
+const REACT: Duration = Duration::from_secs(10);
+
+/// How a guest is put to sleep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bedtime {
+    /// By whom.
+    pub ask: Ask,
+    /// How long the guest may take.
+    pub deadline: Duration,
+}
+
+impl Default for Bedtime {
+    /// The key, and half a minute: a desktop needs some seconds.
+    fn default() -> Self {
+        Self {
+            ask: Ask::Key,
+            deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Ask {
+    /// The guest's owner: the sleep key of the keyboard is pressed, which Linux's systemd and
+    /// Windows take as it is configured there, by default as the wish to sleep.
+    #[default]
+    Key,
+    /// The QEMU guest agent, whose channel has its socket here.
+    Agent(PathBuf),
+}
+
+/// Why the guest does not sleep.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Awake {
+    #[error(
+        "the guest did not suspend itself within {0:?} after its sleep key was pressed: nothing in it reacts to the key, suspending is forbidden or failed, or one of its drivers refuses (a virtiofs mount's does; `dmesg` in the guest tells)"
+    )]
+    Key(Duration),
+    #[error(
+        "the guest did not suspend itself within {0:?} after its agent was asked to: `dmesg` in the guest tells which driver refused, if one did"
+    )]
+    AgentAsked(Duration),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error("holding QEMU until the guest sleeps: {0}")]
+    System(#[from] std::io::Error),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// One guest's way to sleep and back.
+#[derive(Debug)]
+pub(crate) struct Sleep<'a> {
+    qmp: &'a Qmp,
+    bedtime: &'a Bedtime,
+    /// What QEMU is to have when the guest sleeps.
+    settings: MigrationSettings,
+    memory: u64,
+    copying: Option<(Hold, Convergence)>,
+    asked: Option<Instant>,
+    fell_asleep: Option<Instant>,
+}
+
+impl<'a> Sleep<'a> {
+    /// To be called before QEMU copies memory, of which the VM has `memory` bytes. `None` if the
+    /// guest sleeps already: then it is not woken either.
+    pub(crate) fn begin(
+        vm: &Vm,
+        qmp: &'a Qmp,
+        bedtime: &'a Bedtime,
+        settings: MigrationSettings,
+        memory: u64,
+    ) -> Result<Option<Self>, Awake> {
+        if qmp.run_status()?.status == RunState::Suspended {
+            return Ok(None);
+        }
+        hold::limit_downtime(qmp, hold::DOWNTIME_LIMIT)?;
+        Ok(Some(Self {
+            qmp,
+            bedtime,
+            settings,
+            memory,
+            copying: Some((Hold::start(vm.log(), memory)?, Convergence::default())),
+            asked: None,
+            fell_asleep: None,
+        }))
+    }
+
+    /// How often [`Sleep::is_its_turn`] wants to be asked, if it does.
+    pub(crate) fn interval(&self) -> Option<Duration> {
+        self.copying.is_some().then_some(WATCH)
+    }
+
+    /// Whether so little is left to send that [`Sleep::fall_asleep`] is next.
+    pub(crate) fn is_its_turn(&mut self, info: &MigrationInfo) -> bool {
+        let (Some((_, convergence)), Some(ram)) = (&mut self.copying, &info.ram) else {
+            return false;
+        };
+        convergence.is_near(
+            ram,
+            hold::near(ram, self.settings.downtime_limit, self.memory),
+        )
+    }
+
+    /// Asks the guest to sleep, and waits until it does, at most until its deadline.
+    pub(crate) fn fall_asleep(
+        &mut self,
+        events: &mut Events,
+        cancel: &AtomicBool,
+    ) -> Result<(), Awake> {
+        let began = Instant::now();
+        let deadline = began + self.bedtime.deadline;
+        self.asked = Some(began);
+        // What the guest has done before is no answer.
+        events.pending().for_each(drop);
+        let mut agent = self.ask(deadline)?;
+        while self.qmp.run_status()?.status != RunState::Suspended {
+            if let Some(agent) = &mut agent {
+                agent.refusal()?;
+            }
+            if cancel.load(Ordering::Acquire) {
+                return Err(Awake::Cancelled);
+            }
+            if Instant::now() >= deadline {
+                return Err(match agent {
+                    Some(_) => Awake::AgentAsked(self.bedtime.deadline),
+                    None => Awake::Key(self.bedtime.deadline),
+                });
+            }
+            // SUSPEND is what is waited for; any event is a reason to look.
+            match events.next(Instant::now() + 5 * WATCH) {
+                Ok(event) if event.name == "WAKEUP" => {
+                    tracing::info!("the guest has slept and was woken, not by vferry: once more");
+                    agent = self.ask(deadline)?;
+                }
+                _ => {}
+            }
+        }
+        self.fell_asleep = Some(Instant::now());
+        tracing::info!(took = ?began.elapsed(), "the guest sleeps");
+        // QEMU may stop now.
+        self.copying = None;
+        let limit = self.settings.downtime_limit;
+        hold::limit_downtime(self.qmp, limit.unwrap_or(hold::QEMU_DOWNTIME_LIMIT))?;
+        Ok(())
+    }
+
+    fn ask(&self, deadline: Instant) -> Result<Option<GuestAgent>, Awake> {
+        match &self.bedtime.ask {
+            Ask::Key => {
+                self.qmp.press_sleep_key()?;
+                Ok(None)
+            }
+            Ask::Agent(path) => {
+                let mut agent = GuestAgent::connect(path, deadline)?;
+                agent.suspend_to_ram(deadline)?;
+                Ok(Some(agent))
+            }
+        }
+    }
+
+    /// Adds what became of it, at the destination too, where it took `wake_ms` to wake the guest.
+    pub(crate) fn complete(
+        &self,
+        wake_ms: Option<f64>,
+        phases_ms: &mut BTreeMap<Phase, f64>,
+        devices: &mut [DeviceReport],
+    ) {
+        // QEMU may have stopped the VM before the guest could be asked: it arrives awake.
+        let Some((asked, asleep)) = self.asked.zip(self.fell_asleep) else {
+            return;
+        };
+        phases_ms.insert(Phase::Suspend, millis(asleep.duration_since(asked)));
+        phases_ms.extend(wake_ms.map(|ms| (Phase::Recover, ms)));
+        for device in devices {
+            device.strategy = Strategy::Sleep;
+            if wake_ms.is_none() {
+                device.fault = Some(
+                    "the guest sleeps at the destination; QMP `system_wakeup` there wakes it"
+                        .into(),
+                );
+            }
+        }
+    }
+
+    /// The VM stays here: a guest that was asked to sleep is woken, also if it falls asleep only
+    /// now.
+    pub(crate) fn rouse(&self) -> Result<(), QmpError> {
+        if self.asked.is_none() {
+            return Ok(());
+        }
+        let until = match self.fell_asleep {
+            Some(_) => Instant::now(),
+            None => Instant::now() + AFTERTHOUGHT,
+        };
+        loop {
+            if self.qmp.run_status()?.status == RunState::Suspended {
+                return wake(self.qmp);
+            }
+            if Instant::now() >= until {
+                return Ok(());
+            }
+            std::thread::sleep(5 * WATCH);
+        }
+    }
+}
+
+/// Wakes the guest, and sees its vCPUs run.
+///
+/// # Errors
+///
+/// As [`Qmp::execute`]; [`QmpError::Timeout`] if it does not wake.
+pub(crate) fn wake(qmp: &Qmp) -> Result<(), QmpError> {
+    let began = Instant::now();
+    let mut events = qmp.events();
+    let mut asked = false;
+    loop {
+        let status = qmp.run_status()?;
+        if status.running {
+            return Ok(());
+        }
+        if status.status == RunState::Suspended && !asked {
+            qmp.wake_up()?;
+            asked = true;
+        }
+        if began.elapsed() >= REACT {
+            return Err(QmpError::Timeout {
+                waiting_for: "the guest to wake up".into(),
+                waited: began.elapsed(),
+            });
+        }
+        // WAKEUP is what is waited for; any event is a reason to look.
+        let _ = events.next(Instant::now() + WATCH);
+    }
+}

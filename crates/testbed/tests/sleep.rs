@@ -1,0 +1,123 @@
+//! The `sleep` strategy with the stock guest: nothing of vferry is in it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ferry::{Phase, Strategy};
+use lab::{Lab, progress_on_stderr};
+use qemu::system::RunState;
+use testbed::{Options, Programs, Testbed, summarise};
+
+const ROUND_TRIPS: usize = 5;
+/// How long anything may take that takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How often the guest's kernel has slept.
+const SLEPT: &str = "cat /sys/power/suspend_stats/success";
+/// What an owner has set up: more than the driver finds by itself.
+const SET_UP: &str = "ip addr add 10.78.0.2/24 dev eth0 && vconfig add eth0 5 && \
+     ip addr add 10.79.0.2/24 dev eth0.5 && ip link set eth0.5 up && ip route add 10.80.0.0/16 via 10.79.0.9";
+/// Without what IPv6 still has to find out after a link comes up.
+const CONFIGURATION: &str =
+    "(ip addr show dev eth0; ip addr show dev eth0.5; ip route) | sed 's/ tentative//'";
+/// What a distribution's session manager does with the key, by busybox's `acpid`: event type, name,
+/// code and value, then the event's name, for which there is an action.
+const REACT_TO_KEY: &str = "mkdir -p /etc/acpi && \
+     echo 'EV_KEY 1 KEY_SLEEP 142 1 button/sleep SLPB' > /etc/acpid.map && \
+     echo 'SLPB sleep' > /etc/acpid.conf && \
+     printf '#!/bin/sh\\necho mem > /sys/power/state\\n' > /etc/acpi/sleep && \
+     chmod 755 /etc/acpi/sleep && \
+     (acpid -d -c /etc/acpi -a /etc/acpid.conf -M /etc/acpid.map > /tmp/acpid.log 2>&1 &)";
+
+fn start(options: Options) -> Result<Testbed> {
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    Testbed::start(
+        lab,
+        Programs::build()?,
+        Options {
+            strategy: Some(Strategy::Sleep),
+            packets_per_second: 200,
+            ..options
+        },
+    )
+}
+
+fn slept(testbed: &Testbed) -> Result<usize> {
+    Ok(testbed.shell(SLEPT)?.trim().parse()?)
+}
+
+#[test]
+fn a_guest_sleeps_its_way_there_and_back() -> Result<()> {
+    let mut testbed = start(Options::default())?;
+    testbed.shell(REACT_TO_KEY)?;
+    testbed.shell(SET_UP)?;
+    let configuration = testbed.shell(CONFIGURATION)?;
+    let mut migrations = Vec::new();
+    for number in 1..=2 * ROUND_TRIPS {
+        let migration = testbed.migrate()?;
+        let report = &migration.report;
+        assert_eq!(report.stale_pages, Some(0), "{report:?}");
+        assert_eq!(report.strategy, Strategy::Sleep);
+        for device in &report.devices {
+            assert_eq!((device.strategy, &device.fault), (Strategy::Sleep, &None));
+        }
+        assert_eq!(slept(&testbed)?, number, "{report:?}");
+        assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
+        println!(
+            "{number}: asleep after {:.0} ms, VM pause {:.0} ms, awake after {:.0} ms, outage {:.0} ms",
+            report.phases_ms[&Phase::Suspend],
+            report.vm_pause_ms,
+            report.phases_ms[&Phase::Recover],
+            migration.outage_ms().unwrap_or_default(),
+        );
+        migrations.push(migration);
+    }
+    let summary = summarise(&testbed, &migrations)?;
+    assert_eq!(summary.round_trips, ROUND_TRIPS);
+    assert_eq!(summary.stale_pages, Some(0));
+    assert!(
+        summary.guest_alive && summary.tcp_content_ok,
+        "{summary:#?}"
+    );
+    assert!(summary.tcp_bytes.iter().all(|bytes| *bytes > 0));
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_does_not_react_stays_where_it_is() -> Result<()> {
+    let mut testbed = start(Options::default())?;
+    let next = testbed.next_host()?;
+    let error = testbed
+        .run_migrate(&next)
+        .expect_err("nobody listens to the key");
+    let error = format!("{error:#}");
+    assert!(
+        error.contains("did not suspend itself within 30s") && error.contains("runs on here"),
+        "{error}"
+    );
+    assert!(testbed.host.vm.qmp().run_status()?.running);
+    testbed.wait_for_traffic()?;
+    assert_eq!(slept(&testbed)?, 0);
+    Ok(())
+}
+
+/// A guest that sleeps by its own wish is moved as it is, and is not woken.
+#[test]
+fn a_guest_that_sleeps_is_moved_asleep() -> Result<()> {
+    let mut testbed = start(Options::default())?;
+    testbed.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
+    let deadline = Instant::now() + PATIENCE;
+    while testbed.host.vm.qmp().run_status()?.status != RunState::Suspended {
+        ensure!(Instant::now() < deadline, "the guest does not sleep");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let next = testbed.next_host()?;
+    let report = testbed.run_migrate(&next)?;
+    assert_eq!(report.stale_pages, Some(0), "{report:?}");
+    testbed.host = next;
+    let qmp = testbed.host.vm.qmp();
+    assert_eq!(qmp.run_status()?.status, RunState::Suspended);
+    qmp.wake_up()?;
+    testbed.wait_for_traffic()?;
+    assert_eq!(slept(&testbed)?, 1);
+    Ok(())
+}
