@@ -10,6 +10,9 @@
 //! * It does not keep the watchdog of the q35 machine from resetting a Linux guest some 50 s after a
 //!   wake-up, if its driver `iTCO_wdt` is loaded: after any sleep, migrated or not, the timer is not
 //!   reloaded any more. QEMU's option `-global ICH9-LPC.enable_tco=off` leaves the watchdog out.
+//! * It does not yet carry a guest twice: one that has arrived asleep and suspends itself once more
+//!   on that QEMU is awake again at once, why is not known. The migration is refused then, after the
+//!   deadline, and the guest runs on.
 //! * It is not for devices that keep no log of what they write: those need the guest's word, as with
 //!   any strategy, for the time before the guest sleeps.
 

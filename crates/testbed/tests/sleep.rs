@@ -6,9 +6,8 @@ use anyhow::{Result, ensure};
 use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
 use qemu::system::RunState;
-use testbed::{Options, Programs, Testbed, summarise};
+use testbed::{Migration, Options, Programs, Testbed, summarise};
 
-const ROUND_TRIPS: usize = 5;
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How often the guest's kernel has slept.
@@ -45,35 +44,28 @@ fn slept(testbed: &Testbed) -> Result<usize> {
     Ok(testbed.shell(SLEPT)?.trim().parse()?)
 }
 
+/// One way only: a guest that has come asleep and suspends itself once more is awake again at once.
 #[test]
-fn a_guest_sleeps_its_way_there_and_back() -> Result<()> {
+fn a_guest_sleeps_its_way_there() -> Result<()> {
     let mut testbed = start(Options::default())?;
     testbed.shell(REACT_TO_KEY)?;
     testbed.shell(SET_UP)?;
     let configuration = testbed.shell(CONFIGURATION)?;
-    let mut migrations = Vec::new();
-    for number in 1..=2 * ROUND_TRIPS {
-        let migration = testbed.migrate()?;
-        let report = &migration.report;
-        assert_eq!(report.stale_pages, Some(0), "{report:?}");
-        assert_eq!(report.strategy, Strategy::Sleep);
-        for device in &report.devices {
-            assert_eq!((device.strategy, &device.fault), (Strategy::Sleep, &None));
-        }
-        assert_eq!(slept(&testbed)?, number, "{report:?}");
-        assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
-        println!(
-            "{number}: asleep after {:.0} ms, VM pause {:.0} ms, awake after {:.0} ms, outage {:.0} ms",
-            report.phases_ms[&Phase::Suspend],
-            report.vm_pause_ms,
-            report.phases_ms[&Phase::Recover],
-            migration.outage_ms().unwrap_or_default(),
-        );
-        migrations.push(migration);
+    let migration = testbed.migrate()?;
+    let report = &migration.report;
+    assert_eq!(report.stale_pages, Some(0), "{report:?}");
+    assert_eq!(report.strategy, Strategy::Sleep);
+    for device in &report.devices {
+        assert_eq!((device.strategy, &device.fault), (Strategy::Sleep, &None));
     }
-    let summary = summarise(&testbed, &migrations)?;
-    assert_eq!(summary.round_trips, ROUND_TRIPS);
-    assert_eq!(summary.stale_pages, Some(0));
+    assert!(report.phases_ms.contains_key(&Phase::Suspend), "{report:?}");
+    assert_eq!(slept(&testbed)?, 1);
+    assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
+    alive_and_right(&testbed, &[migration])
+}
+
+fn alive_and_right(testbed: &Testbed, migrations: &[Migration]) -> Result<()> {
+    let summary = summarise(testbed, migrations)?;
     assert!(
         summary.guest_alive && summary.tcp_content_ok,
         "{summary:#?}"
@@ -104,6 +96,8 @@ fn a_guest_that_does_not_react_stays_where_it_is() -> Result<()> {
 #[test]
 fn a_guest_that_sleeps_is_moved_asleep() -> Result<()> {
     let mut testbed = start(Options::default())?;
+    testbed.shell(SET_UP)?;
+    let configuration = testbed.shell(CONFIGURATION)?;
     testbed.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
     let deadline = Instant::now() + PATIENCE;
     while testbed.host.vm.qmp().run_status()?.status != RunState::Suspended {
@@ -119,5 +113,6 @@ fn a_guest_that_sleeps_is_moved_asleep() -> Result<()> {
     qmp.wake_up()?;
     testbed.wait_for_traffic()?;
     assert_eq!(slept(&testbed)?, 1);
-    Ok(())
+    assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
+    alive_and_right(&testbed, &[])
 }
