@@ -42,7 +42,7 @@ fn judge(received: Result<Message, LinkError>) -> bool {
                 assert_harmless(&reason);
             }
         }
-        Message::Prepare { functions, .. } | Message::Run { functions } => {
+        Message::Prepare { functions, .. } | Message::Run { functions, .. } => {
             let endpoint = &function::endpoints().0[0];
             for function in functions {
                 let _ = endpoint.restore_plan(&function.config, None, true);
