@@ -1,4 +1,4 @@
-//! `cargo xtask`: lab, tests and lints for people who work on vferry.
+//! `cargo xtask`: lab, tests, benchmarks and lints for people who work on vferry.
 //!
 //! One module per command. Commands run cargo and git as their user would, from the workspace's
 //! root, and say what they run.
@@ -8,6 +8,7 @@
 //! It installs nothing but what the lab needs, changes no file but by `fmt`, and holds no test of
 //! its own beyond those of its lints: what is tested is in the crates.
 
+mod bench;
 mod demo;
 mod fmt;
 mod fuzz;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Lab, tests and lints for people who work on vferry.
+/// Lab, tests, benchmarks and lints for people who work on vferry.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask")]
 struct Arguments {
@@ -54,6 +55,8 @@ enum Command {
     Test,
     /// Run the fuzz targets, each for a bounded time.
     Fuzz(fuzz::Fuzz),
+    /// Measure what vferry promises, and print it.
+    Bench(bench::Bench),
     /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
     Demo(demo::Demo),
 }
@@ -61,6 +64,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => return demo::run(&demo),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),
         Command::Fuzz(fuzz) => fuzz::run(&fuzz),

@@ -1,0 +1,153 @@
+//! `cargo xtask bench`: one module per benchmark.
+//!
+//! A benchmark compares variants of one thing in one run, in turn, so that what else the machine
+//! does meets all of them. It reports; it is no test, and no time makes it fail.
+
+mod guest_module;
+
+use anyhow::Result;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+/// Measures, and prints what it measured.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+    /// Fewer and shorter runs: to see that it works, not to quote.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// How it is printed on standard output.
+    #[arg(long, global = true, value_enum, default_value_t = Form::Md)]
+    report: Form,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Benchmark {
+    /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
+    GuestModule,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// A table in Markdown.
+    Md,
+    Json,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The benchmark.
+    name: &'static str,
+    /// What the values are, with their unit.
+    what: &'static str,
+    /// What decides how far the values reach beyond this machine.
+    machine: String,
+    /// The first is what the others are compared with.
+    variants: Vec<Variant>,
+}
+
+/// One of the things compared.
+#[derive(Debug, Serialize)]
+struct Variant {
+    name: &'static str,
+    /// One value per run; the same place is the same round.
+    runs: Vec<f64>,
+    min: f64,
+    median: f64,
+    max: f64,
+    /// Of the medians, to the first variant's.
+    ratio: f64,
+    /// The median of each round's ratio to the first variant.
+    paired_ratio: f64,
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let report = match bench.benchmark {
+        Benchmark::GuestModule => guest_module::run(bench.quick)?,
+    };
+    match bench.report {
+        Form::Md => print_markdown(&report),
+        Form::Json => println!("{}", serde_json::to_string(&report)?),
+    }
+    Ok(())
+}
+
+/// Puts the values of each variant, the first of them the one to compare with, beside each other.
+fn variants<const N: usize>(names: [&'static str; N], runs: [Vec<f64>; N]) -> Vec<Variant> {
+    let first = runs[0].clone();
+    let variant = |(name, runs): (&'static str, Vec<f64>)| Variant {
+        name,
+        min: runs.iter().copied().fold(f64::INFINITY, f64::min),
+        median: median(&runs),
+        max: runs.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        ratio: median(&runs) / median(&first),
+        paired_ratio: median(&ratios(&runs, &first)),
+        runs,
+    };
+    names.into_iter().zip(runs).map(variant).collect()
+}
+
+fn ratios(values: &[f64], to: &[f64]) -> Vec<f64> {
+    values
+        .iter()
+        .zip(to)
+        .map(|(value, to)| value / to)
+        .collect()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+fn print_markdown(report: &Report) {
+    println!(
+        "## {}\n\n{}; {}\n",
+        report.name, report.what, report.machine
+    );
+    println!(
+        "| variant | runs | min | median | max | ratio of medians | median of paired ratios |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for variant in &report.variants {
+        println!(
+            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3} |",
+            variant.name,
+            variant.runs.len(),
+            variant.min,
+            variant.median,
+            variant.max,
+            variant.ratio,
+            variant.paired_ratio
+        );
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the values are exact")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_compared_with_the_first_round_by_round() {
+        let [base, other] = &variants(
+            ["base", "other"],
+            [vec![2.0, 4.0, 8.0], vec![1.0, 4.0, 16.0]],
+        )[..] else {
+            panic!("two go in, two come out");
+        };
+        assert_eq!((base.ratio, base.paired_ratio), (1.0, 1.0));
+        assert_eq!((other.min, other.median, other.max), (1.0, 4.0, 16.0));
+        assert_eq!((other.ratio, other.paired_ratio), (1.0, 1.0));
+        assert_eq!(median(&[1.0, 2.0]), 1.5);
+        assert!(median(&[]).is_nan());
+    }
+}
