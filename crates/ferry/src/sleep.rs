@@ -7,14 +7,14 @@
 //!
 //! # What it does not do
 //!
-//! * It does not keep the watchdog of the q35 machine from resetting a Linux guest some 50 s after a
-//!   wake-up, if its driver `iTCO_wdt` is loaded: after any sleep, migrated or not, the timer is not
-//!   reloaded any more. QEMU's option `-global ICH9-LPC.enable_tco=off` leaves the watchdog out.
-//! * It does not yet carry a guest twice: one that has arrived asleep and suspends itself once more
-//!   on that QEMU is awake again at once, why is not known. The migration is refused then, after the
-//!   deadline, and the guest runs on.
+//! * A guest that has slept by its own wish, under SeaBIOS on a q35 machine, cannot be sent to sleep
+//!   any more until it reboots: the machine's firmware has not put its chipset back (`chipset.rs`,
+//!   which does so after each wake-up by vferry), and its watchdog resets it soon after, if the
+//!   driver `iTCO_wdt` is loaded.
 //! * It is not for devices that keep no log of what they write: those need the guest's word, as with
 //!   any strategy, for the time before the guest sleeps.
+
+mod chipset;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +29,7 @@ use crate::cooperative::convergence::Convergence;
 use crate::cooperative::hold::{self, Hold};
 use crate::report::{DeviceReport, millis};
 use crate::{Phase, Strategy, Vm};
+use chipset::Chipset;
 
 /// How often QEMU is asked how far it is, and whether the guest sleeps.
 const WATCH: Duration = Duration::from_millis(10);
@@ -71,7 +72,7 @@ pub enum Ask {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Awake {
     #[error(
-        "the guest did not suspend itself within {0:?} after its sleep key was pressed: nothing in it reacts to the key, suspending is forbidden or failed, or one of its drivers refuses (a virtiofs mount's does; `dmesg` in the guest tells)"
+        "the guest did not suspend itself within {0:?} after its sleep key was pressed: nothing in it reacts to the key, suspending is forbidden or failed, one of its drivers refuses (a virtiofs mount's does; `dmesg` in the guest tells), or it has slept before, not by vferry, and SeaBIOS has not put its q35 chipset back (until it reboots)"
     )]
     Key(Duration),
     #[error(
@@ -245,31 +246,37 @@ impl<'a> Sleep<'a> {
     }
 }
 
-/// Wakes the guest, and sees its vCPUs run.
+/// Wakes the guest, and sees its vCPUs run, with the chipset that it had.
 ///
 /// # Errors
 ///
 /// As [`Qmp::execute`]; [`QmpError::Timeout`] if it does not wake.
 pub(crate) fn wake(qmp: &Qmp) -> Result<(), QmpError> {
-    let began = Instant::now();
-    let mut events = qmp.events();
-    let mut asked = false;
-    loop {
-        let status = qmp.run_status()?;
-        if status.running {
+    let deadline = Instant::now() + REACT;
+    while qmp.run_status()?.status != RunState::Suspended {
+        if qmp.run_status()?.running {
             return Ok(());
         }
-        if status.status == RunState::Suspended && !asked {
-            qmp.wake_up()?;
-            asked = true;
-        }
-        if began.elapsed() >= REACT {
+        if Instant::now() >= deadline {
             return Err(QmpError::Timeout {
-                waiting_for: "the guest to wake up".into(),
-                waited: began.elapsed(),
+                waiting_for: "the guest to arrive".into(),
+                waited: REACT,
             });
         }
-        // WAKEUP is what is waited for; any event is a reason to look.
-        let _ = events.next(Instant::now() + WATCH);
+        std::thread::sleep(WATCH / 10);
     }
+    let chipset = Chipset::read(qmp)?;
+    let mut events = qmp.events();
+    qmp.wake_up()?;
+    // Not to be stopped before: QEMU resets the machine first, and then lets the vCPUs run in any
+    // case.
+    events.wait_for("WAKEUP", |_| true, deadline)?;
+    let Some(chipset) = chipset else {
+        return Ok(());
+    };
+    qmp.stop()?;
+    if let Err(error) = chipset.put_back(qmp) {
+        tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
+    }
+    qmp.cont()
 }

@@ -10,6 +10,7 @@ use testbed::{Migration, Options, Programs, Testbed, summarise};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(1);
+const ROUND_TRIPS: usize = 5;
 /// How often the guest's kernel has slept.
 const SLEPT: &str = "cat /sys/power/suspend_stats/success";
 /// What an owner has set up: more than the driver finds by itself.
@@ -44,24 +45,48 @@ fn slept(testbed: &Testbed) -> Result<usize> {
     Ok(testbed.shell(SLEPT)?.trim().parse()?)
 }
 
-/// One way only: a guest that has come asleep and suspends itself once more is awake again at once.
+/// How often the guest's kernel has heard its power button.
+const POWER_BUTTON: &str = "awk '{ print $1 }' /sys/firmware/acpi/interrupts/ff_pwr_btn";
+
 #[test]
-fn a_guest_sleeps_its_way_there() -> Result<()> {
+fn a_guest_sleeps_its_way_there_and_back_five_times() -> Result<()> {
     let mut testbed = start(Options::default())?;
     testbed.shell(REACT_TO_KEY)?;
     testbed.shell(SET_UP)?;
     let configuration = testbed.shell(CONFIGURATION)?;
-    let migration = testbed.migrate()?;
-    let report = &migration.report;
-    assert_eq!(report.stale_pages, Some(0), "{report:?}");
-    assert_eq!(report.strategy, Strategy::Sleep);
-    for device in &report.devices {
-        assert_eq!((device.strategy, &device.fault), (Strategy::Sleep, &None));
+    let mut migrations = Vec::new();
+    for moves in 1..=2 * ROUND_TRIPS {
+        let migration = testbed.migrate()?;
+        let report = &migration.report;
+        assert_eq!(report.stale_pages, Some(0), "{report:?}");
+        assert_eq!(report.strategy, Strategy::Sleep);
+        for device in &report.devices {
+            assert_eq!((device.strategy, &device.fault), (Strategy::Sleep, &None));
+        }
+        assert!(report.phases_ms.contains_key(&Phase::Suspend), "{report:?}");
+        assert_eq!(slept(&testbed)?, moves);
+        assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
+        migrations.push(migration);
     }
-    assert!(report.phases_ms.contains_key(&Phase::Suspend), "{report:?}");
-    assert_eq!(slept(&testbed)?, 1);
-    assert_eq!(testbed.shell(CONFIGURATION)?, configuration);
-    alive_and_right(&testbed, &[migration])
+    assert!(
+        hears_its_power_button(&testbed)?,
+        "its chipset is not what it was"
+    );
+    alive_and_right(&testbed, &migrations)
+}
+
+fn hears_its_power_button(testbed: &Testbed) -> Result<bool> {
+    let before = testbed.shell(POWER_BUTTON)?;
+    let qmp = testbed.host.vm.qmp();
+    qmp.execute("system_powerdown", serde_json::json!({}))?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if testbed.shell(POWER_BUTTON)? != before {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(false)
 }
 
 fn alive_and_right(testbed: &Testbed, migrations: &[Migration]) -> Result<()> {
