@@ -32,6 +32,7 @@ struct vferry_function {
 
 	/* The thread's own */
 	struct vferry_stopped stopped;
+	bool unsettled;		/* its interfaces, after a stop or a start */
 };
 
 static u32 declined_or_failed(int error)
@@ -42,7 +43,10 @@ static u32 declined_or_failed(int error)
 
 static int restart(struct vferry_function *function)
 {
-	return function->stopped.pdev ? vferry_restart(&function->stopped) : 0;
+	if (!function->stopped.pdev)
+		return 0;
+	function->unsettled = true;
+	return vferry_restart(&function->stopped);
 }
 
 static u32 promise(struct vferry_function *function)
@@ -65,6 +69,7 @@ static u32 quiesce(struct vferry_function *function, unsigned long give_up,
 {
 	if (function->stopped.pdev)
 		return VFERRY_RESULT_DONE;
+	function->unsettled = true;
 	*error = vferry_quiesce(&function->stopped, function->pdev, give_up);
 	if (*error)
 		return declined_or_failed(*error);
@@ -127,19 +132,41 @@ static bool take_order(struct vferry_function *function,
 	return ordered;
 }
 
+static void settle(struct vferry_function *function)
+{
+	/* Stopped, they settle after the start. */
+	if (function->unsettled && !function->stopped.pdev)
+		vferry_interfaces_settle(&function->stopped.interfaces,
+					 &function->pdev->dev);
+	function->unsettled = false;
+}
+
+static bool has_work(struct vferry_function *function)
+{
+	return READ_ONCE(function->ordered) || kthread_should_stop();
+}
+
+static void wait_for_work(struct vferry_function *function)
+{
+	if (!function->unsettled)
+		wait_event_idle(function->wait, has_work(function));
+	else if (!wait_event_idle_timeout(function->wait, has_work(function),
+					  VFERRY_LINK_PATIENCE))
+		settle(function);
+}
+
 static int run(void *data)
 {
 	struct vferry_function *function = data;
 	struct vferry_order order;
 
 	while (!kthread_should_stop()) {
-		wait_event_idle(function->wait,
-				READ_ONCE(function->ordered) ||
-				kthread_should_stop());
+		wait_for_work(function);
 		if (take_order(function, &order))
 			carry_out(function, &order);
 	}
 	restart(function);
+	settle(function);
 	vferry_track_end(function->pdev);
 	return 0;
 }
@@ -162,6 +189,7 @@ struct vferry_function *vferry_function_create(struct pci_dev *pdev,
 	function->context = context;
 	spin_lock_init(&function->lock);
 	init_waitqueue_head(&function->wait);
+	vferry_interfaces_init(&function->stopped.interfaces);
 	function->pdev = pci_dev_get(pdev);
 
 	thread = kthread_run(run, function, "vferry/%s", pci_name(pdev));

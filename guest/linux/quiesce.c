@@ -284,6 +284,9 @@ int vferry_quiesce(struct vferry_stopped *stopped, struct pci_dev *pdev,
 
 	/* What is allocated here must not wait for a disk that is stopped, too. */
 	noio = memalloc_noio_save();
+	ret = vferry_interfaces_cover(&stopped->interfaces, dev);
+	if (ret)
+		goto restore_noio;
 	ops = ops_of(pdev);
 	ret = stop(pdev, ops);
 	if (ret)
@@ -305,6 +308,8 @@ undo_stop:
 put_ops:
 	if (ops)
 		module_put(ops->owner);
+	vferry_interfaces_uncover(&stopped->interfaces);
+restore_noio:
 	memalloc_noio_restore(noio);
 	pm_runtime_put(dev);
 unlock:
@@ -324,6 +329,7 @@ int vferry_restart(struct vferry_stopped *stopped)
 	pci_cfg_access_unlock(pdev);
 	noio = memalloc_noio_save();
 	ret = start(pdev, ops);
+	vferry_interfaces_uncover(&stopped->interfaces);
 	memalloc_noio_restore(noio);
 	if (ret)
 		pci_err(pdev, "vferry: the driver could not restart it: %pe\n",

@@ -5,6 +5,8 @@
 #include <linux/jiffies.h>
 #include <linux/pci.h>
 
+#include "interfaces.h"
+
 struct vferry_ops;
 
 /**
@@ -12,6 +14,8 @@ struct vferry_ops;
  * @pdev: the device; NULL while nothing is stopped
  * @ops: the driver's own callbacks, or NULL if it was stopped by power
  *	management
+ * @interfaces: its network interfaces; vferry_interfaces_init() prepares them, and
+ *	vferry_interfaces_settle() is due some time after either function
  *
  * Belongs to one thread: vferry_restart() must run in the thread that
  * vferry_quiesce() ran in, which holds the device's lock in between.
@@ -19,11 +23,12 @@ struct vferry_ops;
 struct vferry_stopped {
 	struct pci_dev *pdev;
 	const struct vferry_ops *ops;
+	struct vferry_interfaces interfaces;
 };
 
 /**
  * vferry_quiesce() - stop one device while the system runs
- * @stopped: filled in on success
+ * @stopped: empty; filled in on success
  * @pdev: the device
  * @give_up: in jiffies; when to stop waiting for others to let go of the device
  *

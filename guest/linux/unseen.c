@@ -8,17 +8,11 @@
  * space, and AF_XDP, which leaves the calls out by a flag of its own. What they
  * mapped earlier is not known.
  */
-#include <linux/device.h>
 #include <linux/netdevice.h>
-#include <linux/string.h>
 #include <net/xdp_sock_drv.h>
 
+#include "class.h"
 #include "unseen.h"
-
-static bool is_of_class(struct device *dev, const char *name)
-{
-	return dev->class && !strcmp(dev->class->name, name);
-}
 
 static bool has_af_xdp(struct net_device *netdev)
 {
@@ -36,9 +30,9 @@ static int look_at(struct device *dev, void *data)
 {
 	const char **why = data;
 
-	if (is_of_class(dev, "infiniband"))
+	if (vferry_is_of_class(dev, "infiniband"))
 		*why = "RDMA is in use on it";
-	else if (is_of_class(dev, "net") && has_af_xdp(to_net_dev(dev)))
+	else if (vferry_is_of_class(dev, "net") && has_af_xdp(to_net_dev(dev)))
 		*why = "AF_XDP is in use on it";
 	return *why ? 1 : device_for_each_child(dev, why, look_at);
 }

@@ -166,3 +166,42 @@ fn a_migration_that_fails_after_the_guest_stopped_its_device_has_it_start_it_aga
     left_to_its_driver(device(&migrations[0], "net0"));
     arrived_whole(&testbed, &migrations)
 }
+
+/// Programs go on to read what there is of the interface, and its link is not gone for them.
+#[test]
+fn nobody_in_the_guest_notices_that_its_device_stops() -> Result<()> {
+    let testbed = start(cooperative())?;
+    // The driver frees what its counters are in.
+    testbed.shell(
+        "(while [ ! -e /tmp/enough ]; do grep eth0 /proc/net/dev > /dev/null && \
+         cat /sys/class/net/eth0/operstate /sys/class/net/eth0/carrier && \
+         cat /sys/class/net/eth0/statistics/rx_packets > /tmp/counter; done 2>&1 | \
+         tr '\\n' ' ' | sed 's/up [01] /&\\n/g' | sort | uniq -c > /tmp/seen) > /dev/null 2>&1 &",
+    )?;
+    for _ in 0..3 {
+        let output = testbed
+            .host
+            .command("rehearse")
+            .args(["--hold-ms", "500"])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{} in {}",
+            String::from_utf8_lossy(&output.stderr),
+            testbed.host.vm.evidence()
+        );
+        testbed.wait_for_traffic()?;
+    }
+    testbed.shell("touch /tmp/enough; while [ ! -s /tmp/seen ]; do usleep 50000; done; sleep 1")?;
+    let seen = testbed.shell("cat /tmp/seen")?;
+    let kinds: Vec<_> = seen
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    // With the carrier and without, but up all the time.
+    assert!(
+        kinds.len() == 2 && kinds.iter().all(|kind| kind.contains(" up ")),
+        "{seen}"
+    );
+    Ok(())
+}
