@@ -299,8 +299,14 @@ impl Vm {
         }
     }
 
-    fn evidence(&self) -> String {
-        format!("{}: {}", self.name, evidence(&self.console, &self.log))
+    /// What may explain a failure: whether QEMU still runs, what it said last, and what the guest
+    /// wrote to its console.
+    pub fn evidence(&self) -> String {
+        let evidence = evidence(&self.console, &self.log);
+        match self.alive() {
+            Ok(()) => format!("{}: {evidence}", self.name),
+            Err(ended) => format!("{}: {ended}; {evidence}", self.name),
+        }
     }
 }
 

@@ -318,12 +318,12 @@ impl Testbed {
         match last {
             Some(Reply::Done { report }) => Ok(report),
             _ => bail!(
-                "vferry migrate failed ({}): {}\nthe source said:\n{}\nthe destination said:\n{}\nits QEMU said:\n{}",
+                "vferry migrate failed ({}): {}\nthe source said:\n{}\nthe destination said:\n{}\nits VM: {}",
                 output.status,
                 String::from_utf8_lossy(&output.stderr),
                 self.host.log(),
                 to.log(),
-                to.vm.log(),
+                to.vm.evidence(),
             ),
         }
     }
