@@ -17,6 +17,9 @@
 #include "quiesce.h"
 #include "vferry_regs.h"
 
+/* How often links that are not back are looked at, in jiffies. */
+#define SETTLE_INTERVAL	msecs_to_jiffies(10)
+
 struct vferry_function {
 	struct pci_dev *pdev;
 	unsigned int index;
@@ -32,7 +35,7 @@ struct vferry_function {
 
 	/* The thread's own */
 	struct vferry_stopped stopped;
-	bool unsettled;		/* its interfaces, after a stop or a start */
+	bool unsettled;		/* its interfaces, after a start */
 };
 
 static u32 declined_or_failed(int error)
@@ -69,7 +72,7 @@ static u32 quiesce(struct vferry_function *function, unsigned long give_up,
 {
 	if (function->stopped.pdev)
 		return VFERRY_RESULT_DONE;
-	function->unsettled = true;
+	function->unsettled = true;	/* if it fails */
 	*error = vferry_quiesce(&function->stopped, function->pdev, give_up);
 	if (*error)
 		return declined_or_failed(*error);
@@ -132,15 +135,6 @@ static bool take_order(struct vferry_function *function,
 	return ordered;
 }
 
-static void settle(struct vferry_function *function)
-{
-	/* Stopped, they settle after the start. */
-	if (function->unsettled && !function->stopped.pdev)
-		vferry_interfaces_settle(&function->stopped.interfaces,
-					 &function->pdev->dev);
-	function->unsettled = false;
-}
-
 static bool has_work(struct vferry_function *function)
 {
 	return READ_ONCE(function->ordered) || kthread_should_stop();
@@ -148,11 +142,13 @@ static bool has_work(struct vferry_function *function)
 
 static void wait_for_work(struct vferry_function *function)
 {
+	struct vferry_interfaces *interfaces = &function->stopped.interfaces;
+
 	if (!function->unsettled)
 		wait_event_idle(function->wait, has_work(function));
 	else if (!wait_event_idle_timeout(function->wait, has_work(function),
-					  VFERRY_LINK_PATIENCE))
-		settle(function);
+					  SETTLE_INTERVAL))
+		function->unsettled = !vferry_interfaces_settle(interfaces);
 }
 
 static int run(void *data)
@@ -166,7 +162,7 @@ static int run(void *data)
 			carry_out(function, &order);
 	}
 	restart(function);
-	settle(function);
+	vferry_interfaces_release(&function->stopped.interfaces);
 	vferry_track_end(function->pdev);
 	return 0;
 }

@@ -2,25 +2,19 @@
 #ifndef VFERRY_INTERFACES_H
 #define VFERRY_INTERFACES_H
 
-#include <linux/jiffies.h>
 #include <linux/list.h>
+#include <linux/types.h>
 
 struct device;
 
-/*
- * How long an interface may take to have its link again: a physical one that
- * negotiates takes seconds.
- */
-#define VFERRY_LINK_PATIENCE	(5 * HZ)
-
 /**
  * struct vferry_interfaces - a device's network interfaces
- * @covered: those that are covered
- * @uncovered: what covered others before, and some reader may still be at
+ * @covers: of those that are covered, or were until recently; with rtnl_lock
+ * @patience_ends: in jiffies; when a link that is not back is lost
  */
 struct vferry_interfaces {
-	struct list_head covered;
-	struct list_head uncovered;
+	struct list_head covers;
+	unsigned long patience_ends;
 };
 
 void vferry_interfaces_init(struct vferry_interfaces *interfaces);
@@ -30,10 +24,10 @@ void vferry_interfaces_init(struct vferry_interfaces *interfaces);
  * @interfaces: this device's
  * @dev: the device, about to be stopped by its driver
  *
- * Until vferry_interfaces_uncover() nobody hears of a link that is lost, and
- * the driver is not asked for its counters.
+ * Until vferry_interfaces_uncover() the stack does not act on a link that is
+ * lost, and the driver is not called where it does not expect it.
  *
- * Return: 0, or a negative errno; nothing is covered then.
+ * Return: 0, or a negative errno; then vferry_interfaces_uncover() is due, too.
  */
 int vferry_interfaces_cover(struct vferry_interfaces *interfaces,
 			    struct device *dev);
@@ -42,16 +36,25 @@ int vferry_interfaces_cover(struct vferry_interfaces *interfaces,
  * vferry_interfaces_uncover() - let the system at them again
  * @interfaces: this device's
  *
- * To be followed by vferry_interfaces_settle(), %VFERRY_LINK_PATIENCE later.
+ * Those that the driver could not start stay covered.
+ * vferry_interfaces_settle() is due afterwards, until it is done.
  */
 void vferry_interfaces_uncover(struct vferry_interfaces *interfaces);
 
 /**
- * vferry_interfaces_settle() - have it heard where there is no link, and tidy up
+ * vferry_interfaces_settle() - look after links that are not back yet
  * @interfaces: this device's
- * @dev: the device
+ *
+ * To be called every few milliseconds.
+ *
+ * Return: whether it is done.
  */
-void vferry_interfaces_settle(struct vferry_interfaces *interfaces,
-			      struct device *dev);
+bool vferry_interfaces_settle(struct vferry_interfaces *interfaces);
+
+/* Nothing is covered any more, whatever state it is in. */
+void vferry_interfaces_release(struct vferry_interfaces *interfaces);
+
+int vferry_interfaces_watch(void);
+void vferry_interfaces_unwatch(void);
 
 #endif /* VFERRY_INTERFACES_H */

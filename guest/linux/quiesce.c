@@ -284,10 +284,10 @@ int vferry_quiesce(struct vferry_stopped *stopped, struct pci_dev *pdev,
 
 	/* What is allocated here must not wait for a disk that is stopped, too. */
 	noio = memalloc_noio_save();
+	ops = ops_of(pdev);
 	ret = vferry_interfaces_cover(&stopped->interfaces, dev);
 	if (ret)
-		goto restore_noio;
-	ops = ops_of(pdev);
+		goto put_ops;
 	ret = stop(pdev, ops);
 	if (ret)
 		goto put_ops;
@@ -309,7 +309,6 @@ put_ops:
 	if (ops)
 		module_put(ops->owner);
 	vferry_interfaces_uncover(&stopped->interfaces);
-restore_noio:
 	memalloc_noio_restore(noio);
 	pm_runtime_put(dev);
 unlock:
@@ -416,10 +415,19 @@ static struct notifier_block sleep_notifier = {
 
 int vferry_quiesce_init(void)
 {
-	return register_pm_notifier(&sleep_notifier);
+	int ret;
+
+	ret = vferry_interfaces_watch();
+	if (ret)
+		return ret;
+	ret = register_pm_notifier(&sleep_notifier);
+	if (ret)
+		vferry_interfaces_unwatch();
+	return ret;
 }
 
 void vferry_quiesce_exit(void)
 {
 	unregister_pm_notifier(&sleep_notifier);
+	vferry_interfaces_unwatch();
 }

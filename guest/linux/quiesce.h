@@ -14,8 +14,8 @@ struct vferry_ops;
  * @pdev: the device; NULL while nothing is stopped
  * @ops: the driver's own callbacks, or NULL if it was stopped by power
  *	management
- * @interfaces: its network interfaces; vferry_interfaces_init() prepares them, and
- *	vferry_interfaces_settle() is due some time after either function
+ * @interfaces: its network interfaces; vferry_interfaces_init() prepares them,
+ *	and vferry_interfaces_settle() is due after either function
  *
  * Belongs to one thread: vferry_restart() must run in the thread that
  * vferry_quiesce() ran in, which holds the device's lock in between.

@@ -94,6 +94,9 @@ struct Rehearse {
     /// How long the guest tracks what devices write before it stops them, to see what that costs.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     hold_ms: u64,
+    /// How long the devices stay stopped, to see what notices.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    stopped_ms: u64,
     /// As one JSON object.
     #[arg(long)]
     json: bool,

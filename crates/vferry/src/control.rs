@@ -37,6 +37,8 @@ pub enum Request {
         /// How long it is to track what devices write, in milliseconds; less if the connection
         /// ends.
         hold_ms: u64,
+        /// How long its devices are to stand still, in milliseconds; as above.
+        stopped_ms: u64,
     },
 }
 

@@ -43,8 +43,17 @@ pub enum Answer {
     No(String),
 }
 
-/// Asks the guest to track what devices write, waits for `hold` (with the devices tracked), has it
-/// stop the devices, and start them again. `devices` are those that the control device speaks for.
+/// When a rehearsal pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// What devices write is known; they run.
+    Tracked,
+    /// The devices stand still.
+    Stopped,
+}
+
+/// Asks the guest to track what devices write, has it stop the devices, and start them again, with
+/// a `pause` after each of the first two. `devices` are those that the control device speaks for.
 /// Whatever happens, the guest is told the end of it.
 ///
 /// # Errors
@@ -52,7 +61,7 @@ pub enum Answer {
 pub fn rehearse(
     guest: &Guest,
     devices: &[Endpoint],
-    hold: impl FnOnce(),
+    mut pause: impl FnMut(Moment),
 ) -> Result<Rehearsal, Unavailable> {
     let (control, deadlines) = (&guest.control, &guest.deadlines);
     let look = |index: usize| match devices.get(index) {
@@ -64,7 +73,7 @@ pub fn rehearse(
             let bus = guest.endpoint.bus();
             let memory = || guest.endpoint.is_bus_master().then(|| bus.look());
             let tracked = asked.wait(bus.look().end(), memory);
-            hold();
+            pause(Moment::Tracked);
             let answers = (0..devices.len()).map(|index| of_track(&tracked, index));
             (answers.collect(), tracked.quiesce(deadlines.quiesce))
         }
@@ -79,6 +88,7 @@ pub fn rehearse(
         Ok(asked) => {
             let quiesced = asked.wait(look);
             let stops = quiesced.outcomes().to_vec();
+            pause(Moment::Stopped);
             (Ok(stops), quiesced.end(deadlines.end).wait().0)
         }
         Err(why) => (Err(why), Vec::new()),

@@ -10,6 +10,7 @@ pub(super) fn rehearse(config: &Config, options: &super::Rehearse) -> anyhow::Re
     let mut control = connect(config)?;
     control.writer()?.send(&Request::Rehearse {
         hold_ms: options.hold_ms,
+        stopped_ms: options.stopped_ms,
     })?;
     let rehearsal = match control.receive()? {
         Some(Reply::Rehearsed(rehearsal)) => rehearsal,

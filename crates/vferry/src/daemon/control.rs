@@ -15,7 +15,7 @@ use super::Shared;
 use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
 use crate::models;
-use crate::rehearsal;
+use crate::rehearsal::{self, Moment};
 use crate::stream::connect;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
@@ -71,9 +71,17 @@ fn answer(shared: &Shared, mut control: Control) {
             }
             migrate(shared, &to, &options, control, &mut writer)
         }
-        Ok(Some(Request::Rehearse { hold_ms })) => {
-            let hold = Duration::from_millis(hold_ms);
-            rehearse(shared, || control.linger(hold))
+        Ok(Some(Request::Rehearse {
+            hold_ms,
+            stopped_ms,
+        })) => {
+            let limit = |moment| match moment {
+                Moment::Tracked => hold_ms,
+                Moment::Stopped => stopped_ms,
+            };
+            rehearse(shared, |moment| {
+                control.linger(Duration::from_millis(limit(moment)));
+            })
         }
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
@@ -108,7 +116,7 @@ fn status(shared: &Shared) -> Status {
     }
 }
 
-fn rehearse(shared: &Shared, hold: impl FnOnce()) -> Reply {
+fn rehearse(shared: &Shared, pause: impl FnMut(Moment)) -> Reply {
     let Some(_guard) = shared.begin_migration() else {
         return Reply::Failed {
             why: "a migration of this VM is under way".into(),
@@ -122,7 +130,7 @@ fn rehearse(shared: &Shared, hold: impl FnOnce()) -> Reply {
     // The control device itself comes last.
     let endpoints = &shared.vm.endpoints().0;
     let devices = &endpoints[..shared.config.devices.len().min(endpoints.len())];
-    match rehearsal::rehearse(guest, devices, hold) {
+    match rehearsal::rehearse(guest, devices, pause) {
         Ok(rehearsal) => {
             tracing::info!(?rehearsal, "the guest has rehearsed");
             Reply::Rehearsed(rehearsal)
