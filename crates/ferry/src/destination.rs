@@ -236,7 +236,7 @@ impl Destination<'_> {
         match sleep::wake(self.qmp) {
             Ok(()) => Some(millis(began.elapsed())),
             Err(error) => {
-                tracing::error!(%error, "the guest sleeps here; QMP `system_wakeup` wakes it");
+                tracing::error!(%error, "the guest is here, and was not seen to wake");
                 None
             }
         }

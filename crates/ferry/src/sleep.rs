@@ -7,10 +7,10 @@
 //!
 //! # What it does not do
 //!
-//! * A guest that has slept by its own wish, under SeaBIOS on a q35 machine, cannot be sent to sleep
-//!   any more until it reboots: the machine's firmware has not put its chipset back (`chipset.rs`,
-//!   which does so after each wake-up by vferry), and its watchdog resets it soon after, if the
-//!   driver `iTCO_wdt` is loaded.
+//! * A guest that somebody else woke, under SeaBIOS on a q35 machine, cannot be sent to sleep any
+//!   more until it reboots: the machine's firmware has not put its chipset back (`chipset.rs`, which
+//!   does so after each wake-up by vferry), and its watchdog resets it soon after, if the driver
+//!   `iTCO_wdt` is loaded. That is so, too, for one that an alarm wakes while vferry has it asleep.
 //! * It is not for devices that keep no log of what they write: those need the guest's word, as with
 //!   any strategy, for the time before the guest sleeps.
 
@@ -35,7 +35,7 @@ use chipset::Chipset;
 const WATCH: Duration = Duration::from_millis(10);
 /// How long after the deadline a guest may still fall asleep, and is woken.
 const AFTERTHOUGHT: Duration = Duration::from_secs(5);
-/// How long QEMU may take to wake a guest.
+/// How long QEMU may take to load the last of a guest, or to wake it.
 const REACT: Duration = Duration::from_secs(10);
 
 /// How a guest is put to sleep.
@@ -217,7 +217,8 @@ impl<'a> Sleep<'a> {
             device.strategy = Strategy::Sleep;
             if wake_ms.is_none() {
                 device.fault = Some(
-                    "the guest sleeps at the destination; QMP `system_wakeup` there wakes it"
+                    "the guest was not seen to wake at the destination; QMP `query-status` there \
+                     tells, `system_wakeup` wakes it"
                         .into(),
                 );
             }
@@ -226,7 +227,7 @@ impl<'a> Sleep<'a> {
 
     /// The VM stays here: a guest that was asked to sleep is woken, also if it falls asleep only
     /// now.
-    pub(crate) fn rouse(&self) -> Result<(), QmpError> {
+    pub(crate) fn rouse(&self) -> Result<(), NotWoken> {
         if self.asked.is_none() {
             return Ok(());
         }
@@ -235,7 +236,8 @@ impl<'a> Sleep<'a> {
             None => Instant::now() + AFTERTHOUGHT,
         };
         loop {
-            if self.qmp.run_status()?.status == RunState::Suspended {
+            let status = self.qmp.run_status().map_err(NotWoken::Asleep)?;
+            if status.status == RunState::Suspended {
                 return wake(self.qmp);
             }
             if Instant::now() >= until {
@@ -246,37 +248,71 @@ impl<'a> Sleep<'a> {
     }
 }
 
+/// Why the guest is not awake, or cannot be known to be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotWoken {
+    #[error("{0}; QMP `system_wakeup` wakes it")]
+    Asleep(QmpError),
+    /// Woken, and stopped for its chipset.
+    #[error("{0}; if it is paused, QMP `cont` lets it run")]
+    Paused(QmpError),
+}
+
 /// Wakes the guest, and sees its vCPUs run, with the chipset that it had.
-///
-/// # Errors
-///
-/// As [`Qmp::execute`]; [`QmpError::Timeout`] if it does not wake.
-pub(crate) fn wake(qmp: &Qmp) -> Result<(), QmpError> {
-    let deadline = Instant::now() + REACT;
-    while qmp.run_status()?.status != RunState::Suspended {
-        if qmp.run_status()?.running {
-            return Ok(());
+pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
+    if sleeps(qmp).map_err(NotWoken::Asleep)? {
+        let chipset = Chipset::read(qmp).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the chipset of the guest that sleeps cannot be read");
+            None
+        });
+        wake_up(qmp).map_err(NotWoken::Asleep)?;
+        if let Some(chipset) = chipset {
+            mend(qmp, &chipset).map_err(NotWoken::Paused)?;
         }
-        if Instant::now() >= deadline {
+    } else {
+        tracing::warn!(
+            "the guest was woken, not by vferry: if its firmware is SeaBIOS, it cannot sleep \
+             again before it reboots"
+        );
+    }
+    Ok(())
+}
+
+/// Waits until the guest that arrives either sleeps or runs.
+fn sleeps(qmp: &Qmp) -> Result<bool, QmpError> {
+    let began = Instant::now();
+    loop {
+        let status = qmp.run_status()?;
+        if status.running {
+            return Ok(false);
+        }
+        if status.status == RunState::Suspended {
+            return Ok(true);
+        }
+        if began.elapsed() >= REACT {
             return Err(QmpError::Timeout {
-                waiting_for: "the guest to arrive".into(),
-                waited: REACT,
+                waiting_for: "the guest to be there".into(),
+                waited: began.elapsed(),
             });
         }
         std::thread::sleep(WATCH / 10);
     }
-    let chipset = Chipset::read(qmp)?;
+}
+
+/// On return QEMU has reset the machine, and the vCPUs run.
+fn wake_up(qmp: &Qmp) -> Result<(), QmpError> {
     let mut events = qmp.events();
     qmp.wake_up()?;
-    // Not to be stopped before: QEMU resets the machine first, and then lets the vCPUs run in any
-    // case.
-    events.wait_for("WAKEUP", |_| true, deadline)?;
-    let Some(chipset) = chipset else {
-        return Ok(());
-    };
-    qmp.stop()?;
-    if let Err(error) = chipset.put_back(qmp) {
+    events.wait_for("WAKEUP", |_| true, Instant::now() + REACT)?;
+    Ok(())
+}
+
+/// Not before [`wake_up`] has returned: QEMU would let the vCPUs run although they are stopped.
+fn mend(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
+    let stopped = qmp.stop();
+    if let Err(error) = stopped.and_then(|()| chipset.put_back(qmp)) {
         tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
     }
+    // Also where `stop` was not answered: it may be carried out late.
     qmp.cont()
 }

@@ -405,8 +405,7 @@ impl Source<'_> {
                 phase,
                 why: error.to_string(),
                 whereabouts: format!(
-                    "The VM is on this host, and its guest may sleep: {why}. QMP `system_wakeup` \
-                     wakes it"
+                    "The VM is on this host, and its guest was not seen to wake: {why}"
                 ),
             };
         }
