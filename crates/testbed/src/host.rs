@@ -70,6 +70,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// vferry's process.
+    pub fn vferry_pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Starts vferry, then QEMU with the arguments that vferry prints. With `incoming` it waits for
     /// a VM, else it boots one.
     ///

@@ -318,10 +318,11 @@ impl Testbed {
         match last {
             Some(Reply::Done { report }) => Ok(report),
             _ => bail!(
-                "vferry migrate failed ({}): {}\nthe source said:\n{}\nthe destination said:\n{}\nits VM: {}",
+                "vferry migrate failed ({}): {}\nthe source said:\n{}\nits VM: {}\nthe destination said:\n{}\nits VM: {}",
                 output.status,
                 String::from_utf8_lossy(&output.stderr),
                 self.host.log(),
+                self.host.vm.evidence(),
                 to.log(),
                 to.vm.evidence(),
             ),
