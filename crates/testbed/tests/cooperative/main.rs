@@ -199,9 +199,8 @@ fn nobody_in_the_guest_notices_that_its_device_stops() -> Result<()> {
     let before = testbed.shell("grep -B1 -m1 '^0 ' /tmp/seen | head -n 1")?;
     let packets = |line: &str| line.split_whitespace().next_back()?.parse::<u64>().ok();
     let (stopped, running) = (packets(&most), packets(&before));
-    assert!(
-        running.is_some_and(|n| n > 0) && stopped >= running,
-        "before {before:?}, then {most:?}"
-    );
+    // But for the packets of the moment when they were kept; without that they are 0.
+    let kept = stopped.zip(running).map(|(a, b)| a > b / 2 && b > 0);
+    assert_eq!(kept, Some(true), "before {before:?}, then {most:?}");
     Ok(())
 }
