@@ -35,13 +35,7 @@ pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, log: &LogHandle) -> Result
     let began = Instant::now();
     let running = qmp.run_status()?.running;
     let started = if running {
-        let result = match qmp.stop() {
-            Ok(()) => start(qmp, sidecar),
-            Err(error) => Err(error.into()),
-        };
-        // Also where `stop` was not answered: it may be carried out late.
-        qmp.cont()?;
-        result?
+        qmp.while_stopped(|| start(qmp, sidecar))??
     } else {
         start(qmp, sidecar)?
     };

@@ -309,10 +309,8 @@ fn wake_up(qmp: &Qmp) -> Result<(), QmpError> {
 
 /// Not before [`wake_up`] has returned: QEMU would let the vCPUs run although they are stopped.
 fn mend(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
-    let stopped = qmp.stop();
-    if let Err(error) = stopped.and_then(|()| chipset.put_back(qmp)) {
+    if let Err(error) = qmp.while_stopped(|| chipset.put_back(qmp))? {
         tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
     }
-    // Also where `stop` was not answered: it may be carried out late.
-    qmp.cont()
+    Ok(())
 }

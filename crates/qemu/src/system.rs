@@ -86,6 +86,25 @@ impl Qmp {
         self.execute("cont", json!({})).map(drop)
     }
 
+    /// Does `work` between [`Qmp::stop`] and [`Qmp::cont`], and returns what it returned; not done
+    /// is it where the vCPUs could not be stopped. They run on in any case: a `stop` that was not
+    /// answered may be carried out late.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Qmp::cont`]: the VM may be paused.
+    pub fn while_stopped<T, E: From<QmpError>>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Result<T, E>, QmpError> {
+        let result = match self.stop() {
+            Ok(()) => work(),
+            Err(error) => Err(error.into()),
+        };
+        self.cont()?;
+        Ok(result)
+    }
+
     /// `send-key`: presses and releases the keyboard's sleep key (`KEY_SLEEP` in Linux). What the
     /// guest makes of it is its own affair; `SUSPEND` follows, or nothing.
     ///

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Guarded, Initrd, Lab, Vm};
 use vferry::control::Status;
 
-use crate::Programs;
+use crate::{GUEST_IP, Programs};
 
 /// How long vferry may take until it serves its sockets.
 const START: Duration = Duration::from_secs(10);
@@ -70,6 +70,15 @@ pub struct Host {
 }
 
 impl Host {
+    /// Gives the guest's interface its address and takes it up.
+    ///
+    /// # Errors
+    /// When the guest cannot, or does not within `limit`.
+    pub fn bring_up(&self, limit: Duration) -> Result<()> {
+        let command = format!("ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up");
+        self.vm.shell(&command, limit)?.success().map(drop)
+    }
+
     /// vferry's process.
     pub fn vferry_pid(&self) -> u32 {
         self.process.id()

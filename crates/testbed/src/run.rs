@@ -206,10 +206,7 @@ impl Testbed {
     /// # Errors
     /// When the guest cannot.
     pub fn bring_up(&self) -> Result<()> {
-        self.shell(&format!(
-            "ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
-        ))
-        .map(drop)
+        self.host.bring_up(COMMAND)
     }
 
     /// What the guest's load has counted.

@@ -125,7 +125,7 @@ impl Rig {
         }
         this.shell("mount -t tracefs tracefs /sys/kernel/tracing")?;
         // The load ends where there is no network.
-        this.shell(&bring_up())?;
+        this.host.bring_up(PATIENCE)?;
         this.shell(&format!(
             "lab-guest load --peer {PEER_IP} --rate {UDP_RATE} --tick-us 50000 --dirty-mib 0 \
              > /tmp/load.log 2>&1 &"
@@ -179,9 +179,9 @@ impl Rig {
         };
         self.shell(&format!(
             "{module}; cd /sys/bus/pci/drivers/ixgbevf && echo {NIC} > unbind && \
-             echo {NIC} > bind && {}",
-            bring_up()
+             echo {NIC} > bind"
         ))?;
+        self.host.bring_up(PATIENCE)?;
         let flows = self.peer.wait_for_traffic(now_nanos(), PATIENCE);
         flows.with_context(|| format!("vferry said:\n{}", self.host.log()))
     }
@@ -213,10 +213,6 @@ impl Rig {
     fn hooks(&self) -> Result<String> {
         self.shell("cat /sys/kernel/tracing/enabled_functions")
     }
-}
-
-fn bring_up() -> String {
-    format!("ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up")
 }
 
 /// Has all threads of a process run on one processor, and those that they start.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::Kernel;
-use testbed::{GUEST_IP, Testbed};
+use testbed::Testbed;
 
 use crate::{
     END_AT_WARNING, PATIENCE, STRICT, did_all, kernel_is_content, rehearse, start, with_module,
@@ -75,10 +75,11 @@ fn linux_7_3_loads_and_unloads_it_50_more_times_at_its_usual_speed() -> Result<(
 
 /// The NIC's driver anew, now under the module's eyes.
 fn bind_again(testbed: &Testbed) -> Result<()> {
-    testbed.shell(&format!(
+    testbed.shell(
         "cd /sys/bus/pci/drivers/ixgbevf && echo 0000:00:05.0 > unbind && \
-         echo 0000:00:05.0 > bind && ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
-    ))?;
+         echo 0000:00:05.0 > bind",
+    )?;
+    testbed.bring_up()?;
     testbed.wait_for_traffic()
 }
 
