@@ -1,17 +1,22 @@
 //! `cargo xtask bench guest-module`
 //!
-//! One guest, one NIC, TCP as fast as it goes, both ways at once. Each round measures the guest
-//! without the module, with it, and while it tracks (`vferry rehearse`); every other round in
-//! reverse order. The NIC's driver is bound anew each time, since what the module does about sync
-//! calls lasts from a driver's probe on. The guest has a processor to itself, where there are two:
-//! what it does not get from others it cannot lose to them.
+//! Three guests with a NIC each, TCP as fast as it goes, both ways at once: in one the module is
+//! absent, in one it is loaded, in one it tracks (`vferry rehearse`). They run at the same time on
+//! the same processor, which the host's scheduler hands from one to the next every few
+//! milliseconds: whatever slows it down, neighbours or a second thread on its core, slows all three.
+//! One after the other they could not be compared on a machine that is not ours alone. What each
+//! gets done counts per second of processor time, so that an unequal share is no advantage.
+//!
+//! After each window the guests change roles, so that none of them is always the faster one. The
+//! NIC's driver is bound anew each time, since what the module does about sync calls lasts from a
+//! driver's probe on.
 
+use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Accelerator, Kernel, Lab, progress_on_stderr};
-use load_format::GuestReport;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use testbed::{GUEST_IP, GuestOptions, Host, HostOptions, PEER_IP, Programs};
@@ -27,7 +32,9 @@ const TCP_RATE: u32 = 1_000_000_000;
 /// Packets per second, each way: only to see that the guest is reached.
 const UDP_RATE: u32 = 20;
 /// TCP finds its speed, and an emulator translates what runs.
-const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_secs(4);
+/// One vCPU each: on one processor, two would wait for each other's locks for whole time slices.
+const ONE_CPU: &str = "maxcpus=1";
 const NIC: &str = "0000:00:05.0";
 const MODULE: &str = "/lib/modules/vferry.ko";
 /// What the module hooks only while it tracks.
@@ -40,60 +47,102 @@ enum State {
     Tracking,
 }
 
+const STATES: [State; 3] = [State::Without, State::Loaded, State::Tracking];
+
 /// A guest, and who it talks to.
 struct Rig {
     host: Host,
     peer: Peer,
-    pinned: bool,
     _folder: tempfile::TempDir,
 }
 
 pub(super) fn run(quick: bool) -> Result<Report> {
     let (rounds, window) = if quick {
-        (2, Duration::from_secs(2))
+        (1, Duration::from_secs(3))
     } else {
-        (15, Duration::from_secs(3))
+        (6, Duration::from_secs(8))
     };
-    let rig = Rig::start()?;
+    let rigs = start()?;
     let mut runs = [Vec::new(), Vec::new(), Vec::new()];
-    for round in 0..rounds {
-        let mut order = [State::Without, State::Loaded, State::Tracking];
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for state in order {
-            let rate = rig.measure(state, window)?;
-            eprintln!(
-                "bench: round {} of {rounds}: {state:?} {rate:.2}",
-                round + 1
-            );
-            runs[state as usize].push(rate);
+    for turn in 0..rounds * STATES.len() {
+        let roles = [0, 1, 2].map(|guest| STATES[(guest + turn) % STATES.len()]);
+        let rates = side_by_side(&rigs, roles, window)?;
+        eprintln!(
+            "bench: window {} of {}: {}",
+            turn + 1,
+            rounds * STATES.len(),
+            roles
+                .iter()
+                .zip(rates)
+                .map(|(role, rate)| format!("{role:?} {rate:.2}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        for (role, rate) in roles.into_iter().zip(rates) {
+            runs[role as usize].push(rate);
         }
     }
+    let kernel = rigs[0].shell("uname -r")?;
     Ok(Report {
         name: "guest-module",
-        what: "TCP through the VF, MB/s, both ways together",
+        what: "TCP through the VF, MB per second of QEMU's processor time, both ways together",
         machine: format!(
-            "{} by {:?}, 2 vCPUs on {}, {} rounds of {} s",
-            rig.host.vm.shell("uname -r", PATIENCE)?.success()?.trim(),
+            "{} by {:?}, three guests of one vCPU on one processor, windows of {} s",
+            kernel.trim(),
             Accelerator::detect(),
-            if rig.pinned {
-                "a processor of their own"
-            } else {
-                "the only processor"
-            },
-            rounds,
             window.as_secs()
         ),
         variants: variants(["no module", "loaded", "tracking"], runs),
     })
 }
 
+fn start() -> Result<[Rig; 3]> {
+    let lab =
+        Lab::ensure(&progress_on_stderr)?.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    let programs = Programs::build()?;
+    let module = lab.guest_module(&progress_on_stderr)?.path().to_owned();
+    if std::thread::available_parallelism()?.get() > 1 {
+        pin(std::process::id(), 1)?;
+    }
+    Ok([
+        Rig::start(&lab, &programs, module.clone())?,
+        Rig::start(&lab, &programs, module.clone())?,
+        Rig::start(&lab, &programs, module)?,
+    ])
+}
+
+/// What each guest gets done in its role: MB per second of its QEMU's processor time.
+fn side_by_side(rigs: &[Rig; 3], roles: [State; 3], window: Duration) -> Result<[f64; 3]> {
+    let mut rehearsals = Vec::new();
+    for (rig, role) in rigs.iter().zip(roles) {
+        rig.prepare(role)?;
+        if role == State::Tracking {
+            rehearsals.push((rig, rig.track()?));
+        }
+    }
+    std::thread::sleep(WARM_UP);
+    let before = [rigs[0].begin()?, rigs[1].begin()?, rigs[2].begin()?];
+    std::thread::sleep(window);
+    let rates = [
+        rigs[0].end(before[0])?,
+        rigs[1].end(before[1])?,
+        rigs[2].end(before[2])?,
+    ];
+    for (rig, mut rehearsal) in rehearsals {
+        ensure!(
+            rig.hooks()?.contains(HOOKED),
+            "the guest stopped tracking:\n{}",
+            rig.host.log()
+        );
+        rehearsal.kill()?;
+        rehearsal.wait()?;
+        rig.wait_for_hooks(false)?;
+    }
+    Ok(rates)
+}
+
 impl Rig {
-    fn start() -> Result<Self> {
-        let lab = Lab::ensure(&progress_on_stderr)?
-            .with_kernel(Kernel::default(), &progress_on_stderr)?;
-        let programs = Programs::build()?;
+    fn start(lab: &Lab, programs: &Programs, module: std::path::PathBuf) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
         let peer = Peer::start(PeerConfig {
@@ -102,27 +151,22 @@ impl Rig {
             tcp_bytes_per_second: TCP_RATE,
             ..PeerConfig::new(&wire, PEER_IP, GUEST_IP)
         })?;
-        let module = lab.guest_module(&progress_on_stderr)?;
         let options = HostOptions {
+            append: ONE_CPU.to_owned(),
             guest: Some(GuestOptions {
-                module: Some((module.path().to_owned(), String::new())),
+                module: Some((module, String::new())),
                 quiesce_deadline: Duration::from_secs(5),
             }),
             ..HostOptions::new(512 << 20, wire)
         };
-        let host = Host::start(&lab, &programs, folder.path(), "1", &options, false)?;
+        let host = Host::start(lab, programs, folder.path(), "1", &options, false)?;
         let this = Self {
             host,
             peer,
-            pinned: std::thread::available_parallelism()?.get() > 1,
             _folder: folder,
         };
         this.host.vm.wait_ready(PATIENCE)?;
-        if this.pinned {
-            pin(this.host.vm.pid(), 0)?;
-            pin(this.host.vferry_pid(), 1)?;
-            pin(std::process::id(), 1)?;
-        }
+        pin(this.host.vm.pid(), 0)?;
         this.shell("mount -t tracefs tracefs /sys/kernel/tracing")?;
         // The load ends where there is no network.
         this.host.bring_up(PATIENCE)?;
@@ -133,40 +177,25 @@ impl Rig {
         Ok(this)
     }
 
-    fn shell(&self, command: &str) -> Result<String> {
-        self.host.vm.shell(command, PATIENCE)?.success()
+    /// The processor time of its QEMU, with all traffic counted from now on.
+    fn begin(&self) -> Result<u64> {
+        self.peer.reset();
+        processor_time(self.host.vm.pid())
     }
 
-    /// MB/s, both ways together.
-    fn measure(&self, state: State, window: Duration) -> Result<f64> {
-        self.prepare(state)?;
-        let rehearsal = match state {
-            State::Tracking => Some(self.track()?),
-            State::Without | State::Loaded => None,
-        };
-        std::thread::sleep(WARM_UP);
-        self.shell("lab-guest reset")?;
-        std::thread::sleep(window);
-        let report: GuestReport = serde_json::from_str(&self.shell("lab-guest report")?)?;
-        if let Some(mut rehearsal) = rehearsal {
-            ensure!(
-                self.hooks()?.contains(HOOKED),
-                "the guest stopped tracking:\n{}",
-                self.host.log()
-            );
-            rehearsal.kill()?;
-            rehearsal.wait()?;
-            self.wait_for_hooks(false)?;
-        }
-        let tcp = report.tcp.context("no TCP runs in the guest")?;
-        ensure!(
-            tcp.connected && tcp.broken == 0 && tcp.wrong_bytes == 0,
-            "{tcp:?}"
-        );
+    /// MB per second of processor time, since it was `before`.
+    fn end(&self, before: u64) -> Result<f64> {
+        let nanos = processor_time(self.host.vm.pid())? - before;
+        let report = self.peer.report();
+        ensure!(report.tcp_content_ok(), "{:?}", report.tcp);
+        let bytes = report.tcp.to_guest_bytes + report.tcp.from_guest_bytes;
         #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
-        let rate = |bytes: u64| bytes as f64 * 1e3 / report.window_nanos as f64;
-        // What one direction has more the other has less: they share the vCPUs.
-        Ok(rate(tcp.received_bytes + tcp.sent_bytes))
+        let rate = bytes as f64 * 1e3 / nanos as f64;
+        Ok(rate)
+    }
+
+    fn shell(&self, command: &str) -> Result<String> {
+        self.host.vm.shell(command, PATIENCE)?.success()
     }
 
     /// The module as it is to be, and the NIC's driver bound after it.
@@ -219,9 +248,20 @@ impl Rig {
 fn pin(process: u32, processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor);
-    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
         let id: i32 = task?.file_name().to_string_lossy().parse()?;
         sched_setaffinity(Pid::from_raw(id), &set)?;
     }
     Ok(())
+}
+
+/// Nanoseconds that all threads of a process ran (`/proc/PID/schedstat` is its first thread's).
+fn processor_time(process: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let ran = text.split(' ').next().context("an empty schedstat")?;
+        sum += ran.parse::<u64>()?;
+    }
+    Ok(sum)
 }
