@@ -9,9 +9,14 @@
  *
  * Watching unmap and sync is not enough by itself. Since 6.10 the sync calls of
  * a coherent device are skipped inline, by a flag in struct device, and drivers
- * that recycle pages hardly ever unmap. The flag is taken back where it is set,
- * in dma_set_mask(), that is in the driver's probe before it maps anything:
- * later, dma_need_unmap() would answer differently at unmap than it did at map.
+ * that recycle pages hardly ever unmap. So the flag has to be taken back. The
+ * kernel itself does that at any time, when it first needs a bounce buffer, so
+ * nobody may keep what it was for sync calls. dma_need_unmap() goes by it, too,
+ * though, and would answer differently at unmap than it did at map. For devices
+ * whose users ask that (the block layer) it is taken back where it is set, in
+ * dma_set_mask(), in the driver's probe before it maps anything. NICs' users do
+ * not ask, apart from RDMA's, and each packet would be synchronised: theirs is
+ * taken back when they are tracked.
  */
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
@@ -39,13 +44,18 @@
 /* Compilers put no more than a landing pad before the call of ftrace. */
 #define ENTRY_BYTES		16
 
-/* Functions that one handler is for, at most */
-#define HOOKS_MAX		16
+/* What a function is called with, after the device. */
+enum arguments {
+	ADDRESS,	/* DMA address, size, direction, ... */
+	PHYS,		/* physical address, size, direction, ... */
+	PAGE,		/* page, offset, size, direction, ... */
+	SG,		/* scatterlist, entries, direction, ... */
+	SGTABLE,	/* table, direction, ... */
+};
 
 struct hook {
 	void *function;
-	void (*handle)(struct device *dev, struct ftrace_regs *fregs,
-		       enum dma_event event);
+	enum arguments arguments;
 	enum dma_event event;
 };
 
@@ -54,133 +64,112 @@ static bool device_writes(unsigned long direction)
 	return direction == DMA_FROM_DEVICE || direction == DMA_BIDIRECTIONAL;
 }
 
-/* (dev, page, offset, size, direction, attrs) */
-static void on_page(struct device *dev, struct ftrace_regs *fregs,
-		    enum dma_event event)
-{
-	struct page *page = (struct page *)ARGUMENT(fregs, 1);
-
-	if (device_writes((u32)ARGUMENT(fregs, 4)))
-		vferry_dma_event(dev, event,
-				 page_to_phys(page) + ARGUMENT(fregs, 2),
-				 ARGUMENT(fregs, 3));
-}
-
-/* (dev, DMA address, size, direction, ...) */
-static void on_address(struct device *dev, struct ftrace_regs *fregs,
-		       enum dma_event event)
-{
-	if (device_writes((u32)ARGUMENT(fregs, 3)))
-		vferry_dma_event(dev, event,
-				 dma_to_phys(dev, ARGUMENT(fregs, 1)),
-				 ARGUMENT(fregs, 2));
-}
-
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-/* (dev, physical address, size, direction, attrs) */
-static void on_phys(struct device *dev, struct ftrace_regs *fregs,
-		    enum dma_event event)
-{
-	if (device_writes((u32)ARGUMENT(fregs, 3)))
-		vferry_dma_event(dev, event, ARGUMENT(fregs, 1),
-				 ARGUMENT(fregs, 2));
-}
-#endif
-
 static void each_entry(struct device *dev, struct scatterlist *sgl, int nents,
-		       enum dma_event event)
+		       enum dma_event event,
+		       void (*handle)(struct device *dev, enum dma_event event,
+				      phys_addr_t phys, size_t len))
 {
 	struct scatterlist *sg;
 	int i;
 
 	for_each_sg(sgl, sg, nents, i)
-		vferry_dma_event(dev, event, sg_phys(sg), sg->length);
+		handle(dev, event, sg_phys(sg), sg->length);
 }
 
-/* (dev, scatterlist, entries, direction, ...) */
-static void on_sg(struct device *dev, struct ftrace_regs *fregs,
-		  enum dma_event event)
+/* This runs for each packet, a few times: no indirect call on its way. */
+static __always_inline void streaming_event(const struct hook *hook,
+					    struct ftrace_regs *fregs)
 {
-	if (device_writes((u32)ARGUMENT(fregs, 3)))
-		each_entry(dev, (struct scatterlist *)ARGUMENT(fregs, 1),
-			   ARGUMENT(fregs, 2), event);
-}
+	struct device *dev = (struct device *)ARGUMENT(fregs, 0);
+	unsigned long first = ARGUMENT(fregs, 1);
+	struct sg_table *sgt;
 
-/* (dev, table, direction, attrs) */
-static void on_sgtable(struct device *dev, struct ftrace_regs *fregs,
-		       enum dma_event event)
-{
-	struct sg_table *sgt = (struct sg_table *)ARGUMENT(fregs, 1);
-
-	if (device_writes((u32)ARGUMENT(fregs, 2)))
-		each_entry(dev, sgt->sgl, sgt->orig_nents, event);
-}
-
-/* (dev, size, CPU address or page, DMA address, ...) */
-static void on_free(struct device *dev, struct ftrace_regs *fregs,
-		    enum dma_event event)
-{
-	vferry_dma_event(dev, event, dma_to_phys(dev, ARGUMENT(fregs, 3)),
-			 ARGUMENT(fregs, 1));
-}
-
-/* (dev, size, table, direction) */
-static void on_free_sgtable(struct device *dev, struct ftrace_regs *fregs,
-			    enum dma_event event)
-{
-	struct sg_table *sgt = (struct sg_table *)ARGUMENT(fregs, 2);
-
-	each_entry(dev, sgt->sgl, sgt->orig_nents, event);
+	switch (hook->arguments) {
+	case ADDRESS:
+		if (device_writes((u32)ARGUMENT(fregs, 3)))
+			vferry_dma_streaming(dev, hook->event,
+					     dma_to_phys(dev, first),
+					     ARGUMENT(fregs, 2));
+		break;
+	case PHYS:
+		if (device_writes((u32)ARGUMENT(fregs, 3)))
+			vferry_dma_streaming(dev, hook->event, first,
+					     ARGUMENT(fregs, 2));
+		break;
+	case PAGE:
+		if (device_writes((u32)ARGUMENT(fregs, 4)))
+			vferry_dma_streaming(dev, hook->event,
+					     page_to_phys((struct page *)first) +
+					     ARGUMENT(fregs, 2),
+					     ARGUMENT(fregs, 3));
+		break;
+	case SG:
+		if (device_writes((u32)ARGUMENT(fregs, 3)))
+			each_entry(dev, (struct scatterlist *)first,
+				   ARGUMENT(fregs, 2), hook->event,
+				   vferry_dma_streaming);
+		break;
+	case SGTABLE:
+		sgt = (struct sg_table *)first;
+		if (device_writes((u32)ARGUMENT(fregs, 2)))
+			each_entry(dev, sgt->sgl, sgt->orig_nents, hook->event,
+				   vferry_dma_streaming);
+		break;
+	}
 }
 
 /* The ones that packets take come first. */
 static const struct hook streaming_hooks[] = {
-	{ SYNC(single_for_cpu), on_address, DMA_LOOKED_AT },
-	{ SYNC(single_for_device), on_address, DMA_GIVEN },
+	{ SYNC(single_for_cpu), ADDRESS, DMA_LOOKED_AT },
+	{ SYNC(single_for_device), ADDRESS, DMA_GIVEN },
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-	{ dma_map_phys, on_phys, DMA_GIVEN },
-	{ dma_unmap_phys, on_address, DMA_TAKEN },
+	{ dma_map_phys, PHYS, DMA_GIVEN },
+	{ dma_unmap_phys, ADDRESS, DMA_TAKEN },
 #endif
-	{ dma_map_page_attrs, on_page, DMA_GIVEN },
-	{ dma_unmap_page_attrs, on_address, DMA_TAKEN },
-	{ dma_map_sg_attrs, on_sg, DMA_GIVEN },
-	{ dma_unmap_sg_attrs, on_sg, DMA_TAKEN },
-	{ SYNC(sg_for_cpu), on_sg, DMA_LOOKED_AT },
-	{ SYNC(sg_for_device), on_sg, DMA_GIVEN },
-	{ dma_map_sgtable, on_sgtable, DMA_GIVEN },
+	{ dma_map_page_attrs, PAGE, DMA_GIVEN },
+	{ dma_unmap_page_attrs, ADDRESS, DMA_TAKEN },
+	{ dma_map_sg_attrs, SG, DMA_GIVEN },
+	{ dma_unmap_sg_attrs, SG, DMA_TAKEN },
+	{ SYNC(sg_for_cpu), SG, DMA_LOOKED_AT },
+	{ SYNC(sg_for_device), SG, DMA_GIVEN },
+	{ dma_map_sgtable, SGTABLE, DMA_GIVEN },
 };
 
-static const struct hook free_hooks[] = {
-	{ dma_free_attrs, on_free, DMA_FREED },
-	{ dma_free_pages, on_free, DMA_FREED },
-	{ dma_free_noncontiguous, on_free_sgtable, DMA_FREED },
-};
-
-static void dispatch(const struct hook *hooks, size_t count, unsigned long ip,
-		     struct ftrace_regs *fregs)
+static bool is_of(unsigned long ip, void *function)
 {
-	struct device *dev = (struct device *)ARGUMENT(fregs, 0);
-	size_t i;
-
-	for (i = 0; i < count; i++) {
-		if (ip - (unsigned long)hooks[i].function < ENTRY_BYTES) {
-			hooks[i].handle(dev, fregs, hooks[i].event);
-			return;
-		}
-	}
+	return ip - (unsigned long)function < ENTRY_BYTES;
 }
 
 static void notrace streaming_call(unsigned long ip, unsigned long parent,
 				   struct ftrace_ops *ops,
 				   struct ftrace_regs *fregs)
 {
-	dispatch(streaming_hooks, ARRAY_SIZE(streaming_hooks), ip, fregs);
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(streaming_hooks); i++) {
+		if (is_of(ip, streaming_hooks[i].function)) {
+			streaming_event(&streaming_hooks[i], fregs);
+			return;
+		}
+	}
 }
 
+/* (dev, size, CPU address or page, DMA address, ...) or (dev, size, table, ...) */
 static void notrace free_call(unsigned long ip, unsigned long parent,
 			      struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	dispatch(free_hooks, ARRAY_SIZE(free_hooks), ip, fregs);
+	struct device *dev = (struct device *)ARGUMENT(fregs, 0);
+	struct sg_table *sgt;
+
+	if (is_of(ip, dma_free_noncontiguous)) {
+		sgt = (struct sg_table *)ARGUMENT(fregs, 2);
+		each_entry(dev, sgt->sgl, sgt->orig_nents, DMA_FREED,
+			   vferry_dma_memory);
+	} else {
+		vferry_dma_memory(dev, DMA_FREED,
+				  dma_to_phys(dev, ARGUMENT(fregs, 3)),
+				  ARGUMENT(fregs, 1));
+	}
 }
 
 /* Permanent: nobody switches ftrace off while they are in use. */
@@ -195,14 +184,25 @@ static struct ftrace_ops free_ops = {
 };
 
 /* Finding the functions takes long, so it is done before a migration waits. */
-static int find(struct ftrace_ops *ops, const struct hook *hooks, size_t count)
+static int find_functions(void)
 {
-	unsigned long ips[HOOKS_MAX];
+	unsigned long streaming[ARRAY_SIZE(streaming_hooks)];
+	unsigned long freeing[] = {
+		(unsigned long)dma_free_attrs,
+		(unsigned long)dma_free_pages,
+		(unsigned long)dma_free_noncontiguous,
+	};
 	size_t i;
+	int ret;
 
-	for (i = 0; i < count; i++)
-		ips[i] = (unsigned long)hooks[i].function;
-	return ftrace_set_filter_ips(ops, ips, count, 0, 0);
+	for (i = 0; i < ARRAY_SIZE(streaming_hooks); i++)
+		streaming[i] = (unsigned long)streaming_hooks[i].function;
+	ret = ftrace_set_filter_ips(&streaming_ops, streaming,
+				    ARRAY_SIZE(streaming), 0, 0);
+	if (ret)
+		return ret;
+	return ftrace_set_filter_ips(&free_ops, freeing, ARRAY_SIZE(freeing),
+				     0, 0);
 }
 
 int vferry_hook_streaming(void)
@@ -242,9 +242,9 @@ static int allocation_ends(struct kretprobe_instance *instance,
 	struct device *dev = allocation->dev;
 
 	if (regs_return_value(regs))
-		vferry_dma_event(dev, DMA_ALLOCATED,
-				 dma_to_phys(dev, *allocation->handle),
-				 allocation->size);
+		vferry_dma_memory(dev, DMA_ALLOCATED,
+				  dma_to_phys(dev, *allocation->handle),
+				  allocation->size);
 	return 0;
 }
 
@@ -256,19 +256,16 @@ static int sgtable_allocation_ends(struct kretprobe_instance *instance,
 
 	if (sgt)
 		each_entry(allocation->dev, sgt->sgl, sgt->orig_nents,
-			   DMA_ALLOCATED);
+			   DMA_ALLOCATED, vferry_dma_memory);
 	return 0;
 }
 
 static int mask_set(struct kretprobe_instance *instance, struct pt_regs *regs)
 {
-#ifdef CONFIG_DMA_NEED_SYNC
 	struct allocation *allocation = (void *)instance->data;
-	struct device *dev = allocation->dev;
 
-	if (dev_is_pci(dev))
-		dma_reset_need_sync(dev);
-#endif
+	if (vferry_wants_sync_calls(allocation->dev))
+		vferry_show_sync_calls(allocation->dev);
 	return 0;
 }
 
@@ -306,13 +303,7 @@ int vferry_hook_allocations(void)
 {
 	int ret;
 
-	BUILD_BUG_ON(ARRAY_SIZE(streaming_hooks) > HOOKS_MAX ||
-		     ARRAY_SIZE(free_hooks) > HOOKS_MAX);
-	ret = find(&streaming_ops, streaming_hooks,
-		   ARRAY_SIZE(streaming_hooks));
-	if (ret)
-		goto forget;
-	ret = find(&free_ops, free_hooks, ARRAY_SIZE(free_hooks));
+	ret = find_functions();
 	if (ret)
 		goto forget;
 	ret = register_ftrace_function(&free_ops);
@@ -345,6 +336,13 @@ bool vferry_hooks_missed(void)
 		if (probes[i]->nmissed || probes[i]->kp.nmissed)
 			return true;
 	return false;
+}
+
+void vferry_show_sync_calls(struct device *dev)
+{
+#ifdef CONFIG_DMA_NEED_SYNC
+	dma_reset_need_sync(dev);
+#endif
 }
 
 bool vferry_sync_calls_seen(struct device *dev)

@@ -15,9 +15,19 @@ enum dma_event {
 	DMA_FREED,
 };
 
-/* Called for events of any device, in any context; track.c's. */
-void vferry_dma_event(struct device *dev, enum dma_event event,
-		      phys_addr_t phys, size_t len);
+/*
+ * Called for DMA_GIVEN, DMA_LOOKED_AT and DMA_TAKEN of any device, in any
+ * context, while these are hooked; track.c's.
+ */
+void vferry_dma_streaming(struct device *dev, enum dma_event event,
+			  phys_addr_t phys, size_t len);
+
+/* Likewise for DMA_ALLOCATED and DMA_FREED. */
+void vferry_dma_memory(struct device *dev, enum dma_event event,
+		       phys_addr_t phys, size_t len);
+
+/* Called when a driver has set the device's DMA mask; track.c's. */
+bool vferry_wants_sync_calls(struct device *dev);
 
 /*
  * The streaming calls (DMA_GIVEN, DMA_LOOKED_AT, DMA_TAKEN) are hooked only on
@@ -34,9 +44,10 @@ void vferry_unhook_allocations(void);
 bool vferry_hooks_missed(void);
 
 /*
- * Whether calls of dma_sync_*() for the device reach the hooked functions. They
- * do for drivers that set their DMA mask while allocations were hooked.
+ * Has calls of dma_sync_*() for the device reach the hooked functions, until
+ * its driver sets its DMA mask again.
  */
+void vferry_show_sync_calls(struct device *dev);
 bool vferry_sync_calls_seen(struct device *dev);
 
 #endif /* VFERRY_HOOKS_H */

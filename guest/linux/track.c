@@ -33,6 +33,8 @@ MODULE_PARM_DESC(always, "track all PCI devices from load on, so that the table 
 /* Serialises begin and end; what follows is read by hooks without it. */
 static DEFINE_MUTEX(track_lock);
 static struct device *tracked[VFERRY_DEVICES_MAX];
+/* All slots from here on are empty. */
+static unsigned int tracked_slots;
 static unsigned int tracked_devices;
 static enum vferry_method method;
 
@@ -57,14 +59,28 @@ static bool available;
 
 static bool is_tracked(struct device *dev)
 {
-	int i;
+	unsigned int i, slots = READ_ONCE(tracked_slots);
 
 	if (always)
 		return dev_is_pci(dev);
-	for (i = 0; i < ARRAY_SIZE(tracked); i++)
+	for (i = 0; i < slots; i++)
 		if (READ_ONCE(tracked[i]) == dev)
 			return true;
 	return false;
+}
+
+/* Whether its sync calls cost too much to show them before it is tracked. */
+static bool synchronises_a_lot(struct device *dev)
+{
+	return to_pci_dev(dev)->class >> 16 == PCI_BASE_CLASS_NETWORK;
+}
+
+bool vferry_wants_sync_calls(struct device *dev)
+{
+	/* What the driver did is to be seen before add() shows sync calls. */
+	smp_mb();
+	return dev_is_pci(dev) &&
+	       (!synchronises_a_lot(dev) || is_tracked(dev));
 }
 
 static void note(enum dma_event event, phys_addr_t phys, size_t len)
@@ -121,8 +137,16 @@ static void remove_region(phys_addr_t phys)
 	kfree(old);
 }
 
-void vferry_dma_event(struct device *dev, enum dma_event event,
-		      phys_addr_t phys, size_t len)
+/* end() waits for it, begin() is over before it is called. */
+void vferry_dma_streaming(struct device *dev, enum dma_event event,
+			  phys_addr_t phys, size_t len)
+{
+	if (is_tracked(dev))
+		note(event, phys, len);
+}
+
+void vferry_dma_memory(struct device *dev, enum dma_event event,
+		       phys_addr_t phys, size_t len)
 {
 	if (event == DMA_ALLOCATED && dev_is_pci(dev))
 		add_region(dev, phys, len);
@@ -169,7 +193,8 @@ static const char *why_not(struct pci_dev *pdev, enum vferry_method wanted)
 		return "its driver was bound before vferry was loaded";
 	if (vferry_hooks_missed() || READ_ONCE(regions_lost))
 		return "an allocation was missed";
-	if (!vferry_sync_calls_seen(dev))
+	if (!vferry_sync_calls_seen(dev) &&
+	    (is_tracked(dev) || !synchronises_a_lot(dev)))
 		return "its driver's sync calls are skipped";
 	if (get_dma_ops(dev) ||
 	    (domain && domain->type != IOMMU_DOMAIN_IDENTITY))
@@ -245,8 +270,15 @@ static int add(struct device *dev, enum vferry_method wanted)
 	}
 	tracked_devices++;
 	WRITE_ONCE(tracked[slot], dev);
-	/* Before the set is looked at: what is allocated meanwhile is in either. */
+	if (slot >= tracked_slots)
+		WRITE_ONCE(tracked_slots, slot + 1);
+	/*
+	 * Before the set is looked at: what is allocated meanwhile is in either.
+	 * Before sync calls are shown: a driver that sets its DMA mask meanwhile
+	 * either does that first, or finds the device tracked.
+	 */
 	smp_mb();
+	vferry_show_sync_calls(dev);
 	mark_regions(dev);
 	return 0;
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use ferry::Strategy;
 use lab::Kernel;
-use testbed::{Options, summarise};
+use testbed::{Options, Testbed, summarise};
 
 use crate::{STRICT, did_all, kernel_is_content, rehearse, start, with_module};
 
@@ -44,6 +44,30 @@ fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
     assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
     assert_eq!(summary.stale_pages, Some(0));
     assert_eq!(testbed.shell(CONFIGURATION)?, before);
+    kernel_is_content(&testbed)
+}
+
+/// How often a CPU asks for what a device wrote, in a second under load.
+fn sync_calls(testbed: &Testbed) -> Result<u64> {
+    let calls = testbed.shell(
+        "cd /sys/kernel/tracing && echo __dma_sync_single_for_cpu > set_ftrace_filter && \
+         echo function > current_tracer && sleep 1 && grep -c single_for_cpu trace; \
+         echo nop > current_tracer",
+    )?;
+    Ok(calls.trim().parse()?)
+}
+
+/// The kernel leaves them out for a device that needs none, and a NIC needs some for each packet.
+#[test]
+fn linux_7_3_goes_on_leaving_sync_calls_out_before_it_tracks() -> Result<()> {
+    let testbed = start(Kernel::Linux7_3, STRICT, with_module(""))?;
+    testbed.shell("mount -t tracefs tracefs /sys/kernel/tracing")?;
+    testbed.wait_for_traffic()?;
+    assert_eq!(sync_calls(&testbed)?, 0);
+    let rehearsal = rehearse(&testbed)?;
+    ensure!(did_all(&rehearsal), "{rehearsal:?}");
+    testbed.wait_for_traffic()?;
+    assert_ne!(sync_calls(&testbed)?, 0, "they are not seen");
     kernel_is_content(&testbed)
 }
 
