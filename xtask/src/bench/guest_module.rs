@@ -7,8 +7,8 @@
 //! One after the other they could not be compared on a machine that is not ours alone. What each
 //! gets done counts per second of processor time, so that an unequal share is no advantage.
 //!
-//! After each window the guests change roles, so that none of them is always the faster one. The
-//! NIC's driver is bound anew each time, since what the module does about sync calls lasts from a
+//! After each window the guests change roles. A run is three windows, in which each guest had each
+//! role once, so that none that is faster than the others is always the same one's. The NIC's driver is bound anew each time, since what the module does about sync calls lasts from a
 //! driver's probe on.
 
 use std::fs;
@@ -60,26 +60,22 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let (rounds, window) = if quick {
         (1, Duration::from_secs(3))
     } else {
-        (6, Duration::from_secs(8))
+        (8, Duration::from_secs(6))
     };
     let rigs = start()?;
     let mut runs = [Vec::new(), Vec::new(), Vec::new()];
-    for turn in 0..rounds * STATES.len() {
-        let roles = [0, 1, 2].map(|guest| STATES[(guest + turn) % STATES.len()]);
-        let rates = side_by_side(&rigs, roles, window)?;
-        eprintln!(
-            "bench: window {} of {}: {}",
-            turn + 1,
-            rounds * STATES.len(),
-            roles
-                .iter()
-                .zip(rates)
-                .map(|(role, rate)| format!("{role:?} {rate:.2}"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
-        for (role, rate) in roles.into_iter().zip(rates) {
-            runs[role as usize].push(rate);
+    for round in 1..=rounds {
+        let mut run = [1.0; 3];
+        for turn in 0..STATES.len() {
+            let roles = [0, 1, 2].map(|guest| STATES[(guest + turn) % STATES.len()]);
+            let rates = side_by_side(&rigs, roles, window)?;
+            eprintln!("bench: round {round} of {rounds}: {roles:?} {rates:.2?}");
+            for (role, rate) in roles.into_iter().zip(rates) {
+                run[role as usize] *= rate;
+            }
+        }
+        for (runs, product) in runs.iter_mut().zip(run) {
+            runs.push(f64::cbrt(product));
         }
     }
     let kernel = rigs[0].shell("uname -r")?;
@@ -87,7 +83,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
         name: "guest-module",
         what: "TCP through the VF, MB per second of QEMU's processor time, both ways together",
         machine: format!(
-            "{} by {:?}, three guests of one vCPU on one processor, windows of {} s",
+            "{} by {:?}, three guests of one vCPU on one processor, a run is three windows of {} s",
             kernel.trim(),
             Accelerator::detect(),
             window.as_secs()
