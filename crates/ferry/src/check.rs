@@ -2,7 +2,7 @@
 
 use qemu::machine::Machine;
 use qemu::system::RunState;
-use qemu::{PciAddress, Qmp};
+use qemu::{PciAddress, Place, Qmp};
 use serde::{Deserialize, Serialize};
 
 use crate::link::printable;
@@ -31,8 +31,8 @@ pub struct DeviceFacts {
     pub name: String,
     /// Kind of model.
     pub model: String,
-    /// Where it sits.
-    pub address: PciAddress,
+    /// Where it is plugged in.
+    pub place: Place,
 }
 
 /// Why a migration was refused before anything was touched.
@@ -160,7 +160,7 @@ fn accelerator(machine: &Machine) -> &'static str {
 }
 
 fn devices(facts: &Facts) -> String {
-    let one = |d: &DeviceFacts| format!("{} ({} at {})", d.name, d.model, d.address);
+    let one = |d: &DeviceFacts| format!("{} ({} at {})", d.name, d.model, d.place);
     facts.devices.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

@@ -12,6 +12,7 @@ use crate::digest::MemoryDigest;
 use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
+use crate::root_port::{self, RootPort};
 use crate::sleep;
 use crate::vm::StageName;
 use crate::{Phase, Vm};
@@ -75,12 +76,12 @@ impl Destination<'_> {
     /// VM, and the source runs on.
     pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
         let asked = self.check(link).and_then(|()| asked(link));
-        let (functions, verify) = match asked {
+        let (functions, root_ports, verify) = match asked {
             Ok(asked) => asked,
             Err(error) => return Err(tell(link, error)),
         };
         let arrived = self
-            .prepare(link, &functions, verify)
+            .prepare(link, &functions, &root_ports, verify)
             .and_then(|()| self.arrive(link, &functions));
         match arrived {
             Ok(arrival) => {
@@ -138,6 +139,7 @@ impl Destination<'_> {
         &self,
         link: &mut Link,
         functions: &[Function],
+        root_ports: &[RootPort],
         verify: bool,
     ) -> Result<(), ReceiveError> {
         tracing::info!(phase = %Phase::Prepare, "phase");
@@ -146,6 +148,7 @@ impl Destination<'_> {
         self.vm
             .expect_arrival(verify)
             .map_err(ReceiveError::Other)?;
+        root_port::program(self.qmp, self.slots, root_ports)?;
         restore::program(self.qmp, self.slots, functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
         self.qmp.migrate_incoming(&self.uri)?;
@@ -291,10 +294,14 @@ impl Destination<'_> {
     }
 }
 
-/// What the source wants: the functions to prepare for, and whether to verify.
-fn asked(link: &mut Link) -> Result<(Vec<Function>, bool), ReceiveError> {
+/// What the source wants: the functions and root ports to prepare for, and whether to verify.
+fn asked(link: &mut Link) -> Result<(Vec<Function>, Vec<RootPort>, bool), ReceiveError> {
     match link.receive(ANSWER)? {
-        Message::Prepare { functions, verify } => Ok((functions, verify)),
+        Message::Prepare {
+            functions,
+            root_ports,
+            verify,
+        } => Ok((functions, root_ports, verify)),
         other => Err(link::unexpected(&other).into()),
     }
 }

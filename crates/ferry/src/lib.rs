@@ -31,6 +31,7 @@ pub mod link;
 pub mod phase;
 pub mod report;
 pub mod restore;
+pub mod root_port;
 pub mod sleep;
 pub mod source;
 pub mod state;

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::check::Facts;
 use crate::cooperative::end::Restarts;
 use crate::digest::BlockDigests;
+use crate::root_port::RootPort;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// No message is longer, in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
@@ -34,6 +35,8 @@ pub enum Message {
     Prepare {
         /// What the guest has programmed so far.
         functions: Vec<Function>,
+        /// And the root ports that functions are behind.
+        root_ports: Vec<RootPort>,
         /// Take digests of memory at LOAD.
         verify: bool,
     },
@@ -302,6 +305,7 @@ mod tests {
     use super::*;
     use crate::cooperative::end::Restart;
     use proptest::prelude::*;
+    use qemu::bridge::{Bridge, Window};
     use std::os::unix::net::UnixStream;
 
     const SOON: Duration = Duration::from_secs(5);
@@ -332,6 +336,15 @@ mod tests {
             },
             Message::Prepare {
                 functions: vec![function.clone()],
+                root_ports: vec![RootPort {
+                    device: "net0".into(),
+                    bridge: Bridge {
+                        secondary: 1,
+                        subordinate: 1,
+                        memory: Window { base: 0, limit: 0 },
+                        prefetchable: Window { base: 0, limit: 0 },
+                    },
+                }],
                 verify: true,
             },
             Message::Prepared {

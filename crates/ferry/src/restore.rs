@@ -10,9 +10,10 @@ use pci::restore::{ConfigWrite, Step};
 use pci::{ImageError, MsixTable};
 use qemu::monitor::Width;
 use qemu::pci::PciConfig;
-use qemu::{PciAddress, Qmp, QmpError};
+use qemu::{PciAddress, Place, Qmp, QmpError};
 
 use crate::link::Function;
+use crate::root_port::Buses;
 
 /// Why a function could not be programmed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,12 @@ pub enum RestoreError {
         "device `{0}`: the MSI-X table that the source sent does not have the device's number of vectors"
     )]
     Table(String),
+    /// QEMU was started with other arguments than vferry's.
+    #[error(
+        "QEMU has no root port at {0}, behind which a device is to be: start it with the arguments \
+         of `vferry qemu-args`"
+    )]
+    NoRootPort(PciAddress),
     /// QEMU's monitor refused.
     #[error("programming PCI configuration: {0}")]
     Qmp(#[from] QmpError),
@@ -41,8 +48,8 @@ pub enum RestoreError {
 pub struct Slot {
     /// The function.
     pub endpoint: Endpoint,
-    /// Its address.
-    pub address: PciAddress,
+    /// Where it is plugged in.
+    pub place: Place,
 }
 
 /// Programs all of `functions` that are not as in `known` already. Returns how many were not.
@@ -55,17 +62,22 @@ pub fn program(
     functions: &[Function],
     known: &[Function],
 ) -> Result<usize, RestoreError> {
-    let mut count = 0;
-    for function in functions
+    let mut changed = functions
         .iter()
         .filter(|function| !known.contains(function))
-    {
+        .peekable();
+    if changed.peek().is_none() {
+        return Ok(0);
+    }
+    let buses = Buses::look(qmp, slots)?;
+    let mut count = 0;
+    for function in changed {
         let slot = slots
             .iter()
             .find(|slot| slot.endpoint.name() == function.name);
         let slot = slot.ok_or_else(|| RestoreError::UnknownDevice(function.name.clone()))?;
         let before = known.iter().find(|known| known.name == function.name);
-        program_one(qmp, slot, function, before)?;
+        program_one(qmp, &buses, slot, function, before)?;
         count += 1;
     }
     Ok(count)
@@ -112,6 +124,7 @@ fn table_of(words: &[u32]) -> MsixTable {
 
 fn program_one(
     qmp: &Qmp,
+    buses: &Buses,
     slot: &Slot,
     function: &Function,
     before: Option<&Function>,
@@ -133,14 +146,18 @@ fn program_one(
     }
     let tables = function.table.as_ref();
     qmp.with_pci_config(|config| {
-        for step in steps {
-            match (step, tables) {
-                (Step::Config(write), _) => config_write(config, slot.address, write)?,
-                (Step::MsixTable { at }, Some(table)) => write_table(&slot.endpoint, at, table)?,
-                (Step::MsixTable { .. }, None) => {}
+        buses.reach(config, slot.place, |address| {
+            for step in steps {
+                match (step, tables) {
+                    (Step::Config(write), _) => config_write(config, address, write)?,
+                    (Step::MsixTable { at }, Some(table)) => {
+                        write_table(&slot.endpoint, at, table)?;
+                    }
+                    (Step::MsixTable { .. }, None) => {}
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }
 

@@ -20,7 +20,7 @@ use crate::link::{self, Arrival, Function, Link, LinkError, Message};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
-use crate::{Phase, Report, Strategy, Vm};
+use crate::{Phase, Report, Strategy, Vm, root_port};
 
 /// How long the other side may take for an answer that needs no work.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -366,9 +366,11 @@ impl Source<'_> {
         self.stop_if_cancelled()?;
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
+        let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
         let functions = restore::read(self.qmp, self.slots, &[])?;
         let question = Message::Prepare {
             functions,
+            root_ports,
             verify: options.verify,
         };
         match link.ask(&question, RUN)? {

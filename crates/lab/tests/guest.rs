@@ -8,10 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::{Initrd, Lab, Vm, progress_on_stderr};
+use qemu::args::{QemuArgs, RootPort};
+use qemu::bridge::{Bridge, Window};
 use qemu::migration::{MigrationSettings, MigrationStatus};
 use qemu::monitor::Width;
 use qemu::system::RunState;
-use qemu::{PciAddress, Qmp, QmpError};
+use qemu::{PciAddress, Place, Qmp, QmpError};
 
 const BOOT: Duration = Duration::from_mins(2);
 const COMMAND: Duration = Duration::from_secs(30);
@@ -175,8 +177,18 @@ fn a_guest_migrates_between_two_qemus() {
 fn configuration_space_can_be_programmed_before_a_migration_comes_in() {
     let (lab, folder) = (lab(), tempfile::tempdir().unwrap());
     let device = r#"{"driver":"virtio-rng-pci","id":"rng0","addr":"05.0"}"#;
+    let port = PciAddress::new(0, 6, 0).unwrap();
+    let root_port = QemuArgs::new()
+        .root_port(&RootPort {
+            id: "rng1-port".to_owned(),
+            address: port,
+        })
+        .unwrap();
+    let behind = r#"{"driver":"virtio-rng-pci","id":"rng1","bus":"rng1-port"}"#;
     let vm = Vm::builder(&lab, folder.path(), "vm")
         .args(["-device", device])
+        .args(root_port.into_vec())
+        .args(["-device", behind])
         .incoming()
         .spawn()
         .unwrap();
@@ -213,6 +225,45 @@ fn configuration_space_can_be_programmed_before_a_migration_comes_in() {
     assert_eq!(qmp.read_port(0xcf8, Width::Word).unwrap(), 0x8000_1234);
     // BAR 4 holds the virtio registers, which answer now that memory decoding is on.
     assert_eq!(qmp.read_physical(0xfe00_0000, 5).unwrap().len(), 5);
+
+    let bridge_of = |qmp: &Qmp| {
+        let functions = qmp.pci_functions().unwrap();
+        functions
+            .into_iter()
+            .find(|f| f.id == "rng1-port")
+            .unwrap()
+            .bridge
+            .unwrap()
+    };
+    assert_eq!(bridge_of(qmp).secondary, 0);
+    let bridge = Bridge {
+        secondary: 3,
+        subordinate: 3,
+        memory: Window {
+            base: 0xfc00_0000,
+            limit: 0xfc1f_ffff,
+        },
+        prefetchable: Window {
+            base: 0x80_0000_0000,
+            limit: 0x80_000f_ffff,
+        },
+    };
+    let behind = Place::RootPort(port).address(3).unwrap();
+    qmp.with_pci_config(|config| {
+        assert_eq!(
+            config.read(behind, 0, Width::Half)?,
+            0xffff,
+            "no number yet"
+        );
+        bridge.program(config, port)?;
+        assert_eq!(config.read(behind, 0, Width::Half)?, 0x1af4);
+        config.write(behind, 0x20, Width::Word, 0)?;
+        config.write(behind, 0x24, Width::Word, 0x80)?;
+        config.write(behind, 4, Width::Half, 6)
+    })
+    .unwrap();
+    assert_eq!(bridge_of(qmp), bridge);
+    assert_eq!(qmp.read_physical(0x80_0000_0000, 5).unwrap().len(), 5);
     assert!(matches!(
         qmp.read_physical(0xfd00_0000, 1),
         Err(QmpError::Monitor { .. })

@@ -72,6 +72,15 @@ pub struct VfioUser {
     pub message_timeout: Option<Duration>,
 }
 
+/// A `pcie-root-port` for one function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootPort {
+    /// Its id, which is its bus' as well.
+    pub id: String,
+    /// Where it sits on the main bus.
+    pub address: PciAddress,
+}
+
 /// A `vhost-user-fs-pci` device, as the sidecar is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VhostUserFs {
@@ -156,6 +165,24 @@ impl QemuArgs {
                 .ok_or(ArgsError::InvalidTimeout(timeout))?;
             properties["x-msg-timeout"] = json!(milliseconds);
         }
+        Ok(self.args(["-device".to_owned(), properties.to_string()]))
+    }
+
+    /// A root port whose link Linux can bring up again after an error: of 2.5 GT/s, and without a
+    /// report of the link's state, which QEMU does not keep over a reset of the bus behind it
+    /// (`pci_bridge_wait_for_secondary_bus` in Linux).
+    ///
+    /// # Errors
+    ///
+    /// [`ArgsError::InvalidId`].
+    pub fn root_port(self, port: &RootPort) -> Result<Self, ArgsError> {
+        let properties = json!({
+            "driver": "pcie-root-port", "id": id(&port.id)?, "bus": "pcie.0",
+            "addr": port.address.slot(),
+            // Slots must differ in one of their two numbers.
+            "chassis": port.address.device(),
+            "hotplug": false, "x-speed": "2_5", "x-pcie-lnksta-dllla": false
+        });
         Ok(self.args(["-device".to_owned(), properties.to_string()]))
     }
 

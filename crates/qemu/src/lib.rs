@@ -29,6 +29,7 @@
 //! out-of-band commands. It knows only the x86 way into PCI configuration space.
 
 pub mod args;
+pub mod bridge;
 mod client;
 mod connection;
 mod error;
@@ -45,4 +46,4 @@ pub use connection::{Event, Events};
 pub use error::{Disconnect, QmpError};
 pub use guest_agent::{AgentError, GuestAgent};
 pub use machine::Version;
-pub use pci::PciAddress;
+pub use pci::{PciAddress, Place};

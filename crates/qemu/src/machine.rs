@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use crate::bridge::{Bridge, Window};
 use crate::client::unexpected;
 use crate::message::WireVersion;
 use crate::{PciAddress, Qmp, QmpError};
@@ -101,6 +102,8 @@ pub struct PciFunction {
     pub device: u16,
     /// Whether it sits below a bridge, so that the bridge must be programmed before it.
     pub behind_bridge: bool,
+    /// What it passes on, if it is a bridge.
+    pub bridge: Option<Bridge>,
 }
 
 impl Qmp {
@@ -202,6 +205,7 @@ fn collect(
             vendor: wire.id.vendor,
             device: wire.id.device,
             behind_bridge,
+            bridge: wire.pci_bridge.as_ref().map(|bridge| bridge.bus),
         });
         if let Some(bridge) = &wire.pci_bridge {
             collect(&bridge.devices, true, found)?;
@@ -232,8 +236,37 @@ struct WireId {
     device: u16,
 }
 
+fn bridge<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bridge, D::Error> {
+    #[derive(Deserialize)]
+    struct Wire {
+        secondary: u8,
+        subordinate: u8,
+        memory_range: WireRange,
+        prefetchable_range: WireRange,
+    }
+    #[derive(Deserialize)]
+    struct WireRange {
+        base: u64,
+        limit: u64,
+    }
+    impl From<WireRange> for Window {
+        fn from(WireRange { base, limit }: WireRange) -> Self {
+            Self { base, limit }
+        }
+    }
+    let wire = Wire::deserialize(deserializer)?;
+    Ok(Bridge {
+        secondary: wire.secondary,
+        subordinate: wire.subordinate,
+        memory: wire.memory_range.into(),
+        prefetchable: wire.prefetchable_range.into(),
+    })
+}
+
 #[derive(Deserialize)]
 struct WireBridge {
+    #[serde(deserialize_with = "bridge")]
+    bus: Bridge,
     #[serde(default)]
     devices: Vec<WireFunction>,
 }

@@ -79,6 +79,44 @@ impl fmt::Display for PciAddress {
     }
 }
 
+/// Where a function is plugged in, which is known before a guest gives buses their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// On the main bus.
+    MainBus(PciAddress),
+    /// Alone behind the root port that sits there on the main bus.
+    RootPort(PciAddress),
+}
+
+impl Place {
+    /// What is on the main bus.
+    pub const fn on_main_bus(self) -> PciAddress {
+        match self {
+            Self::MainBus(address) | Self::RootPort(address) => address,
+        }
+    }
+
+    /// The function's address, if the bus behind its root port has the number `secondary`, and 0 is
+    /// none.
+    pub const fn address(self, secondary: u8) -> Option<PciAddress> {
+        match self {
+            Self::MainBus(address) => Some(address),
+            Self::RootPort(_) if secondary == 0 => None,
+            Self::RootPort(_) => PciAddress::new(secondary, 0, 0),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MainBus(address) => address.fmt(f),
+            Self::RootPort(address) => write!(f, "root port {address}"),
+        }
+    }
+}
+
 /// A text that is not a PCI address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a PCI address; write bus, device and function in hexadecimal, as in 00:05.0")]

@@ -36,6 +36,10 @@ pub struct HostOptions {
     pub sidecar_address: String,
     /// Where the NIC sits on the guest's PCI bus.
     pub nic_address: String,
+    /// A root port sits there, and the NIC behind it.
+    pub root_port: bool,
+    /// The firmware's image; QEMU's own if `None`.
+    pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
     pub append: String,
     /// The control device, if there is one.
@@ -128,6 +132,9 @@ impl Host {
             .initrd(initrd)
             .append(&options.append)
             .args(qemu_args(&programs.vferry, &config)?);
+        if let Some(image) = &options.firmware {
+            builder = builder.args(["-bios".to_owned(), image.display().to_string()]);
+        }
         if incoming {
             builder = builder.incoming();
         }
@@ -207,6 +214,8 @@ impl HostOptions {
             max_bandwidth: None,
             sidecar_address: "00:06.1".into(),
             nic_address: "00:05.0".into(),
+            root_port: false,
+            firmware: None,
             append: String::new(),
             guest: None,
             dirty_log: "device".into(),
@@ -261,6 +270,7 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let bandwidth = options.max_bandwidth.unwrap_or(0);
     let sidecar_address = &options.sidecar_address;
     let nic_address = &options.nic_address;
+    let root_port = options.root_port;
     let dirty_log = &options.dirty_log;
     format!(
         r#"[vm]
@@ -288,6 +298,7 @@ name = "net0"
 model = "ixgbevf"
 socket = "{folder}/net0.sock"
 address = "{nic_address}"
+root-port = {root_port}
 dirty-log = "{dirty_log}"
 mac = "02:00:00:00:00:02"
 uplink = "wire:{wire}"

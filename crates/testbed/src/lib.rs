@@ -19,5 +19,5 @@ mod summary;
 pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use programs::Programs;
-pub use run::{GUEST_IP, Help, Options, PEER_IP, Testbed};
+pub use run::{GUEST_IP, Help, Options, PEER_IP, Plug, Testbed};
 pub use summary::{Rehearsed, Split, Spread, Summary, summarise};

@@ -55,6 +55,10 @@ pub struct Options {
     pub max_bandwidth: Option<u64>,
     /// Where the sidecar sits on the guest's PCI bus.
     pub sidecar_address: String,
+    /// What the NIC is plugged into.
+    pub nic: Plug,
+    /// The firmware's image; QEMU's own if `None`.
+    pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
     pub append: String,
     /// Numbered UDP packets per second to the guest, and half as many echoes. A guest that has not
@@ -74,6 +78,15 @@ pub struct Options {
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
+}
+
+/// What a device is plugged into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plug {
+    /// The main bus.
+    MainBus,
+    /// A root port on the main bus.
+    RootPort,
 }
 
 /// What a guest can do to help.
@@ -97,6 +110,8 @@ impl Default for Options {
             dirty: (16, 8),
             max_bandwidth: None,
             sidecar_address: "00:06.1".into(),
+            nic: Plug::MainBus,
+            firmware: None,
             append: String::new(),
             packets_per_second: 2000,
             guest: Help::NoDevice,
@@ -168,6 +183,8 @@ impl Testbed {
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
             sidecar_address: options.sidecar_address.clone(),
+            root_port: options.nic == Plug::RootPort,
+            firmware: options.firmware.clone(),
             append: format!("{ISOLATE} {}", options.append),
             guest,
             dirty_log: dirty_log.into(),
@@ -364,7 +381,11 @@ impl Testbed {
         self.shell("lab-guest reset").map(drop)
     }
 
-    fn start_load(&self) -> Result<()> {
+    /// Starts the load, and waits until all of it flows.
+    ///
+    /// # Errors
+    /// When it does not, with what the guest says.
+    pub fn start_load(&self) -> Result<()> {
         let (mib, rate) = self.options.dirty;
         // The load outlives the shell that starts it.
         self.shell(&format!(

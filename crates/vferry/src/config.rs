@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ferry::cooperative::Deadlines;
 use ferry::sleep::Bedtime;
-use qemu::PciAddress;
+use qemu::{PciAddress, Place};
 
 pub use problem::{ConfigError, Problem};
 
@@ -69,8 +69,8 @@ pub struct Device {
     pub model: String,
     /// Its vfio-user socket.
     pub socket: PathBuf,
-    /// Its PCI address.
-    pub address: PciAddress,
+    /// Where it is plugged in.
+    pub place: Place,
     /// Who knows which pages it writes.
     pub dirty_log: DirtyLog,
     /// What its model needs.
@@ -166,6 +166,11 @@ impl Config {
             source,
         })?;
         Self::parse(path, &text)
+    }
+
+    /// The id in QEMU of the root port that device `name` is behind.
+    pub fn root_port_id(name: &str) -> String {
+        format!("{name}-port")
     }
 
     /// As [`load`](Self::load), of a text. For tests and fuzzers too.

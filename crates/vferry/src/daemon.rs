@@ -16,8 +16,8 @@ use ferry::check::{DeviceFacts, Facts};
 use ferry::restore::Slot;
 use ferry::vm::Drainer;
 use ferry::{Controls, Vm};
-use qemu::Qmp;
 use qemu::migration::MigrationSettings;
+use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 
 use crate::config::{Config, Guest};
@@ -131,12 +131,12 @@ impl Shared {
         let device = |device: &crate::config::Device| DeviceFacts {
             name: device.name.clone(),
             model: device.model.clone(),
-            address: device.address,
+            place: device.place,
         };
         let guest = |guest: &Guest| DeviceFacts {
             name: Guest::NAME.into(),
             model: "control-device".into(),
-            address: guest.address,
+            place: Place::MainBus(guest.address),
         };
         let devices = self.config.devices.iter().map(device);
         Ok(Facts {

@@ -1,6 +1,7 @@
 //! `vferry qemu-args`.
 
-use qemu::args::{Plug, QemuArgs, VfioUser, VhostUserFs};
+use qemu::Place;
+use qemu::args::{Plug, QemuArgs, RootPort, VfioUser, VhostUserFs};
 
 use crate::config::{Config, Guest};
 
@@ -22,17 +23,26 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
         .machine(&config.machine, config.memory)?
         .qmp(&config.qmp)?;
     let devices = config.devices.iter();
-    let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.address));
+    let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.place));
     let guest = config.guest.iter();
-    let guest = guest.map(|guest| (Guest::NAME, &guest.socket, guest.address));
-    for (name, socket, address) in devices.chain(guest) {
-        args = args.vfio_user(&VfioUser {
-            id: name.into(),
-            socket: socket.clone(),
-            plug: Plug {
+    let guest = guest.map(|guest| (Guest::NAME, &guest.socket, Place::MainBus(guest.address)));
+    for (name, socket, place) in devices.chain(guest) {
+        let plug = match place {
+            Place::MainBus(address) => Plug {
                 bus: None,
                 address: Some(address),
             },
+            Place::RootPort(address) => {
+                let id = Config::root_port_id(name);
+                let bus = Some(id.clone());
+                args = args.root_port(&RootPort { id, address })?;
+                Plug { bus, address: None }
+            }
+        };
+        args = args.vfio_user(&VfioUser {
+            id: name.into(),
+            socket: socket.clone(),
+            plug,
             message_timeout: None,
         })?;
     }

@@ -81,6 +81,7 @@ pub(super) struct DeviceSection {
     pub(super) model: Text,
     pub(super) socket: Text,
     pub(super) address: Text,
+    pub(super) root_port: Option<bool>,
     pub(super) dirty_log: Option<Text>,
     pub(super) mac: Option<Text>,
     pub(super) queues: Option<Spanned<u8>>,

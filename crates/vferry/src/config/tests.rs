@@ -47,6 +47,30 @@ fn a_sound_file_is_taken_as_it_is_meant() {
     assert_eq!((nic.mac, nic.queues), ([2, 0, 0, 0, 0, 1], 2));
 }
 
+#[test]
+fn a_device_is_on_the_main_bus_or_behind_a_root_port() {
+    let place = |key: &str| {
+        let text = GOOD.replace("mac =", &format!("{key}\nmac ="));
+        parse(&text).unwrap().devices[0].place
+    };
+    let there = "00:05.0".parse().unwrap();
+    assert_eq!(place(""), Place::MainBus(there));
+    assert_eq!(place("root-port = false"), Place::MainBus(there));
+    assert_eq!(place("root-port = true"), Place::RootPort(there));
+    let taken = GOOD.replace("mac =", "root-port = true\nmac =")
+        + r#"
+[[device]]
+name = "net0-port"
+model = "ixgbevf"
+socket = "/tmp/net1.sock"
+address = "00:07.0"
+mac = "02:00:00:00:00:02"
+uplink = "tap:vf1"
+"#;
+    let error = parse(&taken).unwrap_err().to_string();
+    assert!(error.contains("`net0-port` is"), "{error}");
+}
+
 /// A disk in place of the NIC.
 fn with_disk(keys: &str) -> String {
     let (rest, _) = GOOD.split_once("mac =").unwrap();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ferry::sleep::{Ask, Bedtime};
-use qemu::PciAddress;
+use qemu::{PciAddress, Place};
 use toml::Spanned;
 
 use super::file::{DeviceSection, File, GuestSection, SleepSection};
@@ -312,10 +312,17 @@ impl Check<'_> {
             let here = line(text, &device.name.span());
             if let Some(other) = names.insert(device.name.get_ref().clone(), here) {
                 let what = format!(
-                    "`{}` is the device of line {other} already",
+                    "`{}` is the device of line {other} already, or its root port",
                     device.name.get_ref()
                 );
                 self.wrong::<(), _>(&device.name, what, "a name of its own for each device");
+            }
+            let port = Config::root_port_id(device.name.get_ref());
+            if device.root_port == Some(true)
+                && let Some(other) = names.insert(port.clone(), here)
+            {
+                let what = format!("its root port's name, `{port}`, is taken by line {other}");
+                self.wrong::<(), _>(&device.name, what, "another name");
             }
             devices.extend(self.device(section));
         }
@@ -331,6 +338,11 @@ impl Check<'_> {
         }
         let socket = self.socket(&device.socket);
         let address = self.address(&device.address);
+        let place = if device.root_port.unwrap_or_default() {
+            Place::RootPort
+        } else {
+            Place::MainBus
+        };
         let dirty_log = self.dirty_log(device.dirty_log.as_ref());
         let known = models::names();
         let model = device.model.get_ref();
@@ -348,7 +360,7 @@ impl Check<'_> {
             name: name?,
             model: model.clone(),
             socket: socket?,
-            address: address?,
+            place: address.map(place)?,
             dirty_log,
             settings: settings?,
         })

@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::Context;
 use ferry::check::Refused;
 use ferry::link::Link;
+use ferry::root_port;
 use ferry::source::{MigrateError, Options, Source};
+use qemu::Place;
 
 use super::Shared;
 use crate::config::Endpoint;
@@ -127,6 +129,11 @@ fn rehearse(shared: &Shared, pause: impl FnMut(Moment)) -> Reply {
             why: "the VM has no control device: add a [guest] section to the configuration".into(),
         };
     };
+    if let Err(error) = place_devices(shared) {
+        return Reply::Failed {
+            why: format!("{error:#}"),
+        };
+    }
     // The control device itself comes last.
     let endpoints = &shared.vm.endpoints().0;
     let devices = &endpoints[..shared.config.devices.len().min(endpoints.len())];
@@ -139,6 +146,15 @@ fn rehearse(shared: &Shared, pause: impl FnMut(Moment)) -> Reply {
             why: why.to_string(),
         },
     }
+}
+
+/// Lets the guest know where the devices behind root ports are.
+fn place_devices(shared: &Shared) -> anyhow::Result<()> {
+    let mut places = shared.slots.iter().map(|slot| slot.place);
+    if places.any(|place| matches!(place, Place::RootPort(_))) {
+        root_port::find(&shared.vm, &shared.monitor()?, &shared.slots)?;
+    }
+    Ok(())
 }
 
 /// A command that goes away does not end the migration it asked for: only `Cancel` does.

@@ -6,11 +6,11 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use control_device::spec::Location;
 use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
-use qemu::PciAddress;
+use ferry::root_port;
+use qemu::Place;
 use vfio_user::{Ended, Server, Stopper};
 
 use super::{End, Shared};
@@ -37,7 +37,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
         let context = || format!("device `{}`", device.name);
         let (space, model) = models::build(device).with_context(context)?;
         spaces.push(space.clone());
-        let place = (device.address, &*device.socket);
+        let place = (device.place, &*device.socket);
         let endpoint = match device.dirty_log {
             DirtyLog::Device => Endpoint::new(&device.name, space, model),
             DirtyLog::Guest => Endpoint::without_log(&device.name, space, model),
@@ -50,9 +50,10 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
     let context = || format!("device `{}`", Guest::NAME);
     let spaces: Vec<_> = spaces.iter().collect();
     let (space, model, control) = models::control(&spaces).with_context(context)?;
-    let locations: Vec<_> = devices.iter().map(|d| Some(location(&d.slot))).collect();
-    control.place(&locations)?;
-    let place = (guest.address, guest.socket.as_path());
+    // Of those behind root ports it is known when a migration is prepared.
+    let slots: Vec<_> = devices.iter().map(|device| device.slot.clone()).collect();
+    control.place(&root_port::locations(&slots, &[]))?;
+    let place = (Place::MainBus(guest.address), guest.socket.as_path());
     let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
     devices.push(bind(place, endpoint.clone()).with_context(context)?);
     let guest = ferry::Guest {
@@ -63,22 +64,12 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
     Ok((devices, Some(guest)))
 }
 
-fn bind((address, socket): (PciAddress, &Path), endpoint: Endpoint) -> anyhow::Result<Device> {
+fn bind((place, socket): (Place, &Path), endpoint: Endpoint) -> anyhow::Result<Device> {
     let server = Server::bind(socket)?;
     Ok(Device {
-        slot: Slot { endpoint, address },
+        slot: Slot { endpoint, place },
         server,
     })
-}
-
-/// On the main bus, whose number is 0 in every guest.
-fn location(slot: &Slot) -> Location {
-    Location {
-        segment: 0,
-        bus: slot.address.bus(),
-        device: slot.address.device(),
-        function: slot.address.function(),
-    }
 }
 
 pub(super) fn serve(

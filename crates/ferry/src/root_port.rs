@@ -1,0 +1,199 @@
+//! Root ports between the main bus and a device.
+//!
+//! QEMU migrates them itself. But what is behind one cannot be reached before the guest, or its
+//! firmware, has given the bus a number, nor at the destination before QEMU has loaded the VM: so
+//! the destination's ports are programmed as the source's, and a port without a number gets one for
+//! as long as vferry needs it.
+
+use std::collections::BTreeMap;
+
+use control_device::spec::Location;
+use qemu::bridge::{self, Bridge};
+use qemu::pci::PciConfig;
+use qemu::{PciAddress, Place, Qmp, QmpError};
+use serde::{Deserialize, Serialize};
+
+use crate::Vm;
+use crate::restore::{RestoreError, Slot};
+
+/// The root port of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootPort {
+    /// Name of the device behind it.
+    pub device: String,
+    /// As the guest has programmed it.
+    pub bridge: Bridge,
+}
+
+/// The root ports of those of the VM's `slots` that have one. The guest is told by the control
+/// device where what is behind them is.
+///
+/// # Errors
+/// When QEMU does not answer, or does not have them.
+pub fn find(vm: &Vm, qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, RestoreError> {
+    let ports = read(qmp, slots)?;
+    if let Some(guest) = vm.guest() {
+        // Where it is busy from an earlier migration, asking it says so.
+        let _ = guest.control.place(&locations(slots, &ports));
+    }
+    Ok(ports)
+}
+
+fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, RestoreError> {
+    let buses = Buses::look(qmp, slots)?;
+    let of = |slot: &Slot| match slot.place {
+        Place::MainBus(_) => None,
+        Place::RootPort(at) => Some(buses.bridge(at).map(|bridge| RootPort {
+            device: slot.endpoint.name().into(),
+            bridge,
+        })),
+    };
+    slots.iter().filter_map(of).collect()
+}
+
+/// Programs the root ports of `slots` as `ports` are at the other side.
+///
+/// # Errors
+/// When QEMU does not do it, or a device has no root port here.
+pub fn program(qmp: &Qmp, slots: &[Slot], ports: &[RootPort]) -> Result<(), RestoreError> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    qmp.with_pci_config(|config| {
+        for port in ports {
+            let slot = slots
+                .iter()
+                .find(|slot| slot.endpoint.name() == port.device);
+            let place = slot.map(|slot| slot.place);
+            let Some(Place::RootPort(at)) = place else {
+                return Err(RestoreError::UnknownDevice(port.device.clone()));
+            };
+            port.bridge.program(config, at)?;
+        }
+        Ok(())
+    })
+}
+
+/// Where the guest finds each of `slots`; `None` if it cannot yet.
+pub fn locations(slots: &[Slot], ports: &[RootPort]) -> Vec<Option<Location>> {
+    let location = |slot: &Slot| {
+        let port = ports
+            .iter()
+            .find(|port| port.device == slot.endpoint.name());
+        let address = slot
+            .place
+            .address(port.map_or(0, |port| port.bridge.secondary))?;
+        Some(Location {
+            segment: 0,
+            bus: address.bus(),
+            device: address.device(),
+            function: address.function(),
+        })
+    };
+    slots.iter().map(location).collect()
+}
+
+/// The numbers of the buses behind all bridges, as QEMU has them now.
+#[derive(Debug, Default)]
+pub(crate) struct Buses(BTreeMap<PciAddress, Bridge>);
+
+impl Buses {
+    /// Asks QEMU, if any of `slots` needs it.
+    pub(crate) fn look(qmp: &Qmp, slots: &[Slot]) -> Result<Self, QmpError> {
+        let behind_port = |slot: &Slot| matches!(slot.place, Place::RootPort(_));
+        if !slots.iter().any(behind_port) {
+            return Ok(Self::default());
+        }
+        let functions = qmp.pci_functions()?.into_iter();
+        let bridges = functions.filter_map(|function| Some((function.address, function.bridge?)));
+        Ok(Self(bridges.collect()))
+    }
+
+    /// Has `work` done with the address by which the function at `place` can be reached.
+    pub(crate) fn reach<T>(
+        &self,
+        config: &PciConfig<'_>,
+        place: Place,
+        work: impl FnOnce(PciAddress) -> Result<T, RestoreError>,
+    ) -> Result<T, RestoreError> {
+        let at = match place {
+            Place::MainBus(address) => return work(address),
+            Place::RootPort(at) => at,
+        };
+        let secondary = self.bridge(at)?.secondary;
+        if let Some(address) = place.address(secondary) {
+            return work(address);
+        }
+        let spare = self.spare();
+        let address = place.address(spare).ok_or(RestoreError::NoRootPort(at))?;
+        bridge::set_buses(config, at, spare, spare)?;
+        let result = work(address);
+        bridge::set_buses(config, at, 0, 0)?;
+        result
+    }
+
+    fn bridge(&self, at: PciAddress) -> Result<Bridge, RestoreError> {
+        // Behind another bridge that has no number yet, a bridge seems to be on the main bus.
+        self.0.get(&at).copied().ok_or(RestoreError::NoRootPort(at))
+    }
+
+    /// The highest number that no bridge passes on, 0 if there is none.
+    fn spare(&self) -> u8 {
+        let taken = |number: u8| {
+            let mut ranges = self
+                .0
+                .values()
+                .map(|b| b.secondary..=b.subordinate.max(b.secondary));
+            ranges.any(|range| range.contains(&number))
+        };
+        (1..=u8::MAX)
+            .rev()
+            .find(|number| !taken(*number))
+            .unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qemu::bridge::Window;
+
+    use super::*;
+
+    fn bridge(secondary: u8, subordinate: u8) -> Bridge {
+        let nothing = Window { base: 0, limit: 0 };
+        Bridge {
+            secondary,
+            subordinate,
+            memory: nothing,
+            prefetchable: nothing,
+        }
+    }
+
+    fn buses(all: &[(u8, Bridge)]) -> Buses {
+        let at = |device| PciAddress::new(0, device, 0).unwrap();
+        Buses(
+            all.iter()
+                .map(|(device, bridge)| (at(*device), *bridge))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_spare_number_is_nobodys() {
+        assert_eq!(buses(&[]).spare(), 255);
+        assert_eq!(buses(&[(1, bridge(0, 0)), (2, bridge(1, 0xff))]).spare(), 0);
+        assert_eq!(
+            buses(&[(1, bridge(1, 4)), (2, bridge(200, 255))]).spare(),
+            199
+        );
+        assert_eq!(buses(&[(1, bridge(255, 3))]).spare(), 254, "not in order");
+    }
+
+    #[test]
+    fn a_root_port_that_is_not_there_is_named() {
+        let at = PciAddress::new(0, 3, 0).unwrap();
+        let error = buses(&[(1, bridge(1, 1))]).bridge(at).unwrap_err();
+        assert!(error.to_string().contains("00:03.0"), "{error}");
+    }
+}

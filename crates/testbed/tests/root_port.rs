@@ -1,0 +1,54 @@
+//! A device behind a root port: on a bus to which the guest gives its number.
+
+use anyhow::Result;
+use ferry::Strategy;
+use lab::{Kernel, Lab, progress_on_stderr};
+use testbed::{Help, Options, Plug, Programs, Testbed, summarise};
+
+fn start(options: Options) -> Result<Testbed> {
+    let lab =
+        Lab::ensure(&progress_on_stderr)?.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    let options = Options {
+        packets_per_second: 200,
+        nic: Plug::RootPort,
+        ..options
+    };
+    let testbed = Testbed::start(lab, Programs::build()?, options)?;
+    let nic = testbed.shell("readlink -f /sys/class/net/eth0/device")?;
+    assert_eq!(
+        nic.trim(),
+        "/sys/devices/pci0000:00/0000:00:05.0/0000:01:00.0"
+    );
+    Ok(testbed)
+}
+
+/// In a way that needs the right bus number for BARs, MSI-X and Bus Master Enable.
+fn there_and_back(testbed: &mut Testbed, strategy: Strategy) -> Result<()> {
+    let migrations = [testbed.migrate()?, testbed.migrate()?];
+    for migration in &migrations {
+        let nic = &migration.report.devices[0];
+        assert_eq!(nic.strategy, strategy, "{nic:?}");
+    }
+    let summary = summarise(testbed, &migrations)?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    Ok(())
+}
+
+#[test]
+fn it_arrives_there_and_back() -> Result<()> {
+    let mut testbed = start(Options::default())?;
+    there_and_back(&mut testbed, Strategy::Transparent)
+}
+
+/// The control device's list of devices names its bus.
+#[test]
+fn a_guest_finds_it_to_help() -> Result<()> {
+    let mut testbed = start(Options {
+        guest: Help::Module(String::new()),
+        dirty_log_of_guest: true,
+        strategy: Some(Strategy::Cooperative),
+        ..Options::default()
+    })?;
+    there_and_back(&mut testbed, Strategy::Cooperative)
+}
