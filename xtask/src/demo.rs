@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
-use testbed::{Help, Migration, Options, Programs, Rehearsed, Spread, Summary, Testbed, summarise};
+use testbed::{
+    Help, Migration, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed, summarise,
+};
 
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
 /// spends much of its time in the hooks.
@@ -92,6 +94,12 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         },
         dirty_log_of_guest: blind,
         strategy: demo.strategy,
+        // Who reports the error that the guest recovers from.
+        nic: if demo.strategy == Some(Strategy::Recovery) {
+            Plug::RootPort
+        } else {
+            defaults.nic
+        },
         guest,
         ..defaults
     };

@@ -8,7 +8,7 @@ use vfio_user::{
     Backend, Client, DeviceInfo, DmaMap, DmaUnmap, IrqChange, IrqEvent, IrqInfo, IrqSet, Region,
 };
 
-use crate::Endpoint;
+use crate::{Endpoint, presence};
 
 /// `VFIO_PCI_CONFIG_REGION_INDEX` (linux/vfio.h).
 const CONFIG_REGION: u32 = 7;
@@ -62,8 +62,14 @@ impl Backend for Frontend {
     }
 
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let absent = self.0.0.presence.is_absent();
         if region == CONFIG_REGION {
             self.0.lock_config().read(offset, data);
+            if absent {
+                presence::hide(offset, data);
+            }
+        } else if absent {
+            data.fill(0xff);
         } else {
             let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
             self.0
@@ -73,6 +79,9 @@ impl Backend for Frontend {
     }
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if self.0.0.presence.is_absent() {
+            return Ok(());
+        }
         if region == CONFIG_REGION {
             self.write_config(offset, data);
         } else {
@@ -167,6 +176,7 @@ impl Backend for Frontend {
 
     fn reset(&mut self) -> Result<(), Errno> {
         self.0.reset(Reset::Bus);
+        self.0.0.presence.reset();
         Ok(())
     }
 

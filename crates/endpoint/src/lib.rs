@@ -15,6 +15,7 @@
 pub mod engine;
 mod frontend;
 mod migrate;
+mod presence;
 mod vectors;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,7 @@ pub use frontend::Frontend;
 pub use migrate::{Carry, EndpointError, EndpointState, Endpoints};
 
 use engine::Kick;
+use presence::Presence;
 use vectors::Vectors;
 
 /// One PCI function.
@@ -40,6 +42,7 @@ struct Inner {
     config: Mutex<ConfigSpace>,
     bus: BusMaster,
     vectors: Vectors,
+    presence: Presence,
     clock: MonotonicClock,
     kick: Kick,
     stopping: AtomicBool,
@@ -82,6 +85,7 @@ impl Endpoint {
             config: Mutex::new(config),
             bus: BusMaster::default(),
             vectors: Vectors::new(vectors),
+            presence: Presence::default(),
             clock: MonotonicClock::default(),
             kick: Kick::new()?,
             stopping: AtomicBool::new(false),
@@ -108,6 +112,22 @@ impl Endpoint {
     /// The gate to guest memory.
     pub fn bus(&self) -> &BusMaster {
         &self.0.bus
+    }
+
+    /// From the next reset of its bus on the function does not answer, as one that is not ready,
+    /// until [`Endpoint::appear`].
+    pub fn leave_at_reset(&self) {
+        self.0.presence.leave_at_reset();
+    }
+
+    /// Waits for that reset. `false` if it did not come in time.
+    pub fn wait_for_reset(&self, limit: std::time::Duration) -> bool {
+        self.0.presence.wait_absent(limit)
+    }
+
+    /// The function answers.
+    pub fn appear(&self) {
+        self.0.presence.appear();
     }
 
     /// What the model shows of itself, for reports.

@@ -9,7 +9,8 @@ use qemu::{Qmp, QmpError};
 use crate::check::{self, Facts, Refused};
 use crate::cooperative::end::Ending;
 use crate::digest::MemoryDigest;
-use crate::link::{self, Arrival, Function, Link, LinkError, Message};
+use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
+use crate::recovery::Recovery;
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
 use crate::root_port::{self, RootPort};
@@ -158,7 +159,7 @@ impl Destination<'_> {
 
     fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
         let mut events = self.qmp.events();
-        let (functions, wake) = self.wait_for_word(link)?;
+        let (functions, then) = self.wait_for_word(link)?;
         let told = Instant::now();
         let arrived = self
             .vm
@@ -168,11 +169,17 @@ impl Destination<'_> {
                 "the devices' state did not arrive".into(),
             ));
         }
-        let corrected = if functions == prepared {
-            0
-        } else {
+        let changed = functions != prepared;
+        if changed || then == Afterwards::Recover {
             self.wait_loaded(&mut events)?;
-            restore::program(self.qmp, self.slots, &functions, prepared)?
+        }
+        let corrected = restore::program(self.qmp, self.slots, &functions, prepared)?;
+        let recovery = match then {
+            Afterwards::Recover => {
+                let recovery = Recovery::begin(self.qmp, self.slots, &functions);
+                Some(recovery.map_err(|error| ReceiveError::Other(error.to_string()))?)
+            }
+            Afterwards::Nothing | Afterwards::Wake => None,
         };
         // QEMU takes `cont` also in the last moments of loading, and starts the VM when it is done.
         self.qmp.cont().map_err(|error| match error {
@@ -180,24 +187,39 @@ impl Destination<'_> {
             // It may be carried out late.
             error => ReceiveError::Uncertain(error.to_string()),
         })?;
+        let running = Instant::now();
         self.vm.run_again();
         tracing::info!(phase = %Phase::Resume, "phase");
         let mut arrival = self.arrival(told, corrected);
-        if wake {
+        if then == Afterwards::Wake {
             arrival.wake_ms = self.wake();
         }
-        // The VM runs here, whether the source hears of it or not.
-        if let Err(error) = link.send(&Message::Running(arrival), ANSWER) {
-            tracing::error!(%error, "the VM runs here, but the source could not be told");
-        }
+        // The VM runs here, whether the source hears of it or not, and does not wait for that.
+        let tell = |link: &mut Link| {
+            if let Err(error) = link.send(&Message::Running(arrival), ANSWER) {
+                tracing::error!(%error, "the VM runs here, but the source could not be told");
+            }
+        };
+        let Some(recovery) = recovery else {
+            tell(link);
+            return Ok(arrival);
+        };
+        tracing::info!(phase = %Phase::Recover, "phase");
+        std::thread::scope(|scope| {
+            let told = std::thread::Builder::new().spawn_scoped(scope, || tell(link));
+            if let Err(error) = told {
+                tracing::error!(%error, "the VM runs here, but the source could not be told");
+            }
+            self.vm.set_recovered(recovery.complete(running));
+        });
         Ok(arrival)
     }
 
-    /// The source's word to run and whether to wake the guest, looking after QEMU meanwhile.
-    fn wait_for_word(&self, link: &mut Link) -> Result<(Vec<Function>, bool), ReceiveError> {
+    /// The source's word to run and what is to be done then, looking after QEMU meanwhile.
+    fn wait_for_word(&self, link: &mut Link) -> Result<(Vec<Function>, Afterwards), ReceiveError> {
         loop {
             match link.receive(LOOK) {
-                Ok(Message::Run { functions, wake }) => return Ok((functions, wake)),
+                Ok(Message::Run { functions, then }) => return Ok((functions, then)),
                 Ok(other) => return Err(link::unexpected(&other).into()),
                 // A QEMU that is slow to answer loads a large state, or is looked at.
                 Err(LinkError::Timeout(_)) => match self.qmp.run_status() {
@@ -264,8 +286,7 @@ impl Destination<'_> {
     fn answer(&self, link: &mut Link, verify: bool) {
         // Its mapping of all guest memory is kept as long: to take it down now would cost the VM
         // that has just begun to run a processor.
-        let session = self.vm.take_session();
-        let digests = &session.digests;
+        let mut session = self.vm.take_session();
         let patience = if verify { DIGESTS } else { ANSWER };
         while let Ok(message) = link.receive(patience) {
             let answer = match message {
@@ -275,11 +296,15 @@ impl Destination<'_> {
                     let restarts = restarts.unwrap_or_default();
                     Message::GuestEnded(restarts)
                 }
+                Message::Recover => Message::Recovered {
+                    devices: std::mem::take(&mut session.recovered),
+                },
                 Message::Digests { file } => Message::BlockDigests {
-                    digests: digests.get(file).map(MemoryDigest::blocks),
+                    digests: session.digests.get(file).map(MemoryDigest::blocks),
                 },
                 Message::BlockPages { file, block } => Message::PageDigests {
-                    pages: digests
+                    pages: session
+                        .digests
                         .get(file)
                         .map(|d| d.block_pages(block))
                         .unwrap_or_default(),

@@ -5,11 +5,12 @@
 //! | [`phase`] | the phases, one enum for code, trace, progress, report and docs |
 //! | [`strategy`] | how a device's state gets to the other side |
 //! | [`cooperative`] | what is asked of the guest, and what its answers are good for |
+//! | [`recovery`], [`sleep`] | a device that the guest's kernel starts anew; a guest that is moved asleep |
 //! | [`vm`] | one VM's devices between QEMU's hooks and the migration: who may halt, mark, hand over |
 //! | [`check`] | what must agree on both sides before anything is touched |
 //! | [`link`] | the messages between the two vferry processes |
 //! | [`source`], [`destination`] | the two sides' part of a migration |
-//! | [`restore`] | programming PCI configuration and MSI-X into the destination's QEMU |
+//! | [`restore`], [`root_port`] | programming PCI configuration and MSI-X into the destination's QEMU |
 //! | [`digest`] | digests of guest memory, to prove that every page arrived |
 //! | [`report`] | what happened, for people and machines |
 //!
@@ -29,6 +30,7 @@ pub mod digest;
 pub mod driverless;
 pub mod link;
 pub mod phase;
+pub mod recovery;
 pub mod report;
 pub mod restore;
 pub mod root_port;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::Facts;
 use crate::cooperative::end::Restarts;
 use crate::digest::BlockDigests;
+use crate::recovery::Recovered;
 use crate::root_port::RootPort;
 
 /// Version of the conversation.
@@ -49,8 +50,8 @@ pub enum Message {
     Run {
         /// What the guest had programmed when it stopped.
         functions: Vec<Function>,
-        /// It sleeps, and is to be woken.
-        wake: bool,
+        /// What is to be done then.
+        then: Afterwards,
     },
     /// Destination: it runs.
     Running(Arrival),
@@ -76,6 +77,13 @@ pub enum Message {
         /// One per page; none if there is no such block.
         pages: Vec<String>,
     },
+    /// Source: what became of the devices that were left to the guest's error recovery?
+    Recover,
+    /// Destination: this.
+    Recovered {
+        /// One for each device behind a root port.
+        devices: Vec<Recovered>,
+    },
     /// Source: what became of the devices that the guest was to start again?
     GuestEnd,
     /// Destination: this.
@@ -99,6 +107,19 @@ pub struct Function {
     pub config: ConfigImage,
     /// Its MSI-X table, if it can be read (see `endpoint`).
     pub table: Option<MsixTable>,
+}
+
+/// What a VM needs when it runs at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Afterwards {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It sleeps, and is to be woken.
+    Wake,
+    /// Devices behind root ports were left to the guest's error recovery.
+    Recover,
 }
 
 /// How the VM arrived.
@@ -304,6 +325,7 @@ mod streams {
 mod tests {
     use super::*;
     use crate::cooperative::end::Restart;
+    use crate::recovery::Outcome;
     use proptest::prelude::*;
     use qemu::bridge::{Bridge, Window};
     use std::os::unix::net::UnixStream;
@@ -344,6 +366,7 @@ mod tests {
                         memory: Window { base: 0, limit: 0 },
                         prefetchable: Window { base: 0, limit: 0 },
                     },
+                    has_reported: false,
                 }],
                 verify: true,
             },
@@ -355,7 +378,13 @@ mod tests {
                     table: None,
                     ..function
                 }],
-                wake: true,
+                then: Afterwards::Wake,
+            },
+            Message::Recovered {
+                devices: vec![Recovered {
+                    device: "net0".into(),
+                    outcome: Outcome::NotInUse,
+                }],
             },
             Message::Running(Arrival::default()),
             Message::GuestEnd,

@@ -27,7 +27,8 @@ pub enum Phase {
     Restore,
     /// The destination runs; the network is told.
     Resume,
-    /// The guest is told to start the devices that it has stopped, or is woken.
+    /// The guest is told to start the devices that it has stopped, its kernel recovers them, or it is
+    /// woken.
     Recover,
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::link::Arrival;
+use crate::recovery::Times;
 use crate::vm::Timeline;
 use crate::{Phase, Strategy};
 
@@ -50,6 +51,8 @@ pub struct DeviceReport {
     pub quiesce_ms: Option<f64>,
     /// What the guest took to start it at the destination, in milliseconds by the guest's clock.
     pub restart_ms: Option<f64>,
+    /// How the guest's error recovery started it at the destination.
+    pub recovered: Option<Times>,
     /// Why it does not work at the destination; `None` if it does.
     pub fault: Option<String>,
 }
@@ -57,7 +60,7 @@ pub struct DeviceReport {
 impl DeviceReport {
     /// Whether it works at the destination only if the guest has started it.
     pub fn is_left_to_driver(&self) -> bool {
-        self.strategy == Strategy::Cooperative
+        matches!(self.strategy, Strategy::Cooperative | Strategy::Recovery)
     }
 }
 

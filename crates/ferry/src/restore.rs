@@ -15,6 +15,9 @@ use qemu::{PciAddress, Place, Qmp, QmpError};
 use crate::link::Function;
 use crate::root_port::Buses;
 
+const COMMAND: u8 = 4;
+const _: () = assert!(COMMAND as usize == pci::registers::COMMAND);
+
 /// Why a function could not be programmed.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -81,6 +84,21 @@ pub fn program(
         count += 1;
     }
     Ok(count)
+}
+
+/// Leaves it to the guest to let the device be bus master.
+///
+/// # Errors
+/// When QEMU does not do it.
+pub(crate) fn switch_bus_master_off(qmp: &Qmp, slot: &Slot) -> Result<(), RestoreError> {
+    let buses = Buses::look(qmp, std::slice::from_ref(slot))?;
+    qmp.with_pci_config(|config| {
+        buses.reach(config, slot.place, |address| {
+            let command = config.read(address, COMMAND, Width::Half)?;
+            let command = command & !u32::from(pci::registers::COMMAND_BUS_MASTER);
+            Ok(config.write(address, COMMAND, Width::Half, command)?)
+        })
+    })
 }
 
 /// What the guest has programmed into each function, with the MSI-X tables of those whose state goes

@@ -24,6 +24,9 @@ pub struct RootPort {
     pub device: String,
     /// As the guest has programmed it.
     pub bridge: Bridge,
+    /// It has reported an error by QEMU's doing, and does not tell its link's capabilities since.
+    /// QEMU loads it only into one that does not either.
+    pub has_reported: bool,
 }
 
 /// The root ports of those of the VM's `slots` that have one. The guest is told by the control
@@ -42,14 +45,27 @@ pub fn find(vm: &Vm, qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, Restore
 
 fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, RestoreError> {
     let buses = Buses::look(qmp, slots)?;
-    let of = |slot: &Slot| match slot.place {
-        Place::MainBus(_) => None,
-        Place::RootPort(at) => Some(buses.bridge(at).map(|bridge| RootPort {
-            device: slot.endpoint.name().into(),
-            bridge,
-        })),
-    };
-    slots.iter().filter_map(of).collect()
+    let mut ports = Vec::new();
+    for slot in slots {
+        if let Place::RootPort(at) = slot.place {
+            ports.push((slot.endpoint.name(), at, buses.bridge(at)?));
+        }
+    }
+    if ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    qmp.at_rest(|| {
+        qmp.with_pci_config(|config| {
+            let port = |(device, at, bridge): (&str, PciAddress, Bridge)| {
+                Ok(RootPort {
+                    device: device.into(),
+                    bridge,
+                    has_reported: !bridge::tells_link_capabilities(config, at)?,
+                })
+            };
+            ports.into_iter().map(port).collect()
+        })
+    })?
 }
 
 /// Programs the root ports of `slots` as `ports` are at the other side.
@@ -57,22 +73,38 @@ fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, RestoreError> {
 /// # Errors
 /// When QEMU does not do it, or a device has no root port here.
 pub fn program(qmp: &Qmp, slots: &[Slot], ports: &[RootPort]) -> Result<(), RestoreError> {
-    if ports.is_empty() {
-        return Ok(());
-    }
-    qmp.with_pci_config(|config| {
-        for port in ports {
-            let slot = slots
-                .iter()
-                .find(|slot| slot.endpoint.name() == port.device);
-            let place = slot.map(|slot| slot.place);
-            let Some(Place::RootPort(at)) = place else {
-                return Err(RestoreError::UnknownDevice(port.device.clone()));
-            };
-            port.bridge.program(config, at)?;
+    let mut programmed = 0;
+    for slot in slots {
+        let name = slot.endpoint.name();
+        let port = ports.iter().find(|port| port.device == name);
+        let (Place::RootPort(at), Some(port)) = (slot.place, port) else {
+            continue;
+        };
+        if port.has_reported {
+            // To nobody: what the guest has set up is yet to be loaded, and so is what is reported.
+            qmp.with_pci_config(|config| bridge::pass_errors_on(config, at))?;
+            report_error(qmp, at)?;
         }
+        qmp.with_pci_config(|config| port.bridge.program(config, at))?;
+        programmed += 1;
+    }
+    // The sides were compared: only a source that is no vferry has others.
+    if programmed == ports.len() {
         Ok(())
-    })
+    } else {
+        let names: Vec<_> = ports.iter().map(|port| port.device.as_str()).collect();
+        Err(RestoreError::UnknownDevice(names.join(", ")))
+    }
+}
+
+/// Has the root port at `at` report a fatal error.
+pub(crate) fn report_error(qmp: &Qmp, at: PciAddress) -> Result<(), RestoreError> {
+    let functions = qmp.pci_functions()?;
+    let port = functions
+        .iter()
+        .find(|function| function.address == at && function.bridge.is_some());
+    let port = port.ok_or(RestoreError::NoRootPort(at))?;
+    Ok(qmp.report_fatal_error(&port.id)?)
 }
 
 /// Where the guest finds each of `slots`; `None` if it cannot yet.

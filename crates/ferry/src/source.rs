@@ -16,7 +16,8 @@ use crate::check::{self, Facts, Refused};
 use crate::cooperative::ask::{Cooperation, NoHelp};
 use crate::cooperative::end::Restart;
 use crate::driverless::{self, StartError};
-use crate::link::{self, Arrival, Function, Link, LinkError, Message};
+use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
+use crate::recovery::{self, NotPossible, Outcome};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
@@ -104,6 +105,8 @@ enum StepError {
     #[error("{0}")]
     NoHelp(#[from] NoHelp),
     #[error("{0}")]
+    NotPossible(#[from] NotPossible),
+    #[error("{0}")]
     Awake(Awake),
     #[error("{0}")]
     Other(String),
@@ -152,7 +155,7 @@ impl Source<'_> {
         enter(Phase::Check, &mut watch);
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
-            let uri = self.prepare(link, options)?;
+            let uri = self.prepare(link, strategy, options)?;
             let cooperation = Cooperation::begin(
                 self.vm,
                 self.qmp,
@@ -182,7 +185,13 @@ impl Source<'_> {
         progress(Progress::Phase {
             phase: Phase::Resume,
         });
-        let arrival = match tell_to_run(link, &sent.functions, sleep.is_some()) {
+        let recovers = self.vm.recovers();
+        let then = match strategy {
+            Strategy::Recovery if recovers => Afterwards::Recover,
+            _ if sleep.is_some() => Afterwards::Wake,
+            _ => Afterwards::Nothing,
+        };
+        let arrival = match tell_to_run(link, &sent.functions, then) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
                 return Err(self.give_up(link, Phase::Resume, error.into(), sleep));
@@ -194,7 +203,13 @@ impl Source<'_> {
         let timeline = self.vm.timeline();
         let (mut phases_ms, devices_paused_ms) =
             watch.finish(&timeline, sent.completed, &arrival, running);
-        let mut devices = self.device_reports(cooperation.as_ref());
+        let mut devices = self.device_reports(strategy, cooperation.as_ref());
+        if recovers {
+            progress(Progress::Phase {
+                phase: Phase::Recover,
+            });
+            phases_ms.extend(recovered(link, &mut devices).map(|ms| (Phase::Recover, ms)));
+        }
         if let Some(cooperation) = &cooperation {
             progress(Progress::Phase {
                 phase: Phase::Recover,
@@ -205,19 +220,10 @@ impl Source<'_> {
         if let Some(sleep) = sleep {
             sleep.complete(arrival.wake_ms, &mut phases_ms, &mut devices);
         }
-        let stale = if options.verify {
-            Some(verify::stale_pages(self.vm, link).map_err(|error| {
-                MigrateError::Uncertain {
-                    phase: Phase::Resume,
-                    why: format!("comparing guest memory: {error}"),
-                    whereabouts: "The VM runs at the destination, but whether all its memory \
-                              arrived is not known"
-                        .into(),
-                }
-            })?)
-        } else {
-            None
-        };
+        let stale = options
+            .verify
+            .then(|| self.compare_memory(link))
+            .transpose()?;
         // Only a courtesy: the other side ends with the connection as well.
         let _ = link.send(&Message::Goodbye, ANSWER);
         Ok(Report {
@@ -232,6 +238,16 @@ impl Source<'_> {
             functions_corrected: arrival.corrected,
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
+        })
+    }
+
+    fn compare_memory(&self, link: &mut Link) -> Result<verify::Stale, MigrateError> {
+        verify::stale_pages(self.vm, link).map_err(|error| MigrateError::Uncertain {
+            phase: Phase::Resume,
+            why: format!("comparing guest memory: {error}"),
+            whereabouts: "The VM runs at the destination, but whether all its memory arrived is \
+                          not known"
+                .into(),
         })
     }
 
@@ -268,6 +284,14 @@ impl Source<'_> {
             ));
         }
         reasons.extend(self.without_guest(options));
+        if options.strategy == Some(Strategy::Recovery)
+            && let Some((_, name)) = self.vm.without_log().first()
+        {
+            reasons.push(format!(
+                "device `{name}` keeps no log of what it writes, so its guest helps, and can stop and \
+                 start it as well: use --strategy cooperative"
+            ));
+        }
         if options.strategy == Some(Strategy::Sleep) && !self.qmp.can_suspend()? {
             reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
         }
@@ -316,7 +340,11 @@ impl Source<'_> {
     }
 
     /// How each device went over, so far as is known here.
-    fn device_reports(&self, cooperation: Option<&Cooperation<'_>>) -> Vec<DeviceReport> {
+    fn device_reports(
+        &self,
+        asked: Strategy,
+        cooperation: Option<&Cooperation<'_>>,
+    ) -> Vec<DeviceReport> {
         let guest = self.vm.guest().map(|guest| guest.endpoint.name());
         let devices = self.slots.iter().map(|slot| slot.endpoint.name());
         let devices = devices.zip(self.vm.carried()).enumerate();
@@ -327,11 +355,12 @@ impl Source<'_> {
                     name: name.to_owned(),
                     strategy: match carry {
                         Carry::State => Strategy::Transparent,
-                        Carry::Configuration => Strategy::Cooperative,
+                        Carry::Configuration => asked,
                     },
                     why: None,
                     quiesce_ms: None,
                     restart_ms: None,
+                    recovered: None,
                     fault: None,
                 };
                 if let Some(cooperation) = cooperation {
@@ -362,11 +391,20 @@ impl Source<'_> {
         Ok(sleep?)
     }
 
-    fn prepare(&self, link: &mut Link, options: &Options) -> Result<String, StepError> {
+    fn prepare(
+        &self,
+        link: &mut Link,
+        strategy: Strategy,
+        options: &Options,
+    ) -> Result<String, StepError> {
         self.stop_if_cancelled()?;
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
         let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
+        if strategy == Strategy::Recovery {
+            self.vm
+                .set_to_recover(recovery::prepare(self.qmp, self.slots, self.vm.guest())?);
+        }
         let functions = restore::read(self.qmp, self.slots, &[])?;
         let question = Message::Prepare {
             functions,
@@ -472,6 +510,41 @@ fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
     Some(restarts.recover_ms)
 }
 
+/// Asks the destination what became of the devices that were left to the guest's error recovery, and
+/// returns the milliseconds that the last took.
+fn recovered(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
+    let outcomes = match link.ask(&Message::Recover, RUN) {
+        Ok(Message::Recovered { devices }) => Ok(devices),
+        Ok(other) => Err(link::unexpected(&other).to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut last = None;
+    for device in devices
+        .iter_mut()
+        .filter(|device| device.is_left_to_driver())
+    {
+        let outcome = match &outcomes {
+            Ok(outcomes) => {
+                let found = outcomes.iter().find(|one| one.device == device.name);
+                found.map(|one| one.outcome.clone())
+            }
+            Err(why) => Some(Outcome::Failed(format!(
+                "not known whether it works: {why}"
+            ))),
+        };
+        match outcome {
+            Some(Outcome::Started(times)) => {
+                last = Some(times.started_ms.max(last.unwrap_or_default()));
+                device.recovered = Some(times);
+            }
+            Some(Outcome::NotInUse) => {}
+            Some(Outcome::Failed(why)) => device.fault = Some(link::printable(&why)),
+            None => device.fault = Some("the destination does not speak of it".into()),
+        }
+    }
+    last
+}
+
 /// The destination was not seen to run the VM.
 enum NotRun {
     /// It said so, or cannot have heard the word.
@@ -481,10 +554,14 @@ enum NotRun {
 }
 
 /// The commit: the destination may run the VM as soon as this message is sent.
-fn tell_to_run(link: &mut Link, functions: &[Function], wake: bool) -> Result<Arrival, NotRun> {
+fn tell_to_run(
+    link: &mut Link,
+    functions: &[Function],
+    then: Afterwards,
+) -> Result<Arrival, NotRun> {
     let word = Message::Run {
         functions: functions.to_vec(),
-        wake,
+        then,
     };
     // Half a message is none: the destination ends its QEMU when the link closes.
     link.send(&word, ANSWER).map_err(NotRun::Certain)?;

@@ -13,19 +13,28 @@ pub enum Strategy {
     /// The guest stops its devices by their drivers' own means, and starts them anew at the
     /// destination. A device that it does not stop in time goes over as by `Transparent`.
     Cooperative,
+    /// The destination's device is as after power-on, and the guest's kernel, told of a PCI Express
+    /// error at the root port that it is behind, has its stock driver start it anew.
+    Recovery,
     /// The guest suspends itself to RAM, is carried asleep, and is woken at the destination.
     Sleep,
 }
 
 impl Strategy {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Transparent, Self::Cooperative, Self::Sleep];
+    pub const ALL: [Self; 4] = [
+        Self::Transparent,
+        Self::Cooperative,
+        Self::Recovery,
+        Self::Sleep,
+    ];
 
     /// Its one name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Transparent => "transparent",
             Self::Cooperative => "cooperative",
+            Self::Recovery => "recovery",
             Self::Sleep => "sleep",
         }
     }

@@ -28,6 +28,7 @@ use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::cooperative::help::{Help, Step};
 use crate::digest::{GuestRam, MemoryDigest, Urgency};
+use crate::recovery::Recovered;
 use crate::report::Marks;
 
 pub use drain::Drainer;
@@ -60,6 +61,8 @@ struct State {
     help: Option<Help>,
     /// What the guest of a VM that has arrived here was told.
     ending: Option<Ending>,
+    /// The devices whose drivers are to start them anew at the destination, by index.
+    to_recover: Vec<usize>,
     /// What of each device goes over, decided when they were halted.
     carry: Vec<Carry>,
     logging: bool,
@@ -89,6 +92,8 @@ pub(crate) struct Session {
     /// Guest memory to be digested at LOAD; empty if it is not to be verified.
     pub(crate) ram: Arc<Vec<GuestRam>>,
     pub(crate) digests: Vec<MemoryDigest>,
+    /// What became of the devices that were left to the guest's error recovery.
+    pub(crate) recovered: Vec<Recovered>,
 }
 
 /// Laws switched off on purpose, to prove that the checks can fail. **Unsound: for tests only.**
@@ -263,6 +268,16 @@ impl Vm {
         self.lock().carry.clone()
     }
 
+    /// Of the devices with these indices only the configuration space shall go over.
+    pub(crate) fn set_to_recover(&self, devices: Vec<usize>) {
+        self.lock().to_recover = devices;
+    }
+
+    /// Whether there are such devices.
+    pub(crate) fn recovers(&self) -> bool {
+        !self.lock().to_recover.is_empty()
+    }
+
     /// The VM runs at the destination: the guest is told there that it is over.
     pub(crate) fn has_left(&self) {
         if let Some(help) = self.lock().help.take() {
@@ -276,6 +291,7 @@ impl Vm {
         state.help = None;
         state.ending = None;
         state.carry = Vec::new();
+        state.to_recover = Vec::new();
         state.refusal = None;
         state.timeline = Timeline::default();
         state.marks = Marks::default();
@@ -314,7 +330,7 @@ impl Vm {
         state.stage.wait_for_arrival()?;
         state.session = Some(Session {
             ram: Arc::clone(&ram),
-            digests: Vec::new(),
+            ..Session::default()
         });
         state.timeline = Timeline::default();
         drop(state);
@@ -356,6 +372,12 @@ impl Vm {
     pub(crate) fn run_again(&self) {
         self.lock().run(self.guest());
         self.0.changed.notify_all();
+    }
+
+    pub(crate) fn set_recovered(&self, recovered: Vec<Recovered>) {
+        if let Some(session) = &mut self.lock().session {
+            session.recovered = recovered;
+        }
     }
 
     /// The incoming migration's session, which is over.

@@ -10,11 +10,26 @@ use crate::{PciAddress, QmpError};
 mod register {
     pub(super) const COMMAND: u8 = 0x04;
     pub(super) const PRIMARY_BUS: u8 = 0x18;
+    pub(super) const CAPABILITIES: u8 = 0x34;
     pub(super) const MEMORY: u8 = 0x20;
     pub(super) const PREFETCHABLE: u8 = 0x24;
     pub(super) const PREFETCHABLE_BASE_HIGH: u8 = 0x28;
     pub(super) const PREFETCHABLE_LIMIT_HIGH: u8 = 0x2c;
+    pub(super) const BRIDGE_CONTROL: u8 = 0x3e;
 }
+
+/// SERR# Enable in Command and in Bridge Control: an error is passed on to the root complex.
+const COMMAND_SERR: u32 = 0x100;
+const BRIDGE_CONTROL_SERR: u32 = 0x2;
+
+/// Capability of PCI Express (PCI Express Base 5.0, section 7.5.3).
+const EXPRESS: u32 = 0x10;
+/// Device Control (section 7.5.3.4), and its Fatal Error Reporting Enable.
+const DEVICE_CONTROL: u8 = 0x08;
+const REPORT_FATAL: u32 = 1 << 2;
+/// Link Capabilities (section 7.5.3.6): maximal link speed and width.
+const LINK_CAPABILITIES: u8 = 0x0c;
+const SPEED_AND_WIDTH: u32 = 0x3ff;
 
 /// Memory decoding and bus mastering in a bridge's Command register.
 const FORWARD: u32 = 0x6;
@@ -100,6 +115,56 @@ pub fn set_buses(
 ) -> Result<(), QmpError> {
     let value = u32::from(secondary) << 8 | u32::from(subordinate) << 16;
     config.write(at, register::PRIMARY_BUS, Width::Word, value)
+}
+
+/// Has the root port at `at`, on bus 0, pass errors on to where they are reported.
+///
+/// # Errors
+///
+/// As [`PciConfig::write`].
+pub fn pass_errors_on(config: &PciConfig<'_>, at: PciAddress) -> Result<(), QmpError> {
+    let control = (register::BRIDGE_CONTROL, BRIDGE_CONTROL_SERR);
+    let command = (register::COMMAND, COMMAND_SERR);
+    for (offset, value) in [control, command] {
+        config.write(at, offset, Width::Half, value)?;
+    }
+    if let Some(express) = express(config, at)? {
+        let control = express + DEVICE_CONTROL;
+        config.write(at, control, Width::Half, REPORT_FATAL)?;
+    }
+    Ok(())
+}
+
+/// Whether the port at `at`, on bus 0, tells its link's maximal speed and width. QEMU's
+/// `pcie-root-port` does not any more once it was made to report an error: QEMU writes 32 bits where
+/// Device Status has 16 (`pcie_aer_inject_error`), and the upper ones are Link Capabilities'.
+///
+/// # Errors
+///
+/// As [`PciConfig::read`].
+pub fn tells_link_capabilities(config: &PciConfig<'_>, at: PciAddress) -> Result<bool, QmpError> {
+    let Some(express) = express(config, at)? else {
+        return Ok(true);
+    };
+    let link = config.read(at, express + LINK_CAPABILITIES, Width::Word)?;
+    Ok(link & SPEED_AND_WIDTH != 0)
+}
+
+/// Where the capability is, if there is one.
+fn express(config: &PciConfig<'_>, at: PciAddress) -> Result<Option<u8>, QmpError> {
+    let mut capability = config.read(at, register::CAPABILITIES, Width::Byte)?;
+    // As many as there is room for.
+    for _ in 0..48 {
+        let Ok(offset @ 0x40..0xf0) = u8::try_from(capability & 0xfc) else {
+            break;
+        };
+        let header = config.read(at, offset, Width::Half)?;
+        if header & 0xff == EXPRESS {
+            return Ok(Some(offset));
+        }
+        capability = header >> 8;
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

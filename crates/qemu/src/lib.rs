@@ -28,6 +28,7 @@
 //! It starts no QEMU (the lab's own is started by `lab`). It passes no file descriptors and uses no
 //! out-of-band commands. It knows only the x86 way into PCI configuration space.
 
+mod aer;
 pub mod args;
 pub mod bridge;
 mod client;

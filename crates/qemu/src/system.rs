@@ -105,6 +105,22 @@ impl Qmp {
         Ok(result)
     }
 
+    /// As [`Qmp::while_stopped`], where the vCPUs run; else `work` is done as they are.
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub fn at_rest<T, E: From<QmpError>>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Result<T, E>, QmpError> {
+        if self.run_status()?.running {
+            self.while_stopped(work)
+        } else {
+            Ok(work())
+        }
+    }
+
     /// `send-key`: presses and releases the keyboard's sleep key (`KEY_SLEEP` in Linux). What the
     /// guest makes of it is its own affair; `SUSPEND` follows, or nothing.
     ///

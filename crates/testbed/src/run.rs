@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
 use lab::{Lab, progress_on_stderr};
 use load_format::GuestReport;
@@ -370,6 +370,36 @@ impl Testbed {
             .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
         self.wait_for_traffic()?;
         Ok(rehearsal)
+    }
+
+    /// Addresses and routes of the guest's interface, from when IPv6 has found out that nobody else
+    /// has its address.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn network_configuration(&self) -> Result<String> {
+        let show = "(ip address show eth0; ip route)";
+        self.shell(&format!(
+            "while {show} | grep -q tentative; do usleep 50000; done; {show}"
+        ))
+    }
+
+    /// Moves a guest that is asked nothing, with no look at its load: no page may be stale, and the
+    /// VM and its devices must run.
+    ///
+    /// # Errors
+    /// When the migration fails, or either is not so.
+    pub fn move_on(&mut self) -> Result<Report> {
+        let next = self.next_host()?;
+        let report = self.run_migrate(&next)?;
+        ensure!(report.stale_pages == Some(0), "{report:?}");
+        let old = std::mem::replace(&mut self.host, next);
+        old.end(COMMAND)?;
+        let status = self.host.vm.qmp().run_status()?;
+        ensure!(status.running, "QEMU says {status:?}");
+        let stage = self.host.status()?.stage;
+        ensure!(stage == "running", "the devices are {stage}");
+        Ok(report)
     }
 
     /// All outages are over: starts counting anew on both ends.

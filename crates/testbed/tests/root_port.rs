@@ -52,3 +52,28 @@ fn a_guest_finds_it_to_help() -> Result<()> {
     })?;
     there_and_back(&mut testbed, Strategy::Cooperative)
 }
+
+/// So the bus behind the root port has no number, and the device no addresses.
+#[test]
+fn it_arrives_where_no_firmware_has_looked_at_it() -> Result<()> {
+    // From the reset vector on, the guest jumps to where it is.
+    let mut image = vec![0; 64 << 10];
+    let reset_vector = image.len() - 16;
+    image[reset_vector..][..2].copy_from_slice(&[0xeb, 0xfe]);
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(&file, image)?;
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let options = Options {
+        nic: Plug::RootPort,
+        firmware: Some(file.path().to_owned()),
+        load: false,
+        ..Options::default()
+    };
+    let mut testbed = Testbed::power_on(lab, Programs::build()?, options)?;
+    testbed.move_on()?;
+    let qmp = testbed.host.vm.qmp();
+    let functions = qmp.pci_functions()?;
+    let bridge = functions.iter().find_map(|function| function.bridge);
+    assert_eq!(bridge.map(|bridge| bridge.secondary), Some(0));
+    Ok(())
+}

@@ -166,6 +166,7 @@ fn halt_and_mark(
         timeline,
         marks,
         marks_by_guest,
+        to_recover,
         carry,
         ..
     } = state;
@@ -173,7 +174,7 @@ fn halt_and_mark(
     let result = stage.halt_and_mark(sink, |halted, sink| {
         timeline.halted = Some(Instant::now());
         *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink)?;
-        *carry = carries(help.as_ref(), endpoints);
+        *carry = carries(help.as_ref(), to_recover, endpoints);
         Ok(())
     });
     timeline.marked = Some(Instant::now());
@@ -237,9 +238,15 @@ fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), 
 }
 
 /// What of each device goes to the other side.
-fn carries(help: Option<&Help>, endpoints: &Endpoints) -> Vec<Carry> {
+fn carries(help: Option<&Help>, to_recover: &[usize], endpoints: &Endpoints) -> Vec<Carry> {
     let devices = endpoints.0.iter().enumerate();
-    let of = |(index, device)| help.map_or(Carry::State, |help| help.carry(index, device));
+    let of = |(index, device): (usize, &Endpoint)| {
+        // One that no driver has switched on has nothing to recover.
+        if to_recover.contains(&index) && device.is_bus_master() {
+            return Carry::Configuration;
+        }
+        help.map_or(Carry::State, |help| help.carry(index, device))
+    };
     devices.map(of).collect()
 }
 
@@ -251,7 +258,7 @@ fn save(state: &State, endpoints: &Endpoints, stopped: Stopped) -> Result<Vec<u8
         ));
     }
     // The stop that halted them may have been the guest's, which has gone on since.
-    let now = carries(state.help.as_ref(), endpoints);
+    let now = carries(state.help.as_ref(), &state.to_recover, endpoints);
     let mut changes = state.carry.iter().zip(now);
     if changes.any(|(then, now)| *then == Carry::Configuration && now == Carry::State) {
         return Err(Veto::new(

@@ -7,8 +7,6 @@ use testbed::{Options, Testbed, summarise};
 
 use crate::{STRICT, did_all, kernel_is_content, rehearse, start, with_module};
 
-const CONFIGURATION: &str = "(ip address show eth0; ip route)";
-
 /// Only the guest knows what its NIC writes, by the table or by touching; and it stops and starts
 /// the NIC, without a migration and in one.
 fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
@@ -23,10 +21,7 @@ fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
     )?;
     let kernel_runs = testbed.shell("uname -r")?;
     ensure!(kernel_runs.starts_with(kernel.name()), "{kernel_runs}");
-    // IPv6 has found out that nobody else has its address, and does not ask again.
-    let before = testbed.shell(&format!(
-        "while {CONFIGURATION} | grep -q tentative; do usleep 50000; done; {CONFIGURATION}"
-    ))?;
+    let before = testbed.network_configuration()?;
     for _ in 0..3 {
         let rehearsal = rehearse(&testbed)?;
         eprintln!("{kernel}: {rehearsal:?}");
@@ -43,7 +38,7 @@ fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
     let summary = summarise(&testbed, &[migration])?;
     assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
     assert_eq!(summary.stale_pages, Some(0));
-    assert_eq!(testbed.shell(CONFIGURATION)?, before);
+    assert_eq!(testbed.network_configuration()?, before);
     kernel_is_content(&testbed)
 }
 

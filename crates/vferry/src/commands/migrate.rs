@@ -159,6 +159,12 @@ fn print_device(device: &DeviceReport) {
     if let Some(ms) = device.restart_ms {
         print!(", started in {ms:.1} ms");
     }
+    if let Some(times) = &device.recovered {
+        print!(
+            ", reset by the guest after {:.1} ms, programmed after {:.1} ms, started after {:.1} ms",
+            times.reset_ms, times.answered_ms, times.started_ms
+        );
+    }
     if let Some(why) = &device.why {
         print!(", as {why}");
     }

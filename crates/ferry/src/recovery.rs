@@ -1,0 +1,304 @@
+//! `recovery`: the guest's kernel has its own driver start a fresh device.
+//!
+//! For devices whose state nobody can save, and guests into which nothing can be installed. At the
+//! source the host halts the device and marks what it wrote, as always, but of its state only the
+//! configuration space goes over. At the destination the device is as after power-on. Before the
+//! VM runs there, the root port that the device is behind reports a fatal error (PCI Express Base
+//! 5.0, section 6.2), and a kernel that owns error reporting recovers: it has the driver let go of
+//! the device, resets the bus behind the port, and has the driver start the device anew
+//! (`pcie_do_recovery` in Linux).
+//!
+//! The reset takes from QEMU what the guest had programmed. Some drivers write it back (`igb`,
+//! `nvme`), others count on finding it (`ixgbevf`, and all that do not call `pci_restore_state`),
+//! so it is programmed from outside: after the reset the device does not answer until it is, and
+//! kernels wait for that. Bus mastering stays off until the driver switches it on.
+
+use std::time::{Duration, Instant};
+
+use qemu::system::RunState;
+use qemu::{Place, Qmp, QmpError};
+use serde::{Deserialize, Serialize};
+
+use crate::Guest;
+use crate::link::Function;
+use crate::report::millis;
+use crate::restore::{self, RestoreError, Slot};
+use crate::root_port;
+
+/// How long a guest may take until all of its drivers have switched their devices on. Less than the
+/// source waits for the answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often devices are looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What became of one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recovered {
+    /// Its name.
+    pub device: String,
+    /// How far it got.
+    pub outcome: Outcome,
+}
+
+/// How far a device got.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Outcome {
+    /// Its driver has switched it on.
+    Started(Times),
+    /// No driver used it: bus mastering was off, and no error was reported.
+    NotInUse,
+    /// It does not work: why.
+    Failed(String),
+}
+
+/// Milliseconds since the VM runs at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Times {
+    /// Until the guest reset the bus.
+    pub reset_ms: f64,
+    /// Until the device was programmed again, and answered.
+    pub answered_ms: f64,
+    /// Until its driver let it be bus master.
+    pub started_ms: f64,
+}
+
+/// Why a VM's devices cannot be left to its guest's error recovery.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPossible {
+    /// There is nothing that could report an error.
+    #[error(
+        "device `{0}` is not behind a root port, which would have to report an error: write \
+         root-port = true in the configurations of both hosts, and start the VM with it"
+    )]
+    NoRootPort(String),
+    /// Nobody would hear of it.
+    #[error(
+        "the guest does not handle errors that the root port of device `{0}` reports: its firmware \
+         or kernel has not got that far, its kernel has no PCIEAER or was started with pci=noaer, \
+         or it was suspended to RAM and its firmware did not restore the window to configuration \
+         space"
+    )]
+    NotHandled(String),
+    /// The root port is not there, or QEMU refused.
+    #[error(transparent)]
+    RootPort(#[from] RestoreError),
+    /// QEMU refused.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+}
+
+/// The indices of the devices to be recovered, which are all but the control device, and none of a
+/// guest that is asleep: its drivers start their devices when it is woken.
+pub(crate) fn prepare(
+    qmp: &Qmp,
+    slots: &[Slot],
+    guest: Option<&Guest>,
+) -> Result<Vec<usize>, NotPossible> {
+    if qmp.run_status()?.status == RunState::Suspended {
+        return Ok(Vec::new());
+    }
+    let control = guest.map(|guest| guest.endpoint.name());
+    let devices = || {
+        let all = slots.iter().enumerate();
+        all.filter(|(_, slot)| Some(slot.endpoint.name()) != control)
+    };
+    let mut ports = Vec::new();
+    for (_, slot) in devices() {
+        let name = slot.endpoint.name();
+        match slot.place {
+            // A driver that has yet to start it finds it as after power-on.
+            Place::RootPort(_) if !slot.endpoint.is_bus_master() => {}
+            Place::RootPort(at) => ports.push((name, at)),
+            Place::MainBus(_) => return Err(NotPossible::NoRootPort(name.into())),
+        }
+    }
+    if ports.is_empty() {
+        return Ok(devices().map(|(index, _)| index).collect());
+    }
+    let look = || {
+        for (name, at) in ports {
+            if !qmp.handles_fatal_errors(at)? {
+                return Err(NotPossible::NotHandled(name.into()));
+            }
+        }
+        Ok(())
+    };
+    qmp.at_rest(look)??;
+    Ok(devices().map(|(index, _)| index).collect())
+}
+
+/// The devices at the destination that drivers use.
+#[derive(Debug)]
+pub(crate) struct Recovery<'a> {
+    qmp: &'a Qmp,
+    in_use: Vec<(&'a Slot, &'a Function)>,
+    not_in_use: Vec<&'a Slot>,
+}
+
+impl<'a> Recovery<'a> {
+    /// Of those of `slots` that are behind root ports, the ones that are bus masters have an error
+    /// reported by these. To be called when QEMU has loaded the VM, and before the VM runs.
+    pub(crate) fn begin(
+        qmp: &'a Qmp,
+        slots: &'a [Slot],
+        functions: &'a [Function],
+    ) -> Result<Self, NotPossible> {
+        let mut this = Self {
+            qmp,
+            in_use: Vec::new(),
+            not_in_use: Vec::new(),
+        };
+        for slot in slots {
+            let Place::RootPort(at) = slot.place else {
+                continue;
+            };
+            let function = functions.iter().find(|f| f.name == slot.endpoint.name());
+            match function {
+                Some(function) if slot.endpoint.is_bus_master() => {
+                    // Another kernel may have come since the source has looked.
+                    if !qmp.handles_fatal_errors(at)? {
+                        return Err(NotPossible::NotHandled(function.name.clone()));
+                    }
+                    slot.endpoint.leave_at_reset();
+                    this.in_use.push((slot, function));
+                    root_port::report_error(qmp, at)?;
+                }
+                _ => this.not_in_use.push(slot),
+            }
+        }
+        Ok(this)
+    }
+
+    /// Sees the devices through it, of a VM that runs since `running`.
+    pub(crate) fn complete(self, running: Instant) -> Vec<Recovered> {
+        let idle = self.not_in_use.iter();
+        let mut done: Vec<_> = idle
+            .map(|slot| recovered(slot, Outcome::NotInUse))
+            .collect();
+        let mut waiting: Vec<_> = self
+            .in_use
+            .iter()
+            .map(|(slot, function)| (*slot, *function, Step::Reset))
+            .collect();
+        // One after the other: two that stop the vCPUs and select configuration registers at a time
+        // would do so for each other.
+        while !waiting.is_empty() {
+            let late = running.elapsed() > PATIENCE;
+            waiting.retain_mut(|(slot, function, step)| {
+                let outcome = match go_on(self.qmp, slot, function, *step, running) {
+                    Ok(Progress::Started(times)) => Outcome::Started(times),
+                    Ok(Progress::Waiting(next)) if !late => {
+                        *step = next;
+                        return true;
+                    }
+                    Ok(Progress::Waiting(next)) => Outcome::Failed(next.too_late().to_string()),
+                    Err(why) => Outcome::Failed(why.to_string()),
+                };
+                done.push(recovered(slot, outcome));
+                false
+            });
+            std::thread::sleep(LOOK);
+        }
+        done
+    }
+}
+
+impl Drop for Recovery<'_> {
+    /// Whatever became of them, they answer.
+    fn drop(&mut self) {
+        for (slot, _) in &self.in_use {
+            slot.endpoint.appear();
+        }
+    }
+}
+
+fn recovered(slot: &Slot, outcome: Outcome) -> Recovered {
+    Recovered {
+        device: slot.endpoint.name().into(),
+        outcome,
+    }
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// The guest resets the bus.
+    Reset,
+    /// Its driver lets the device be bus master.
+    Start { reset_ms: f64, answered_ms: f64 },
+}
+
+impl Step {
+    fn too_late(self) -> NotRecovered {
+        match self {
+            Self::Reset => NotRecovered::NoReset,
+            Self::Start { .. } => NotRecovered::NotStarted,
+        }
+    }
+}
+
+enum Progress {
+    Waiting(Step),
+    Started(Times),
+}
+
+/// Why a device does not work.
+#[derive(Debug, thiserror::Error)]
+enum NotRecovered {
+    #[error(
+        "the guest did not reset it within {PATIENCE:?} of the error that its root port reported"
+    )]
+    NoReset,
+    #[error(
+        "its driver did not switch it on within {PATIENCE:?}, though the guest has reset it: it may \
+         have no error handlers"
+    )]
+    NotStarted,
+    #[error("it could not be programmed after its reset: {0}")]
+    Restore(#[from] RestoreError),
+    #[error(
+        "it could not be programmed after its reset: {0}. The VM may be paused there: QMP `cont` \
+         lets it run"
+    )]
+    Qmp(#[from] QmpError),
+}
+
+fn go_on(
+    qmp: &Qmp,
+    slot: &Slot,
+    function: &Function,
+    step: Step,
+    running: Instant,
+) -> Result<Progress, NotRecovered> {
+    let name = slot.endpoint.name();
+    match step {
+        Step::Reset if slot.endpoint.wait_for_reset(Duration::ZERO) => {
+            let reset_ms = millis(running.elapsed());
+            tracing::info!(device = name, after_ms = reset_ms, "reset by the guest");
+            let (slots, functions) = (std::slice::from_ref(slot), std::slice::from_ref(function));
+            qmp.at_rest(|| {
+                slot.endpoint.appear();
+                restore::program(qmp, slots, functions, &[])?;
+                restore::switch_bus_master_off(qmp, slot)
+            })??;
+            let answered_ms = millis(running.elapsed());
+            tracing::info!(device = name, after_ms = answered_ms, "programmed anew");
+            Ok(Progress::Waiting(Step::Start {
+                reset_ms,
+                answered_ms,
+            }))
+        }
+        Step::Start {
+            reset_ms,
+            answered_ms,
+        } if slot.endpoint.is_bus_master() => Ok(Progress::Started(Times {
+            reset_ms,
+            answered_ms,
+            started_ms: millis(running.elapsed()),
+        })),
+        step => Ok(Progress::Waiting(step)),
+    }
+}

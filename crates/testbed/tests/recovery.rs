@@ -1,0 +1,63 @@
+//! A guest with a stock driver and nothing of vferry's in it, whose kernel recovers its device.
+
+use anyhow::Result;
+use ferry::Strategy;
+use lab::{Kernel, Lab, progress_on_stderr};
+use testbed::{Options, Plug, Programs, Testbed, summarise};
+
+fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
+    let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
+    let options = Options {
+        packets_per_second: 200,
+        nic: Plug::RootPort,
+        strategy: Some(Strategy::Recovery),
+        append: append.into(),
+        ..Options::default()
+    };
+    Testbed::start(lab, Programs::build()?, options)
+}
+
+fn recovers(kernel: Kernel) -> Result<()> {
+    let mut testbed = start(kernel, "")?;
+    let before = testbed.network_configuration()?;
+    let migrations = [testbed.migrate()?, testbed.migrate()?];
+    for migration in &migrations {
+        let [nic] = &migration.report.devices[..] else {
+            panic!("one device, not {:?}", migration.report.devices);
+        };
+        eprintln!("{kernel}: {nic:?}, outage {:?} ms", migration.outage_ms());
+        assert_eq!(nic.strategy, Strategy::Recovery);
+        assert_eq!(nic.fault, None);
+        assert!(nic.recovered.is_some());
+    }
+    let summary = summarise(&testbed, &migrations)?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    assert_eq!(testbed.network_configuration()?, before);
+    Ok(())
+}
+
+#[test]
+fn linux_7_3_recovers_its_nic_there_and_back() -> Result<()> {
+    recovers(Kernel::Linux7_3)
+}
+
+#[test]
+fn linux_6_12_recovers_its_nic_there_and_back() -> Result<()> {
+    recovers(Kernel::Linux6_12)
+}
+
+#[test]
+fn linux_6_1_recovers_its_nic_there_and_back() -> Result<()> {
+    recovers(Kernel::Linux6_1)
+}
+
+/// It would lose its device.
+#[test]
+fn a_guest_that_does_not_own_error_reporting_stays_where_it_is() -> Result<()> {
+    let mut testbed = start(Kernel::Linux7_3, "pci=noaer")?;
+    let next = testbed.next_host()?;
+    let error = testbed.run_migrate(&next).unwrap_err().to_string();
+    assert!(error.contains("does not handle errors"), "{error}");
+    testbed.wait_for_traffic()
+}
