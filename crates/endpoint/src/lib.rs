@@ -120,9 +120,9 @@ impl Endpoint {
         self.0.presence.leave_at_reset();
     }
 
-    /// Waits for that reset. `false` if it did not come in time.
-    pub fn wait_for_reset(&self, limit: std::time::Duration) -> bool {
-        self.0.presence.wait_absent(limit)
+    /// Whether that reset has come, and the function does not answer.
+    pub fn has_left(&self) -> bool {
+        self.0.presence.is_absent()
     }
 
     /// The function answers.

@@ -6,8 +6,7 @@
 //! systems wait for it.
 
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What operating systems read to see whether a function is there: Vendor ID, Device ID, Command and
 /// Status (`pci_dev_wait` in Linux). The rest is for a VMM that looks at its device meanwhile.
@@ -23,10 +22,7 @@ pub(crate) fn hide(offset: u64, data: &mut [u8]) {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Presence {
-    state: Mutex<State>,
-    changed: Condvar,
-}
+pub(crate) struct Presence(Mutex<State>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum State {
@@ -55,19 +51,11 @@ impl Presence {
         let mut state = self.lock();
         if *state == State::LeavesAtReset {
             *state = State::Absent;
-            self.changed.notify_all();
         }
     }
 
-    pub(crate) fn wait_absent(&self, limit: Duration) -> bool {
-        let waiting = |state: &mut State| *state == State::LeavesAtReset;
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, waiting);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *state == State::Absent
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,9 +69,9 @@ mod tests {
         presence.reset();
         assert!(!presence.is_absent());
         presence.leave_at_reset();
-        assert!(!presence.wait_absent(Duration::ZERO));
+        assert!(!presence.is_absent());
         presence.reset();
-        assert!(presence.is_absent() && presence.wait_absent(Duration::ZERO));
+        assert!(presence.is_absent());
         presence.appear();
         presence.reset();
         assert!(!presence.is_absent());

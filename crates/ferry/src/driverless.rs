@@ -33,13 +33,8 @@ pub fn ensure_started(qmp: &Qmp, sidecar: PciAddress, log: &LogHandle) -> Result
         return Ok(());
     }
     let began = Instant::now();
-    let running = qmp.run_status()?.running;
-    let started = if running {
-        qmp.while_stopped(|| start(qmp, sidecar))??
-    } else {
-        start(qmp, sidecar)?
-    };
-    tracing::info!(?started, paused = running, took = ?began.elapsed(), "sidecar started");
+    let started = qmp.at_rest(|| start(qmp, sidecar))??;
+    tracing::info!(?started, took = ?began.elapsed(), "sidecar started");
     Ok(())
 }
 

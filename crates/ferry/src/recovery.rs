@@ -275,14 +275,12 @@ fn go_on(
 ) -> Result<Progress, NotRecovered> {
     let name = slot.endpoint.name();
     match step {
-        Step::Reset if slot.endpoint.wait_for_reset(Duration::ZERO) => {
+        Step::Reset if slot.endpoint.has_left() => {
             let reset_ms = millis(running.elapsed());
             tracing::info!(device = name, after_ms = reset_ms, "reset by the guest");
-            let (slots, functions) = (std::slice::from_ref(slot), std::slice::from_ref(function));
             qmp.at_rest(|| {
                 slot.endpoint.appear();
-                restore::program(qmp, slots, functions, &[])?;
-                restore::switch_bus_master_off(qmp, slot)
+                restore::program_anew(qmp, slot, function)
             })??;
             let answered_ms = millis(running.elapsed());
             tracing::info!(device = name, after_ms = answered_ms, "programmed anew");

@@ -86,12 +86,17 @@ pub fn program(
     Ok(count)
 }
 
-/// Leaves it to the guest to let the device be bus master.
+/// Programs a function that was reset, and leaves it to the guest to let it be bus master.
 ///
 /// # Errors
-/// When QEMU does not do it.
-pub(crate) fn switch_bus_master_off(qmp: &Qmp, slot: &Slot) -> Result<(), RestoreError> {
+/// See [`RestoreError`]; the function may be programmed then.
+pub(crate) fn program_anew(
+    qmp: &Qmp,
+    slot: &Slot,
+    function: &Function,
+) -> Result<(), RestoreError> {
     let buses = Buses::look(qmp, std::slice::from_ref(slot))?;
+    program_one(qmp, &buses, slot, function, None)?;
     qmp.with_pci_config(|config| {
         buses.reach(config, slot.place, |address| {
             let command = config.read(address, COMMAND, Width::Half)?;

@@ -90,13 +90,6 @@ pub enum Place {
 }
 
 impl Place {
-    /// What is on the main bus.
-    pub const fn on_main_bus(self) -> PciAddress {
-        match self {
-            Self::MainBus(address) | Self::RootPort(address) => address,
-        }
-    }
-
     /// The function's address, if the bus behind its root port has the number `secondary`, and 0 is
     /// none.
     pub const fn address(self, secondary: u8) -> Option<PciAddress> {

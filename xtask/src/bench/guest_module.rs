@@ -8,8 +8,8 @@
 //! gets done counts per second of processor time, so that an unequal share is no advantage.
 //!
 //! After each window the guests change roles. A run is three windows, in which each guest had each
-//! role once, so that none that is faster than the others is always the same one's. The NIC's driver is bound anew each time, since what the module does about sync calls lasts from a
-//! driver's probe on.
+//! role once, so that none that is faster than the others is always the same one's. The NIC's driver
+//! is bound anew each time, since what the module does about sync calls lasts until then.
 
 use std::fs;
 use std::process::{Child, Stdio};
