@@ -30,5 +30,5 @@ pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
 pub use memory::{
     DirtySink, DmaError, FlatMemory, GuestMemory, MapError, MapRequest, MemoryFile, PAGE_SIZE,
 };
-pub use model::{Access, Model, Progress, Reset};
+pub use model::{Access, Claim, Model, Progress, Reset};
 pub use state::{State, StateError, StateRecord};

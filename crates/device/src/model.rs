@@ -1,5 +1,6 @@
 //! What a device model is.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -49,6 +50,36 @@ pub trait Model: Send {
         true
     }
 
+    /// Waits until nothing is under way that the model has begun outside of itself, such as a
+    /// disk's requests. What these have brought may be dropped, if the state says that they are to
+    /// be done again. Called while halted, and before [`save`](Self::save).
+    ///
+    /// # Errors
+    /// When that takes longer than the model is ready to wait.
+    fn drain(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes what only one host may have at a time, such as a disk's file for writing. A model does
+    /// not touch it before, and answers the guest as while halted until then.
+    ///
+    /// # Errors
+    /// When somebody else has it, or may come to have it. The model must not run then.
+    fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
+        let _ = claim;
+        Ok(())
+    }
+
+    /// Makes durable what it wrote to that, and lets go of it for the host at the other end of this
+    /// migration. Called while halted and drained. Does nothing where nothing was acquired.
+    ///
+    /// # Errors
+    /// When it cannot be made durable, or let go of: the model has it still.
+    fn release(&mut self, migration: &str) -> io::Result<()> {
+        let _ = migration;
+        Ok(())
+    }
+
     /// The state that [`load`](Self::load) needs to go on from here on another host.
     ///
     /// # Errors
@@ -69,6 +100,18 @@ pub trait Model: Send {
     /// Called once after [`load`](Self::load) when the VM is about to run here: raise interrupts
     /// that may have been lost on the way, announce addresses to the network.
     fn resume(&mut self, access: &Access<'_>);
+}
+
+/// By what right a model takes what only one host may have. A migration has a name that no other
+/// has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim<'a> {
+    /// The VM starts here.
+    Start,
+    /// It arrives by this migration, in which the source has let go.
+    Arrive(&'a str),
+    /// It stays, after having let go for this migration: if the other host has not taken it.
+    TakeBack(&'a str),
 }
 
 /// What a model may use during one call.
