@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!            halt                mark               hand_over
-//!  Running ─────────► Halted ─────────► Marked ─────────────► HandedOver
-//!     ▲                  │                  │
-//!     └──────resume──────┴──────resume──────┘        Arrived ──run──► Running
+//!  Running ─────────► Halted ─────────► Marked ◄────────────► HandedOver
+//!     ▲                  │                  │       take_back
+//!     └──────resume──────┴──────resume──────┘
+//!
+//!                 load              claim              run
+//!  Halted ──────────────► Arrived ◄────────► Ready ─────────► Running
+//!                                  give_back
 //! ```
 //!
 //! Each step consumes the one before it, so a step that is skipped or taken early does not compile
@@ -13,7 +17,11 @@
 //!
 //! The state of the devices can be read only from [`Marked`]: what arrives on the other host was
 //! taken after the last byte of DMA was both written and marked.
+//!
+//! What only one host may have, such as a disk, changes hands with the last step: [`HandedOver`]
+//! devices have let go of it, and only devices that have got it are [`Ready`] to run.
 
+use crate::Claim;
 use crate::memory::DirtySink;
 
 /// What the life cycle acts on: one device, or all devices of a VM.
@@ -54,6 +62,18 @@ pub trait Migratable {
     /// must load another before they run.
     fn load(&mut self, state: Self::State) -> Result<(), Self::Error>;
 
+    /// Lets go of what only one host may have, for the other side of this migration. All or nothing.
+    ///
+    /// # Errors
+    /// When a device cannot; all have it still.
+    fn release(&mut self, migration: &str) -> Result<(), Self::Error>;
+
+    /// Takes that. All or nothing.
+    ///
+    /// # Errors
+    /// When somebody else has it: these devices must not run.
+    fn acquire(&mut self, claim: Claim<'_>) -> Result<(), Self::Error>;
+
     /// Starts work again after `load`: raises what interrupts may have been lost, announces
     /// addresses.
     fn restart(&mut self);
@@ -78,6 +98,10 @@ pub struct HandedOver<D>(D);
 /// Devices at the destination that have loaded their state and wait for the VM.
 #[derive(Debug)]
 pub struct Arrived<D>(D);
+
+/// Devices at the destination that have all they need to run.
+#[derive(Debug)]
+pub struct Ready<D>(D);
 
 /// A step that failed, with the devices as they were before it.
 #[derive(Debug)]
@@ -171,9 +195,18 @@ impl<D: Migratable> Marked<D> {
         self.0.save(carry)
     }
 
-    /// The other host has the state and may run.
-    pub fn hand_over(self) -> HandedOver<D> {
-        HandedOver(self.0)
+    /// The other host has the state and may run: it may have whatever only one can have.
+    ///
+    /// # Errors
+    /// When a device cannot let go of that.
+    pub fn hand_over(mut self, migration: &str) -> Result<HandedOver<D>, Failed<Self, D::Error>> {
+        match self.0.release(migration) {
+            Ok(()) => Ok(HandedOver(self.0)),
+            Err(error) => Err(Failed {
+                back_to: self,
+                error,
+            }),
+        }
     }
 
     /// Gives up: the devices run again where they are.
@@ -185,14 +218,43 @@ impl<D: Migratable> Marked<D> {
 
 impl<D: Migratable> HandedOver<D> {
     /// The operator, or the protocol, is certain that the other host does not run: the devices
-    /// run again here.
-    pub fn take_back(mut self) -> Running<D> {
-        self.0.unhalt();
-        Running(self.0)
+    /// stay here.
+    ///
+    /// # Errors
+    /// When the other host has taken what these had let go of, so that the VM may run there.
+    pub fn take_back(mut self, migration: &str) -> Result<Marked<D>, Failed<Self, D::Error>> {
+        match self.0.acquire(Claim::TakeBack(migration)) {
+            Ok(()) => Ok(Marked(self.0)),
+            Err(error) => Err(Failed {
+                back_to: self,
+                error,
+            }),
+        }
     }
 }
 
 impl<D: Migratable> Arrived<D> {
+    /// The source says that the VM may run here: takes what it has let go of.
+    ///
+    /// # Errors
+    /// When it has not, or has taken it back: the VM must not run here.
+    pub fn claim(mut self, migration: &str) -> Result<Ready<D>, Failed<Self, D::Error>> {
+        match self.0.acquire(Claim::Arrive(migration)) {
+            Ok(()) => Ok(Ready(self.0)),
+            Err(error) => Err(Failed {
+                back_to: self,
+                error,
+            }),
+        }
+    }
+
+    /// Waits for another state: this arrival came to nothing.
+    pub fn discard(self) -> Halted<D> {
+        Halted(self.0)
+    }
+}
+
+impl<D: Migratable> Ready<D> {
     /// The VM runs here: the devices do too.
     pub fn run(mut self) -> Running<D> {
         self.0.unhalt();
@@ -200,9 +262,18 @@ impl<D: Migratable> Arrived<D> {
         Running(self.0)
     }
 
-    /// Waits for another state: this arrival came to nothing.
-    pub fn discard(self) -> Halted<D> {
-        Halted(self.0)
+    /// It is certain that the VM does not run here: the source may have it back.
+    ///
+    /// # Errors
+    /// When a device cannot let go.
+    pub fn give_back(mut self, migration: &str) -> Result<Arrived<D>, Failed<Self, D::Error>> {
+        match self.0.release(migration) {
+            Ok(()) => Ok(Arrived(self.0)),
+            Err(error) => Err(Failed {
+                back_to: self,
+                error,
+            }),
+        }
     }
 }
 
@@ -227,6 +298,14 @@ impl Migratable for () {
     }
 
     fn load(&mut self, (): ()) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &str) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn acquire(&mut self, _: Claim<'_>) -> Result<(), Self::Error> {
         Ok(())
     }
 
@@ -275,6 +354,18 @@ mod tests {
         fn load(&mut self, _: u32) -> Result<(), &'static str> {
             self.call("load")
         }
+        fn release(&mut self, migration: &str) -> Result<(), &'static str> {
+            assert_eq!(migration, "m1");
+            self.call("release")
+        }
+        fn acquire(&mut self, claim: Claim<'_>) -> Result<(), &'static str> {
+            self.call(match claim {
+                Claim::Start => "start",
+                Claim::Arrive("m1") => "arrive",
+                Claim::TakeBack("m1") => "take back",
+                Claim::Arrive(_) | Claim::TakeBack(_) => panic!("{claim:?}"),
+            })
+        }
         fn restart(&mut self) {
             self.calls.push("restart");
         }
@@ -286,14 +377,67 @@ mod tests {
         let halted = Running::new(Recorder::default()).halt().unwrap();
         let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
         let state = marked.save(&()).unwrap();
-        assert_eq!(marked.hand_over().0.calls, ["halt", "mark"]);
+        let gone = marked.hand_over("m1").unwrap();
+        assert_eq!(gone.0.calls, ["halt", "mark", "release"]);
         assert_eq!(pages, [0]);
 
         let arrived = Halted::waiting(Recorder::default())
             .unwrap()
             .load(state)
             .unwrap();
-        assert_eq!(arrived.run().0.calls, ["halt", "load", "unhalt", "restart"]);
+        assert_eq!(
+            arrived.claim("m1").unwrap().run().0.calls,
+            ["halt", "load", "arrive", "unhalt", "restart"]
+        );
+    }
+
+    #[test]
+    fn what_was_let_go_of_is_taken_back_before_devices_run_again() {
+        let marked = Running::new(Recorder::default()).halt().unwrap();
+        let marked = marked.mark(&mut |_| {}).unwrap();
+        let back = marked.hand_over("m1").unwrap().take_back("m1").unwrap();
+        assert_eq!(
+            back.resume().0.calls,
+            ["halt", "mark", "release", "take back", "unhalt"]
+        );
+    }
+
+    #[test]
+    fn devices_that_do_not_get_what_they_need_do_not_run() {
+        let refusing = |refuse| Recorder {
+            refuse: Some(refuse),
+            ..Recorder::default()
+        };
+        let arrived = Halted::waiting(refusing("arrive"))
+            .unwrap()
+            .load(1)
+            .unwrap();
+        let failed = arrived.claim("m1").unwrap_err();
+        assert_eq!(failed.back_to.0.calls, ["halt", "load", "arrive"]);
+
+        let marked = Running::new(refusing("take back")).halt().unwrap();
+        let gone = marked.mark(&mut |_| {}).unwrap().hand_over("m1").unwrap();
+        let failed = gone.take_back("m1").unwrap_err();
+        assert_eq!(
+            failed.back_to.0.calls,
+            ["halt", "mark", "release", "take back"]
+        );
+    }
+
+    #[test]
+    fn devices_that_cannot_let_go_stay() {
+        let devices = Recorder {
+            refuse: Some("release"),
+            ..Recorder::default()
+        };
+        let marked = Running::new(devices).halt().unwrap();
+        let failed = marked
+            .mark(&mut |_| {})
+            .unwrap()
+            .hand_over("m1")
+            .unwrap_err();
+        let calls = failed.back_to.resume().0.calls;
+        assert_eq!(calls, ["halt", "mark", "release", "unhalt"]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod vectors;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device::{Access, BusMaster, Model, MonotonicClock, Reset};
+use device::{Access, BusMaster, Claim, Model, MonotonicClock, Reset};
 use pci::{ConfigSpace, MsixTable};
 
 pub use frontend::Frontend;
@@ -283,6 +283,18 @@ impl Endpoint {
 
     fn set_client(&self, client: Option<vfio_user::Client>) {
         *self.0.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    fn acquire(&self, claim: Claim<'_>) -> Result<(), EndpointError> {
+        let acquired = self.lock_model().acquire(claim);
+        acquired.map_err(|error| self.hold_error(error))?;
+        // What has waited for it may go on, unless the function is halted.
+        self.0.kick.kick();
+        Ok(())
+    }
+
+    fn hold_error(&self, error: std::io::Error) -> EndpointError {
+        EndpointError::Hold(self.0.name.clone(), error)
     }
 
     fn error(&self, why: &dyn std::fmt::Display) -> EndpointError {

@@ -1,7 +1,7 @@
 //! A VM's endpoints on their way to another host.
 
 use device::lifecycle::Migratable;
-use device::{DirtySink, Interrupts, Reset, StateError, StateRecord};
+use device::{Claim, DirtySink, Interrupts, Reset, StateError, StateRecord};
 use pci::{ConfigImage, ImageError};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,9 @@ pub enum EndpointError {
     /// The model's state does not fit.
     #[error("device `{0}`: {1}")]
     Model(String, StateError),
+    /// What only one host may have could not be had, made durable, or let go of.
+    #[error("device `{0}`: {1}")]
+    Hold(String, std::io::Error),
     /// No VMM is connected.
     #[error(
         "device `{0}` is not connected to a VMM: start QEMU with the arguments of `vferry qemu-args`"
@@ -78,8 +81,13 @@ impl Migratable for Endpoints {
     type Error = EndpointError;
 
     fn halt(&mut self) -> Result<(), EndpointError> {
+        // All first: none is to have more to wait for than it must.
         for endpoint in &self.0 {
             endpoint.0.bus.halt();
+        }
+        for endpoint in &self.0 {
+            let drained = endpoint.lock_model().drain();
+            drained.map_err(|error| endpoint.hold_error(error))?;
         }
         Ok(())
     }
@@ -125,12 +133,52 @@ impl Migratable for Endpoints {
             .try_for_each(|(endpoint, state)| load(endpoint, state))
     }
 
+    fn release(&mut self, migration: &str) -> Result<(), EndpointError> {
+        let release = |endpoint: &Endpoint| {
+            let released = endpoint.lock_model().release(migration);
+            released.map_err(|error| endpoint.hold_error(error))
+        };
+        let undo = |endpoint: &Endpoint| endpoint.acquire(Claim::TakeBack(migration));
+        all_or_nothing(&self.0, release, undo)
+    }
+
+    fn acquire(&mut self, claim: Claim<'_>) -> Result<(), EndpointError> {
+        let acquire = |endpoint: &Endpoint| endpoint.acquire(claim);
+        let undo = |endpoint: &Endpoint| match claim {
+            // Nobody waits for it; it goes with the process.
+            Claim::Start => Ok(()),
+            Claim::Arrive(migration) | Claim::TakeBack(migration) => {
+                let released = endpoint.lock_model().release(migration);
+                released.map_err(|error| endpoint.hold_error(error))
+            }
+        };
+        all_or_nothing(&self.0, acquire, undo)
+    }
+
     fn restart(&mut self) {
         for endpoint in &self.0 {
             endpoint.with_model(|model, access| model.resume(access));
             endpoint.0.kick.kick();
         }
     }
+}
+
+/// Does `step` for each, and undoes it if one fails.
+fn all_or_nothing(
+    endpoints: &[Endpoint],
+    step: impl Fn(&Endpoint) -> Result<(), EndpointError>,
+    undo: impl Fn(&Endpoint) -> Result<(), EndpointError>,
+) -> Result<(), EndpointError> {
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let Err(error) = step(endpoint) else { continue };
+        for done in &endpoints[..index] {
+            if let Err(error) = undo(done) {
+                tracing::error!(%error, "a device is left without what it needs");
+            }
+        }
+        return Err(error);
+    }
+    Ok(())
 }
 
 fn save(endpoint: &Endpoint, carry: Carry) -> Result<EndpointState, EndpointError> {

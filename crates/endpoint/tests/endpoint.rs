@@ -273,7 +273,7 @@ fn what_was_written_is_marked_after_the_halt_and_what_was_left_undone_is_done_el
         .load(state)
         .unwrap();
     assert_eq!((destination.register(), destination.memory()), (7, 0));
-    let _running = arrived.run();
+    let _running = arrived.claim("m1").unwrap().run();
     assert_eq!((destination.register(), destination.memory()), (8, 8));
     assert_eq!(destination.endpoint.inspect()["resumed"], true);
     assert_eq!(source.memory(), 7);
@@ -323,7 +323,7 @@ fn a_device_that_is_left_to_its_driver_arrives_blank_with_its_configuration() {
         .unwrap()
         .load(state)
         .unwrap();
-    let _running = arrived.run();
+    let _running = arrived.claim("m1").unwrap().run();
     assert_eq!(destination.register(), 0);
     let image = source.endpoint.config_image();
     assert_eq!(destination.endpoint.config_image(), image);

@@ -77,16 +77,16 @@ impl Destination<'_> {
     /// VM, and the source runs on.
     pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
         let asked = self.check(link).and_then(|()| asked(link));
-        let (functions, root_ports, verify) = match asked {
+        let asked = match asked {
             Ok(asked) => asked,
             Err(error) => return Err(tell(link, error)),
         };
         let arrived = self
-            .prepare(link, &functions, &root_ports, verify)
-            .and_then(|()| self.arrive(link, &functions));
+            .prepare(link, &asked)
+            .and_then(|()| self.arrive(link, &asked.functions));
         match arrived {
             Ok(arrival) => {
-                self.answer(link, verify);
+                self.answer(link, asked.verify);
                 Ok(arrival)
             }
             // It may run here. To say that it does not would let the source run it too.
@@ -136,21 +136,15 @@ impl Destination<'_> {
         Ok(link.send(&answer, ANSWER)?)
     }
 
-    fn prepare(
-        &self,
-        link: &mut Link,
-        functions: &[Function],
-        root_ports: &[RootPort],
-        verify: bool,
-    ) -> Result<(), ReceiveError> {
+    fn prepare(&self, link: &mut Link, asked: &Asked) -> Result<(), ReceiveError> {
         tracing::info!(phase = %Phase::Prepare, "phase");
         // QEMU shall not start the VM by itself when it has it: the source says when.
         self.qmp.stop()?;
         self.vm
-            .expect_arrival(verify)
+            .expect_arrival(&asked.migration, asked.verify)
             .map_err(ReceiveError::Other)?;
-        root_port::program(self.qmp, self.slots, root_ports)?;
-        restore::program(self.qmp, self.slots, functions, &[])?;
+        root_port::program(self.qmp, self.slots, &asked.root_ports)?;
+        restore::program(self.qmp, self.slots, &asked.functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
         self.qmp.migrate_incoming(&self.uri)?;
         let uri = self.uri.clone();
@@ -181,6 +175,8 @@ impl Destination<'_> {
             }
             Afterwards::Nothing | Afterwards::Wake => None,
         };
+        let claimed = self.vm.claim();
+        claimed.map_err(|error| ReceiveError::Other(error.to_string()))?;
         // QEMU takes `cont` also in the last moments of loading, and starts the VM when it is done.
         self.qmp.cont().map_err(|error| match error {
             QmpError::Refused { .. } => ReceiveError::Qmp(error),
@@ -319,14 +315,31 @@ impl Destination<'_> {
     }
 }
 
-/// What the source wants: the functions and root ports to prepare for, and whether to verify.
-fn asked(link: &mut Link) -> Result<(Vec<Function>, Vec<RootPort>, bool), ReceiveError> {
+/// What the source wants.
+struct Asked {
+    /// The migration's name.
+    migration: String,
+    /// The functions to prepare for.
+    functions: Vec<Function>,
+    /// The root ports.
+    root_ports: Vec<RootPort>,
+    /// Whether to compare memory.
+    verify: bool,
+}
+
+fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
     match link.receive(ANSWER)? {
         Message::Prepare {
+            migration,
             functions,
             root_ports,
             verify,
-        } => Ok((functions, root_ports, verify)),
+        } if link::is_name(&migration) => Ok(Asked {
+            migration,
+            functions,
+            root_ports,
+            verify,
+        }),
         other => Err(link::unexpected(&other).into()),
     }
 }

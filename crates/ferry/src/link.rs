@@ -17,7 +17,7 @@ use crate::recovery::Recovered;
 use crate::root_port::RootPort;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// No message is longer, in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
@@ -34,6 +34,8 @@ pub enum Message {
     },
     /// Source: get ready.
     Prepare {
+        /// The migration's name, which no other has: see [`name`].
+        migration: String,
         /// What the guest has programmed so far.
         functions: Vec<Function>,
         /// And the root ports that functions are behind.
@@ -285,6 +287,24 @@ pub fn unexpected(message: &Message) -> LinkError {
     LinkError::Unexpected(name.into())
 }
 
+/// A name for a migration, which no other has.
+///
+/// # Errors
+/// When the system has no random number to give.
+pub fn name() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if filled < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+/// Whether that is such a name.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// What the other side wrote goes to a terminal: bounded, and without control characters.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
@@ -357,6 +377,7 @@ mod tests {
                 facts: Box::new(crate::check::tests::facts()),
             },
             Message::Prepare {
+                migration: name().unwrap(),
                 functions: vec![function.clone()],
                 root_ports: vec![RootPort {
                     device: "net0".into(),

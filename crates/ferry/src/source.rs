@@ -132,8 +132,12 @@ impl Source<'_> {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
-        self.vm.begin_migration();
-        let result = self.run(link, options, progress);
+        let name = link::name().map_err(|error| MigrateError::Failed {
+            phase: Phase::Check,
+            why: format!("the system gave no random number: {error}"),
+        })?;
+        self.vm.begin_migration(&name);
+        let result = self.run(link, name, options, progress);
         self.vm.end_migration();
         result
     }
@@ -141,6 +145,7 @@ impl Source<'_> {
     fn run(
         &self,
         link: &mut Link,
+        name: String,
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
@@ -155,7 +160,7 @@ impl Source<'_> {
         enter(Phase::Check, &mut watch);
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
-            let uri = self.prepare(link, strategy, options)?;
+            let uri = self.prepare(link, name, strategy, options)?;
             let cooperation = Cooperation::begin(
                 self.vm,
                 self.qmp,
@@ -178,9 +183,8 @@ impl Source<'_> {
         };
         let sleep = sleep.as_ref();
         // QEMU has completed: from here on the VM must not run on this host.
-        if !self.vm.hand_over() {
-            let error = StepError::Other("the devices ran on while QEMU completed".into());
-            return Err(self.give_up(link, Phase::Copy, error, sleep));
+        if let Err(why) = self.vm.hand_over() {
+            return Err(self.give_up(link, Phase::Copy, StepError::Other(why), sleep));
         }
         progress(Progress::Phase {
             phase: Phase::Resume,
@@ -394,6 +398,7 @@ impl Source<'_> {
     fn prepare(
         &self,
         link: &mut Link,
+        migration: String,
         strategy: Strategy,
         options: &Options,
     ) -> Result<String, StepError> {
@@ -407,6 +412,7 @@ impl Source<'_> {
         }
         let functions = restore::read(self.qmp, self.slots, &[])?;
         let question = Message::Prepare {
+            migration,
             functions,
             root_ports,
             verify: options.verify,

@@ -5,12 +5,12 @@
 //!
 //! ```text
 //!            stop hook, logged           SAVE       own QEMU completed
-//!  Running ───────────────────► Marked ───────► Marked ──────────────► HandedOver
-//!     ▲    halt, then mark        │
+//!  Running ───────────────────► Marked ───────► Marked ◄─────────────► HandedOver
+//!     ▲    halt, then mark        │                       taken back
 //!     └──── rings run again ──────┘
 //!
-//!            a session begins             LOAD            rings run
-//!  Running ───────────────────► Waiting ───────► Arrived ───────────► Running
+//!            a session begins             LOAD           source's word         rings run
+//!  Running ───────────────────► Waiting ───────► Arrived ─────────────► Ready ───────────► Running
 //! ```
 
 mod drain;
@@ -21,7 +21,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control_device::Tracked;
-use endpoint::{Carry, Endpoints};
+use device::Claim;
+use device::lifecycle::Migratable;
+use endpoint::{Carry, EndpointError, Endpoints};
 use sidecar::LogHandle;
 
 use crate::cooperative::Guest;
@@ -68,6 +70,8 @@ struct State {
     logging: bool,
     /// A migration away from here was begun by [`Vm::begin_migration`].
     outgoing: bool,
+    /// The name of the migration under way or the last one, out or in.
+    migration: String,
     refusal: Option<String>,
     sidecar_connected: bool,
 }
@@ -115,7 +119,16 @@ impl State {
     /// The VM runs: so do its devices, and a guest that was asked to help, here or where it comes
     /// from, is told that it is over, unless that migration is still under way. Says whether the devices did not run before.
     fn run(&mut self, guest: Option<&Guest>) -> bool {
-        let arrived = self.stage.name() == StageName::Arrived;
+        let arrived = matches!(self.stage.name(), StageName::Arrived | StageName::Ready);
+        // Somebody's `cont` may have come before the two sides' word.
+        if let Err(error) = self.stage.claim(&self.migration) {
+            tracing::error!(
+                %error,
+                "the VM was let run here, but may run on the other host: its devices stay halted; \
+                 end this QEMU"
+            );
+            return false;
+        }
         let changed = self.stage.run();
         if !self.outgoing {
             self.help = None;
@@ -285,9 +298,10 @@ impl Vm {
         }
     }
 
-    pub(crate) fn begin_migration(&self) {
+    pub(crate) fn begin_migration(&self, name: &str) {
         let mut state = self.lock();
         state.outgoing = true;
+        name.clone_into(&mut state.migration);
         state.help = None;
         state.ending = None;
         state.carry = Vec::new();
@@ -318,7 +332,7 @@ impl Vm {
     }
 
     /// An incoming migration was agreed on: the devices stand still and wait for their state.
-    pub(crate) fn expect_arrival(&self, verify: bool) -> Result<(), String> {
+    pub(crate) fn expect_arrival(&self, name: &str, verify: bool) -> Result<(), String> {
         let ram = if verify {
             self.guest_ram().map_err(|e| e.to_string())?
         } else {
@@ -328,6 +342,7 @@ impl Vm {
         let mut state = self.lock();
         state.ending = None;
         state.stage.wait_for_arrival()?;
+        name.clone_into(&mut state.migration);
         state.session = Some(Session {
             ram: Arc::clone(&ram),
             ..Session::default()
@@ -343,18 +358,55 @@ impl Vm {
         Ok(())
     }
 
+    /// The VM starts here: its devices take what only one host may have.
+    ///
+    /// # Errors
+    /// When a device cannot have it. The VM must not run here then.
+    pub fn start_here(&self) -> Result<(), EndpointError> {
+        let _state = self.lock();
+        self.0.endpoints.clone().acquire(Claim::Start)
+    }
+
     /// The incoming migration came to nothing.
     pub(crate) fn forget_arrival(&self) {
         let mut state = self.lock();
         state.session = None;
-        state.stage.discard_arrival();
+        let State {
+            stage, migration, ..
+        } = &mut *state;
+        if let Err(error) = stage.discard_arrival(migration) {
+            tracing::error!(%error, "the source cannot have back what it has let go of");
+        }
     }
 
-    /// The source's QEMU has completed: the state has left. `false` if it cannot have, as the
-    /// devices run.
-    #[must_use]
-    pub(crate) fn hand_over(&self) -> bool {
-        self.lock().stage.hand_over()
+    /// The source's QEMU has completed: the state has left, and the other host may have what only
+    /// one can.
+    ///
+    /// # Errors
+    /// When the state cannot have left, as the devices run, or one cannot let go. They stay as
+    /// they were.
+    pub(crate) fn hand_over(&self) -> Result<(), String> {
+        let mut state = self.lock();
+        let State {
+            stage, migration, ..
+        } = &mut *state;
+        let result = stage
+            .hand_over(migration)
+            .ok_or("the devices ran on while QEMU completed")?;
+        result.map_err(|error| error.to_string())
+    }
+
+    /// Takes what only one host may have, before the VM runs here: at the source back, at the
+    /// destination as the source has let go of it.
+    ///
+    /// # Errors
+    /// When the other host has it: the VM must not run here.
+    pub(crate) fn claim(&self) -> Result<(), EndpointError> {
+        let mut state = self.lock();
+        let State {
+            stage, migration, ..
+        } = &mut *state;
+        stage.claim(migration)
     }
 
     /// The stop was the guest's doing, not the migration's: the devices run again, unless their

@@ -17,6 +17,7 @@ use ferry::restore::Slot;
 use ferry::vm::Drainer;
 use ferry::{Controls, Vm};
 use qemu::migration::MigrationSettings;
+use qemu::system::RunState;
 use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 
@@ -165,12 +166,23 @@ impl Shared {
         }
     }
 
-    /// Says at once, not only when a migration is asked for, that QEMU is another than expected.
-    fn look_at_qemu(&self) {
-        let result = self.monitor().and_then(|qmp| self.facts(&qmp));
-        if let Err(error) = result {
+    /// Says at once, not only when a migration is asked for, that QEMU is another than expected. A
+    /// VM that starts here takes what only one host may have.
+    fn look_at_qemu(&self) -> anyhow::Result<()> {
+        let qmp = match self.monitor() {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                tracing::error!("this VM cannot be migrated, and its disks stay closed: {error:#}");
+                return Ok(());
+            }
+        };
+        if qmp.run_status()?.status != RunState::InMigrate {
+            self.vm.start_here()?;
+        }
+        if let Err(error) = self.facts(&qmp) {
             tracing::error!("this VM cannot be migrated: {error:#}");
         }
+        Ok(())
     }
 }
 

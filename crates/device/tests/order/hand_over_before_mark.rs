@@ -1,7 +1,7 @@
 use device::lifecycle::{Halted, Migratable};
 
 fn migrate<D: Migratable>(halted: Halted<D>) {
-    let _ = halted.hand_over();
+    let _ = halted.hand_over("m1");
 }
 
 fn main() {}

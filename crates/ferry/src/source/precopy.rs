@@ -236,6 +236,7 @@ pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
             return Ok(());
         }
         if status.status == RunState::PostMigrate {
+            source.vm.claim().map_err(|error| error.to_string())?;
             // Refused as long as the destination's QEMU has not let go of shared disks.
             let _ = source.qmp.cont();
         }

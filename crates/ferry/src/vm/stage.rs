@@ -1,7 +1,7 @@
 //! The life cycle's types, held where QEMU's calls can find them.
 
 use device::DirtySink;
-use device::lifecycle::{Arrived, Halted, HandedOver, Marked, Migratable, Running};
+use device::lifecycle::{Arrived, Halted, HandedOver, Marked, Migratable, Ready, Running};
 use endpoint::{Carry, EndpointError, EndpointState, Endpoints};
 use sidecar::Veto;
 
@@ -15,6 +15,7 @@ pub(crate) enum Stage {
     Marked(Marked<Endpoints>),
     HandedOver(HandedOver<Endpoints>),
     Arrived(Arrived<Endpoints>),
+    Ready(Ready<Endpoints>),
 }
 
 /// The names of the stages.
@@ -26,6 +27,7 @@ pub(crate) enum StageName {
     Marked,
     HandedOver,
     Arrived,
+    Ready,
 }
 
 impl StageName {
@@ -37,6 +39,7 @@ impl StageName {
             Self::Marked => "halted and marked",
             Self::HandedOver => "handed over",
             Self::Arrived => "arrived",
+            Self::Ready => "ready to run",
         }
     }
 }
@@ -54,6 +57,7 @@ impl Stage {
             Self::Marked(_) => StageName::Marked,
             Self::HandedOver(_) => StageName::HandedOver,
             Self::Arrived(_) => StageName::Arrived,
+            Self::Ready(_) => StageName::Ready,
         }
     }
 
@@ -105,13 +109,36 @@ impl Stage {
         }
     }
 
-    pub(crate) fn hand_over(&mut self) -> bool {
-        let (next, done) = match std::mem::take(self) {
-            Self::Marked(marked) => (Self::HandedOver(marked.hand_over()), true),
-            other => (other, false),
+    /// The state has left: the other host may have what only one can. `None` if it cannot have
+    /// left, as the devices are not halted and marked.
+    pub(crate) fn hand_over(&mut self, migration: &str) -> Option<Result<(), EndpointError>> {
+        let (next, result) = match std::mem::take(self) {
+            Self::Marked(marked) => match marked.hand_over(migration) {
+                Ok(gone) => (Self::HandedOver(gone), Some(Ok(()))),
+                Err(failed) => (Self::Marked(failed.back_to), Some(Err(failed.error))),
+            },
+            other => (other, None),
         };
         *self = next;
-        done
+        result
+    }
+
+    /// Takes what only one host may have, on either side: back, or from the source. Devices that
+    /// have it stay as they are.
+    pub(crate) fn claim(&mut self, migration: &str) -> Result<(), EndpointError> {
+        let (next, result) = match std::mem::take(self) {
+            Self::HandedOver(gone) => match gone.take_back(migration) {
+                Ok(marked) => (Self::Marked(marked), Ok(())),
+                Err(failed) => (Self::HandedOver(failed.back_to), Err(failed.error)),
+            },
+            Self::Arrived(arrived) => match arrived.claim(migration) {
+                Ok(ready) => (Self::Ready(ready), Ok(())),
+                Err(failed) => (Self::Arrived(failed.back_to), Err(failed.error)),
+            },
+            other => (other, Ok(())),
+        };
+        *self = next;
+        result
     }
 
     pub(crate) fn wait_for_arrival(&mut self) -> Result<(), String> {
@@ -131,11 +158,18 @@ impl Stage {
         result
     }
 
-    pub(crate) fn discard_arrival(&mut self) {
-        *self = match std::mem::take(self) {
-            Self::Arrived(arrived) => Self::Waiting(arrived.discard()),
-            other => other,
+    /// The VM does not run here: the source may have back what it let go of.
+    pub(crate) fn discard_arrival(&mut self, migration: &str) -> Result<(), EndpointError> {
+        let (next, result) = match std::mem::take(self) {
+            Self::Arrived(arrived) => (Self::Waiting(arrived.discard()), Ok(())),
+            Self::Ready(ready) => match ready.give_back(migration) {
+                Ok(arrived) => (Self::Waiting(arrived.discard()), Ok(())),
+                Err(failed) => (Self::Ready(failed.back_to), Err(failed.error)),
+            },
+            other => (other, Ok(())),
         };
+        *self = next;
+        result
     }
 
     /// Loads what arrived. Only devices that wait take a state.
@@ -154,12 +188,12 @@ impl Stage {
         result
     }
 
-    /// The VM runs here: so do its devices. Says whether that changed anything.
+    /// The VM runs here: so do its devices, if they have all they need. Says whether that changed
+    /// anything.
     pub(crate) fn run(&mut self) -> bool {
         let (next, changed) = match std::mem::take(self) {
             Self::Marked(marked) => (Self::Running(marked.resume()), true),
-            Self::HandedOver(gone) => (Self::Running(gone.take_back()), true),
-            Self::Arrived(arrived) => (Self::Running(arrived.run()), true),
+            Self::Ready(ready) => (Self::Running(ready.run()), true),
             other => (other, false),
         };
         *self = next;

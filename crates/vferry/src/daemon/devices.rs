@@ -90,7 +90,7 @@ pub(super) fn serve(
             .spawn(move || serve_one(&device, &ended))?;
         serving.connections.push((stopper, thread));
     }
-    look_when_connected(shared);
+    look_when_connected(shared, ended)?;
     Ok(serving)
 }
 
@@ -107,18 +107,17 @@ fn serve_one(device: &Device, ended: &Sender<End>) {
 }
 
 /// QEMU's monitor greets only after all its devices have connected.
-fn look_when_connected(shared: &Arc<Shared>) {
-    let shared = Arc::clone(shared);
-    let looker = thread::Builder::new()
-        .name("look-at-qemu".into())
-        .spawn(move || {
-            if shared.vm.wait_connected() {
-                shared.look_at_qemu();
-            }
-        });
-    if let Err(error) = looker {
-        tracing::warn!(%error, "QEMU is not looked at before a migration");
-    }
+fn look_when_connected(shared: &Arc<Shared>, ended: &Sender<End>) -> std::io::Result<()> {
+    let (shared, ended) = (Arc::clone(shared), ended.clone());
+    let look = move || {
+        if shared.vm.wait_connected()
+            && let Err(error) = shared.look_at_qemu()
+        {
+            let _ = ended.send(End::Failed(error));
+        }
+    };
+    let looker = thread::Builder::new().name("look-at-qemu".into());
+    looker.spawn(look).map(drop)
 }
 
 impl Drop for Serving {

@@ -1,0 +1,7 @@
+use device::lifecycle::{HandedOver, Migratable};
+
+fn migrate<D: Migratable>(gone: HandedOver<D>) {
+    let _ = gone.resume();
+}
+
+fn main() {}
