@@ -28,6 +28,20 @@ impl Content {
         Self { seed }
     }
 
+    /// The stream that belongs to `header`, and to no other of its length: another bit anywhere gives
+    /// another stream. So what one header is followed by does not pass behind another one.
+    ///
+    /// Only whole words of 8 bytes count.
+    pub fn of_header(header: &[u8]) -> Self {
+        let (words, _) = header.as_chunks();
+        Self::seeded(words.iter().fold(0, |seed: u64, word| {
+            // Each step is a bijection of the seed, so a change of one word is never lost.
+            (seed ^ u64::from_be_bytes(*word))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29)
+        }))
+    }
+
     /// Writes the bytes from `offset` on into all of `out`.
     pub fn fill(self, offset: u64, out: &mut [u8]) {
         let (mut index, lead, body) = Self::split(offset, out.len());

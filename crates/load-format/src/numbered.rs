@@ -115,13 +115,7 @@ impl Header {
     /// Depends on every bit of the header, so that the header of one packet over the filling of
     /// another (a page that was not carried along, say) does not pass.
     fn filling(&self) -> Content {
-        let (words, _) = self.as_bytes().as_chunks();
-        Content::seeded(words.iter().fold(0, |seed: u64, word| {
-            // Each step is a bijection of the seed, so a change of one word is never lost.
-            (seed ^ u64::from_be_bytes(*word))
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(29)
-        }))
+        Content::of_header(self.as_bytes())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::DiskReport;
+
 /// All that `lab-guest report` prints. Times are of the guest's clock, which stands still while
 /// the VM is paused; only the peer's times show a whole outage.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -14,6 +16,9 @@ pub struct GuestReport {
     pub tcp: Option<GuestTcpReport>,
     /// The memory dirtier, if it was asked for.
     pub dirty: Option<DirtyReport>,
+    /// The disk load, if it was asked for.
+    #[serde(default)]
+    pub disk: Option<DiskReport>,
 }
 
 /// Numbered UDP as the guest saw it.
@@ -123,5 +128,12 @@ mod tests {
             serde_json::from_str::<GuestReport>(&json).expect("our own"),
             report
         );
+    }
+
+    #[test]
+    fn a_report_from_before_there_were_disks_is_read() {
+        let json = r#"{"window_nanos":5,"udp":null,"tcp":null,"dirty":null}"#;
+        let report: GuestReport = serde_json::from_str(json).expect("an old report");
+        assert_eq!((report.window_nanos, report.disk), (5, None));
     }
 }
