@@ -1,8 +1,9 @@
 //! The controller as its owner drives it.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
-use device::{Access, Model, Progress, Reset, StateError, StateRecord};
+use device::{Access, Claim, Model, Progress, Reset, StateError, StateRecord};
 
 use crate::backing::Backing;
 use crate::counters::Counters;
@@ -23,6 +24,8 @@ pub struct Controller {
     pub(crate) backings: Vec<Box<dyn Backing>>,
     pub(crate) counters: Counters,
     pub(crate) pieces: Pieces,
+    /// The backings may be used.
+    pub(crate) acquired: bool,
     /// Data between backing and guest memory.
     pub(crate) buffer: Vec<u8>,
     /// Vectors whose message is due, one bit for each. None is left when a call returns.
@@ -45,6 +48,7 @@ impl Controller {
         Ok(Self {
             state: ControllerState::new(identity, &namespaces),
             backings,
+            acquired: false,
             counters: Counters::default(),
             pieces: Pieces::default(),
             buffer: Vec::new(),
@@ -95,6 +99,17 @@ impl Controller {
         }
     }
 
+    /// Undoes an [`acquire`](Model::acquire) of the first backings. After a start nobody waits for
+    /// them: they are taken again with the rest, or go with the process.
+    fn give_back(&mut self, count: usize, claim: Claim<'_>) {
+        if let Claim::Arrive(migration) | Claim::TakeBack(migration) = claim {
+            for backing in &mut self.backings[..count] {
+                // If this fails too, its lease says that it is held here, and it stays so.
+                let _ = backing.release(migration);
+            }
+        }
+    }
+
     /// Takes over larger backings, as after a move to a host where they have grown.
     fn notice_growth(&mut self) {
         let mut grown = false;
@@ -135,6 +150,9 @@ impl Model for Controller {
 
     fn poll(&mut self, access: &Access<'_>) -> Progress {
         self.work_left = false;
+        if !self.acquired {
+            return Progress::Idle(None);
+        }
         let mut more = false;
         if let Some(memory) = access.memory {
             more = self.work(memory);
@@ -157,6 +175,47 @@ impl Model for Controller {
         self.work_left
     }
 
+    fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
+        if self.acquired {
+            return Ok(());
+        }
+        for index in 0..self.backings.len() {
+            if let Err(error) = self.backings[index].acquire(claim) {
+                self.give_back(index, claim);
+                return Err(error);
+            }
+        }
+        if let Err(unfit) = saved::fits(&self.state, &self.backings) {
+            self.give_back(self.backings.len(), claim);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, unfit));
+        }
+        self.acquired = true;
+        self.work_left = true;
+        Ok(())
+    }
+
+    fn release(&mut self, migration: &str) -> io::Result<()> {
+        if !self.acquired {
+            return Ok(());
+        }
+        for index in 0..self.backings.len() {
+            let Err(error) = self.backings[index].release(migration) else {
+                continue;
+            };
+            for backing in &mut self.backings[..index] {
+                if let Err(lost) = backing.acquire(Claim::TakeBack(migration)) {
+                    // As if all had been released: what is still held is taken back with the rest.
+                    self.acquired = false;
+                    let why = format!("{error}; then {lost}");
+                    return Err(io::Error::new(error.kind(), why));
+                }
+            }
+            return Err(error);
+        }
+        self.acquired = false;
+        Ok(())
+    }
+
     fn save(&self) -> Result<StateRecord, StateError> {
         saved::save(&self.state)
     }
@@ -164,7 +223,10 @@ impl Model for Controller {
     /// Serial number, queues and namespaces come with the state: the guest's driver knows them.
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError> {
         let state = saved::load(record)?;
-        saved::fits(&state, &self.backings)?;
+        for backing in &mut self.backings {
+            backing.measure().map_err(|error| saved::body(&error))?;
+        }
+        saved::fits(&state, &self.backings).map_err(|unfit| saved::body(&unfit))?;
         let reissued = state.commands.iter().flatten().count();
         self.counters = Counters {
             reissued: reissued as u64,

@@ -7,7 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{
-    Access, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress, Reset, StateRecord,
+    Access, Claim, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress, Reset,
+    StateRecord,
 };
 
 use crate::backing::Backing;
@@ -59,7 +60,11 @@ fn controller(disks: &[Disk; 2]) -> Controller {
         queues: 4,
         namespaces: vec![namespace(&disks[0], 512), namespace(&disks[1], 4096)],
     };
-    Controller::new(config).expect("the configuration is right")
+    let mut controller = Controller::new(config).expect("the configuration is right");
+    controller
+        .acquire(Claim::Start)
+        .expect("nobody else has it");
+    controller
 }
 
 struct World {

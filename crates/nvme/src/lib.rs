@@ -14,6 +14,10 @@
 //! without access to memory (bus mastering off, halted) takes no step. So a command is either in
 //! its queue, or in the state, or completed.
 //!
+//! Only one host may write a backing. Until it is [acquired](device::Model::acquire), and once it
+//! is released, the controller has registers and does no work: see [`FileBacking`] for the lock,
+//! and for the lease that says whose a backing is while nobody has a lock.
+//!
 //! What is written goes to the host's page cache, so there is a volatile write cache, and the
 //! controller says so: Flush, FUA, and disabling it all mean `fdatasync`.
 //!
@@ -27,7 +31,8 @@
 //!   values are kept).
 //! * Legacy interrupts and MSI: there is MSI-X, and INTMS and INTMC do nothing.
 //! * Several I/O operations at a time: a step waits for the backing. The state is made for more.
-//! * Keeping other hosts from the backing: that is its owner's.
+//! * Keeping others than vferry from a backing: they may not heed its locks, and do not know of its
+//!   lease.
 
 mod access;
 mod admin;
@@ -46,7 +51,7 @@ pub mod saved;
 pub mod spec;
 pub mod state;
 
-pub use backing::{Backing, FileBacking};
+pub use backing::{Backing, FileBacking, HoldError, OpenError};
 pub use controller::Controller;
 pub use counters::Counters;
 pub use identity::{ConfigError, ControllerConfig, NamespaceConfig};

@@ -33,26 +33,23 @@ pub fn load(record: &StateRecord) -> Result<ControllerState, StateError> {
 }
 
 /// Checks that the backings hold what the guest knows.
-pub(crate) fn fits(
-    state: &ControllerState,
-    backings: &[Box<dyn Backing>],
-) -> Result<(), StateError> {
+pub(crate) fn fits(state: &ControllerState, backings: &[Box<dyn Backing>]) -> Result<(), Unfit> {
     let known: Vec<_> = state.namespaces.iter().flatten().collect();
     if known.len() != backings.len() {
-        return Err(body(&Unfit::Namespaces {
+        return Err(Unfit::Namespaces {
             known: known.len(),
             here: backings.len(),
-        }));
+        });
     }
     for ((namespace, backing), nsid) in known.iter().zip(backings).zip(1..) {
         // No overflow: it was checked when the state was unpacked.
         let bytes = namespace.blocks << namespace.block_shift;
         if backing.len() < bytes {
-            return Err(body(&Unfit::Smaller {
+            return Err(Unfit::Smaller {
                 nsid,
                 bytes,
                 here: backing.len(),
-            }));
+            });
         }
     }
     Ok(())
@@ -60,16 +57,16 @@ pub(crate) fn fits(
 
 /// Why a state that is whole cannot go on here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-enum Unfit {
+pub(crate) enum Unfit {
     #[error("it has {known} namespaces, and there are {here} here: give both sides the same files")]
     Namespaces { known: usize, here: usize },
     #[error(
-        "its namespace {nsid} has {bytes} bytes, and the file here has {here}: give both sides the same file"
+        "namespace {nsid} has {bytes} bytes, and the file here has {here}: give both sides the same file"
     )]
     Smaller { nsid: u32, bytes: u64, here: u64 },
 }
 
-fn body(why: &dyn std::fmt::Display) -> StateError {
+pub(crate) fn body(why: &dyn std::fmt::Display) -> StateError {
     StateError::Body {
         name: v1::Controller::NAME,
         why: why.to_string(),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use device::{Access, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress};
+use device::{Access, Claim, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress};
 use nvme::{Controller, ControllerConfig, NamespaceConfig};
 
 use crate::disk::Disk;
@@ -47,8 +47,10 @@ impl Machine {
             queues: 4,
             namespaces: vec![namespace(&disks[0], 512), namespace(&disks[1], 4096)],
         };
+        let mut controller = Controller::new(config).unwrap();
+        controller.acquire(Claim::Start).unwrap();
         Self {
-            controller: Controller::new(config).unwrap(),
+            controller,
             memory,
             disks,
             bus_master: true,

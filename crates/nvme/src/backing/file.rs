@@ -1,0 +1,278 @@
+//! Files and block devices of the host.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use device::Claim;
+use rustix::fs::{Access, FallocateFlags, access, fallocate};
+use rustix::io::Errno;
+
+use super::Backing;
+use super::lease::{HoldError, Holder, Lease, system};
+use super::lock;
+
+/// What a lease's name has beyond its image's.
+const LEASE_SUFFIX: &str = ".vferry-lease";
+
+/// A file or a block device, which only one host may use at a time.
+///
+/// Before [`acquire`](Backing::acquire) it is a name and a length: what is behind it may still be
+/// written by another host. From then on until [`release`](Backing::release), it is open and
+/// locked, and its lease says that it is held here.
+#[derive(Debug)]
+pub struct FileBacking {
+    path: PathBuf,
+    lease: Option<PathBuf>,
+    /// Whom a lease names.
+    holder: Holder,
+    len: u64,
+    held: Option<Held>,
+}
+
+/// What there is of it while it may be used.
+#[derive(Debug)]
+struct Held {
+    // In the order in which they go: the last to be locked is the first to be unlocked.
+    lease: Option<Lease>,
+    image: Image,
+}
+
+/// An image that is open and locked.
+#[derive(Debug)]
+struct Image(File);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        lock::unlock(&self.0);
+    }
+}
+
+/// Why a file cannot be a backing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot use {} for a namespace: {source}. It must exist, and be a file or block device that \
+     this process may read and write",
+    path.display()
+)]
+pub struct OpenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileBacking {
+    /// Looks up a file or block device, and its length.
+    ///
+    /// Its lease is `lease`, which both hosts of a migration must see as one file. Without it, an
+    /// image that is a file has its lease beside it, named after it with `.vferry-lease`; a block
+    /// device has none, and cannot be [released](Backing::release).
+    ///
+    /// # Errors
+    /// When the system refuses, also what will only be needed later: to read and write it.
+    pub fn new(path: &Path, lease: Option<PathBuf>) -> Result<Self, OpenError> {
+        let look_up = || {
+            // One image has one lease, whatever the links by which it is found.
+            let path = path.canonicalize()?;
+            let is_file = path.metadata()?.file_type().is_file();
+            let len = length(&path)?;
+            access(&path, Access::READ_OK | Access::WRITE_OK)?;
+            let beside = || {
+                let mut name = path.clone().into_os_string();
+                name.push(LEASE_SUFFIX);
+                is_file.then(|| name.into())
+            };
+            Ok(Self {
+                lease: lease.or_else(beside),
+                path,
+                holder: Holder::new()?,
+                len,
+                held: None,
+            })
+        };
+        look_up().map_err(|source| OpenError {
+            path: path.into(),
+            source,
+        })
+    }
+
+    /// As [`new`](Self::new) without a setting for the lease.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::new(path, None)
+    }
+
+    fn take(&self, claim: Claim<'_>) -> Result<(Held, u64), HoldError> {
+        let path = &self.path;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(system("open", path))?;
+        if !lock::lock(&file).map_err(system("lock", path))? {
+            return Err(HoldError::Locked { path: path.clone() });
+        }
+        // A block device's length is not in its metadata.
+        let len = file.seek(SeekFrom::End(0)).map_err(system("open", path))?;
+        let lease = match (&self.lease, claim) {
+            (Some(lease), _) => Some(Lease::take(lease, path, self.holder, claim)?),
+            (None, Claim::Start) => None,
+            (None, _) => {
+                return Err(HoldError::NoLease {
+                    image: path.clone(),
+                });
+            }
+        };
+        let image = Image(file);
+        Ok((Held { lease, image }, len))
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        let closed = || io::Error::new(io::ErrorKind::NotConnected, "the file is not held here");
+        Ok(&self.held.as_ref().ok_or_else(closed)?.image.0)
+    }
+}
+
+/// Bytes of a file or block device, without keeping it open.
+fn length(path: &Path) -> io::Result<u64> {
+    let kind = path.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is neither a file nor a block device",
+        ));
+    }
+    File::open(path)?.seek(SeekFrom::End(0))
+}
+
+impl Backing for FileBacking {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn measure(&mut self) -> io::Result<u64> {
+        self.len = match &self.held {
+            // Reads and writes do not use the file's position.
+            Some(held) => (&held.image.0).seek(SeekFrom::End(0)),
+            None => length(&self.path),
+        }
+        .map_err(system("find the length of", &self.path))?;
+        Ok(self.len)
+    }
+
+    fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
+        if self.held.is_none() {
+            let (held, len) = self.take(claim)?;
+            self.held = Some(held);
+            self.len = len;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, migration: &str) -> io::Result<()> {
+        let Some(held) = &mut self.held else {
+            return Ok(());
+        };
+        let path = &self.path;
+        let Some(lease) = &mut held.lease else {
+            return Err(HoldError::NoLease {
+                image: path.clone(),
+            }
+            .into());
+        };
+        let synced = held.image.0.sync_data();
+        synced.map_err(system("make durable", path))?;
+        lease.hand_over(migration)?;
+        self.held = None;
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.file()?.read_exact_at(data, offset)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file()?.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file()?.sync_data()
+    }
+
+    fn zero(&self, offset: u64, len: u64, deallocate: bool) -> io::Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        let how = if deallocate {
+            FallocateFlags::PUNCH_HOLE
+        } else {
+            FallocateFlags::ZERO_RANGE
+        };
+        let file = self.file()?;
+        loop {
+            match fallocate(file, how | FallocateFlags::KEEP_SIZE, offset, len) {
+                Ok(()) => return Ok(true),
+                Err(Errno::INTR) => {}
+                // Not every file system can; INVAL is a block device's word for an odd range.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(len: usize) -> (tempfile::NamedTempFile, FileBacking) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![0x5a; len]).unwrap();
+        let mut backing = FileBacking::open(file.path()).unwrap();
+        backing.acquire(Claim::Start).unwrap();
+        (file, backing)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (_file, backing) = file(8192);
+        assert_eq!(backing.len(), 8192);
+        backing.write(4095, b"abc").unwrap();
+        backing.flush().unwrap();
+        let mut data = [0; 5];
+        backing.read(4094, &mut data).unwrap();
+        assert_eq!(&data, b"ZabcZ");
+    }
+
+    #[test]
+    fn a_zeroed_range_reads_as_zeros_and_its_neighbours_do_not() {
+        for deallocate in [false, true] {
+            let (_file, backing) = file(16384);
+            if backing.zero(512, 8192, deallocate).unwrap() {
+                let mut data = vec![0; 16384];
+                backing.read(0, &mut data).unwrap();
+                assert!(data[512..512 + 8192].iter().all(|b| *b == 0));
+                assert!(data[..512].iter().all(|b| *b == 0x5a));
+                assert!(data[512 + 8192..].iter().all(|b| *b == 0x5a));
+            }
+            assert_eq!(backing.len(), 16384);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_an_error_not_zeros() {
+        let (file, backing) = file(8192);
+        file.as_file().set_len(4096).unwrap();
+        assert!(backing.read(4096, &mut [0; 512]).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_with_its_name() {
+        let error = FileBacking::open(Path::new("/nowhere/disk.img")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/disk.img"), "{error}");
+    }
+}
