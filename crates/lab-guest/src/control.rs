@@ -13,7 +13,7 @@ use load_format::GuestReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::{dirty, now_nanos, tcp, udp};
+use crate::{dirty, disk, now_nanos, tcp, udp};
 
 /// The parts that run.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Load {
     udp: Option<Arc<udp::Account>>,
     tcp: Option<Arc<tcp::Account>>,
     dirty: Option<Arc<dirty::Account>>,
+    disk: Option<Arc<disk::Account>>,
     window_start: AtomicU64,
 }
 
@@ -28,10 +29,15 @@ pub(crate) struct Load {
 pub(crate) enum Request {
     Report,
     Reset,
+    /// Answered with the number of the pass, which is not over then.
+    Verify,
 }
 
 /// How long one who asks may take to do so.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks at whether a disk is read through.
+const VERIFY_TICK: Duration = Duration::from_millis(200);
 
 impl Load {
     /// The load whose parts keep these accounts; its window begins now.
@@ -39,11 +45,13 @@ impl Load {
         udp: Option<Arc<udp::Account>>,
         tcp: Option<Arc<tcp::Account>>,
         dirty: Option<Arc<dirty::Account>>,
+        disk: Option<Arc<disk::Account>>,
     ) -> Self {
         Self {
             udp,
             tcp,
             dirty,
+            disk,
             window_start: AtomicU64::new(now_nanos()),
         }
     }
@@ -55,6 +63,7 @@ impl Load {
             udp: self.udp.as_ref().map(|account| account.report(now)),
             tcp: self.tcp.as_ref().map(|account| account.report()),
             dirty: self.dirty.as_ref().map(|account| account.report()),
+            disk: self.disk.as_ref().map(|account| account.report(now)),
         }
     }
 
@@ -67,6 +76,9 @@ impl Load {
             account.reset();
         }
         if let Some(account) = &self.dirty {
+            account.reset();
+        }
+        if let Some(account) = &self.disk {
             account.reset();
         }
     }
@@ -82,6 +94,10 @@ impl Load {
                 self.reset();
                 "{}".to_owned()
             }
+            Some(Request::Verify) => match &self.disk {
+                Some(account) => account.ask_pass().to_string(),
+                None => "0".to_owned(),
+            },
             None => "{\"error\":\"unknown request\"}".to_owned(),
         };
         Ok(writeln!(stream, "{answer}")?)
@@ -93,11 +109,12 @@ impl Request {
         match self {
             Self::Report => b'r',
             Self::Reset => b'0',
+            Self::Verify => b'v',
         }
     }
 
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Report, Self::Reset]
+        [Self::Report, Self::Reset, Self::Verify]
             .into_iter()
             .find(|request| request.byte() == byte)
     }
@@ -139,6 +156,29 @@ impl Control {
 
 /// Asks the running load and prints its answer.
 pub(crate) fn ask(name: &str, request: Request) -> Result<()> {
+    print!("{}", answer(name, request)?);
+    Ok(())
+}
+
+/// Has the running disk load read all that it knows, and prints the report when it has.
+pub(crate) fn verify(name: &str) -> Result<()> {
+    let pass: u64 = answer(name, Request::Verify)?
+        .trim()
+        .parse()
+        .context("the load does not know how to verify")?;
+    ensure!(pass > 0, "the load that runs as '{name}' has no disk");
+    loop {
+        let answer = answer(name, Request::Report)?;
+        let report: GuestReport = serde_json::from_str(&answer)?;
+        if report.disk.is_some_and(|disk| disk.verified_passes >= pass) {
+            print!("{answer}");
+            return Ok(());
+        }
+        std::thread::sleep(VERIFY_TICK);
+    }
+}
+
+fn answer(name: &str, request: Request) -> Result<String> {
     let mut stream = UnixStream::connect_addr(&address(name)?)
         .with_context(|| format!("no load runs as '{name}'; start one with 'lab-guest load'"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -150,8 +190,7 @@ pub(crate) fn ask(name: &str, request: Request) -> Result<()> {
         .read_to_string(&mut answer)
         .context("the load does not answer")?;
     ensure!(!answer.is_empty(), "the load went away without an answer");
-    print!("{answer}");
-    Ok(())
+    Ok(answer)
 }
 
 fn address(name: &str) -> Result<SocketAddr> {

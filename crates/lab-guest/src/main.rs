@@ -1,4 +1,4 @@
-//! What runs inside the lab's guest: load on the NIC and on memory, with every byte checked.
+//! What runs inside the lab's guest: load on NIC, memory and disks, with every byte checked.
 //!
 //! One binary for a guest that has a kernel, busybox and nothing else. It is steered by
 //! shell commands over a serial line:
@@ -7,6 +7,7 @@
 //! lab-guest load --peer 10.0.0.1 --dirty-mib 64 --dirty-mib-per-second 20 &
 //! lab-guest reset      # starts a new measuring window
 //! lab-guest report     # prints one line: a `load_format::GuestReport` as JSON
+//! lab-guest verify     # reads all that the disk load wrote, then prints the report
 //! ```
 //!
 //! It is built to need no libraries:
@@ -16,7 +17,17 @@
 //!     cargo build --release -p lab-guest --target x86_64-unknown-linux-gnu
 //! ```
 //!
-//! `udp`, `tcp` and `dirty` are `load` with that part alone. The guest is emulated, so each load is
+//! `udp`, `tcp`, `dirty` and `disk` are `load` with that part alone. `journal` is for disks whose
+//! power is cut: it tells the outside which of its records are durable, and `journal-check` (or
+//! `load_format::journal` on the host) says which are there.
+//!
+//! ```text
+//! lab-guest load --peer 10.0.0.1 --disk /dev/nvme0n1 --disk-mib-per-second 8 &
+//! lab-guest disk /dev/nvme0n1 /dev/nvme1n1 --disk-workers 8 --seconds 60
+//! lab-guest journal /dev/nvme0n1 --tell /dev/ttyS2 &
+//! lab-guest journal-check /dev/nvme0n1
+//! ```
+//! The guest is emulated, so each load is
 //! built to need few system calls and timers: UDP is sent and drained once per tick, TCP waits in
 //! the kernel for a whole block, and the TCP upload follows the download byte for byte instead of
 //! keeping a pace of its own.
@@ -25,131 +36,36 @@
 //!
 //! It sets no addresses and brings no interface up (busybox `ip` does), and it judges nothing: a
 //! report holds counts, and whoever reads it decides what they mean.
+//!
+//! The disk load knows only what it wrote itself since it was started: what an earlier one left is
+//! not checked, and nothing survives the guest's end (for that there is the journal). Its times are
+//! of a clock that stands still while the VM is paused. No two workers touch the same block, so it
+//! does not test what a device makes of overlapping commands.
 
 mod control;
+mod direct;
 mod dirty;
+mod disk;
+mod journal;
+mod options;
 mod tcp;
 mod udp;
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use control::{Control, Load, Request};
-
-/// Load for the lab's guest: numbered UDP, a checked TCP transfer, memory that keeps changing.
-#[derive(Debug, Parser)]
-struct Options {
-    /// Name of the abstract unix socket by which `report` and `reset` find the running load.
-    #[arg(long, global = true, default_value = "lab-guest")]
-    control: String,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Runs all loads until killed, or for --seconds.
-    Load {
-        #[command(flatten)]
-        peer: Peer,
-        #[command(flatten)]
-        udp: UdpOptions,
-        #[command(flatten)]
-        tcp: TcpOptions,
-        /// MiB of memory to write over and over (0: none).
-        #[arg(long, default_value_t = 16)]
-        dirty_mib: usize,
-        /// MiB to write per second.
-        #[arg(long, default_value_t = 16)]
-        dirty_mib_per_second: usize,
-        #[command(flatten)]
-        run: Run,
-    },
-    /// Runs the numbered UDP alone.
-    Udp {
-        #[command(flatten)]
-        peer: Peer,
-        #[command(flatten)]
-        udp: UdpOptions,
-        #[command(flatten)]
-        run: Run,
-    },
-    /// Runs the TCP transfer alone.
-    Tcp {
-        #[command(flatten)]
-        peer: Peer,
-        #[command(flatten)]
-        tcp: TcpOptions,
-        #[command(flatten)]
-        run: Run,
-    },
-    /// Runs the memory dirtier alone.
-    Dirty {
-        /// MiB of memory to write over and over.
-        #[arg(long, default_value_t = 16)]
-        mib: usize,
-        /// MiB to write per second.
-        #[arg(long, default_value_t = 16)]
-        mib_per_second: usize,
-        #[command(flatten)]
-        run: Run,
-    },
-    /// Prints what the running load counted in its window, as one line of JSON.
-    Report,
-    /// Starts a new window: all counts are 0 again.
-    Reset,
-}
-
-#[derive(Debug, Args)]
-struct Peer {
-    /// The peer's IPv4 address.
-    #[arg(long)]
-    peer: Ipv4Addr,
-}
-
-#[derive(Debug, Args)]
-struct UdpOptions {
-    /// UDP port of the peer.
-    #[arg(long, default_value_t = 7000)]
-    udp_port: u16,
-    /// UDP port to send from and to receive at.
-    #[arg(long, default_value_t = 7000)]
-    listen: u16,
-    /// Packets to send per second.
-    #[arg(long, default_value_t = 2000)]
-    rate: u32,
-    /// Bytes of payload in each: 40 to 1472.
-    #[arg(long, default_value_t = 256)]
-    payload: usize,
-    /// Microseconds between two looks at the socket.
-    #[arg(long, default_value_t = 1000)]
-    tick_us: u32,
-    /// Number of the processor to run on and no other (from 0).
-    #[arg(long)]
-    udp_cpu: Option<usize>,
-}
-
-#[derive(Debug, Args)]
-struct TcpOptions {
-    /// TCP port of the peer.
-    #[arg(long, default_value_t = 7001)]
-    tcp_port: u16,
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    /// Ends after this many seconds and prints the report.
-    #[arg(long)]
-    seconds: Option<u64>,
-}
+use disk::DiskOptions;
+use options::{Command, Options, Peer, Run, UdpOptions};
 
 fn main() -> ExitCode {
     let Options { control, command } = Options::parse();
@@ -168,6 +84,7 @@ struct Plan {
     udp: Option<(Ipv4Addr, UdpOptions)>,
     tcp: Option<(Ipv4Addr, u16)>,
     dirty: Option<(usize, usize)>,
+    disk: Option<(Vec<PathBuf>, DiskOptions)>,
     run: Run,
 }
 
@@ -175,17 +92,23 @@ fn run(control: &str, command: Command) -> Result<()> {
     let plan = match command {
         Command::Report => return control::ask(control, Request::Report),
         Command::Reset => return control::ask(control, Request::Reset),
+        Command::Verify => return control::verify(control),
+        Command::Journal(options) => return journal::run(&options),
+        Command::JournalCheck { device } => return journal::check(&device),
         Command::Load {
             peer: Peer { peer },
             udp,
             tcp,
             dirty_mib,
             dirty_mib_per_second,
+            disk,
+            disk_options,
             run,
         } => Plan {
             udp: Some((peer, udp)),
             tcp: Some((peer, tcp.tcp_port)),
             dirty: (dirty_mib > 0).then_some((dirty_mib, dirty_mib_per_second)),
+            disk: (!disk.is_empty()).then_some((disk, disk_options)),
             run,
         },
         Command::Udp {
@@ -196,6 +119,7 @@ fn run(control: &str, command: Command) -> Result<()> {
             udp: Some((peer, udp)),
             tcp: None,
             dirty: None,
+            disk: None,
             run,
         },
         Command::Tcp {
@@ -206,6 +130,7 @@ fn run(control: &str, command: Command) -> Result<()> {
             udp: None,
             tcp: Some((peer, tcp.tcp_port)),
             dirty: None,
+            disk: None,
             run,
         },
         Command::Dirty {
@@ -216,6 +141,18 @@ fn run(control: &str, command: Command) -> Result<()> {
             udp: None,
             tcp: None,
             dirty: Some((mib, mib_per_second)),
+            disk: None,
+            run,
+        },
+        Command::Disk {
+            devices,
+            options,
+            run,
+        } => Plan {
+            udp: None,
+            tcp: None,
+            dirty: None,
+            disk: Some((devices, options)),
             run,
         },
     };
@@ -227,6 +164,9 @@ fn run(control: &str, command: Command) -> Result<()> {
         plan.tcp.map(start_tcp).transpose()?,
         plan.dirty
             .map(|(mib, rate)| start_dirty(mib, rate))
+            .transpose()?,
+        plan.disk
+            .map(|(devices, options)| disk::start(&devices, &options))
             .transpose()?,
     );
     control.serve(&load, plan.run.seconds.map(Duration::from_secs))

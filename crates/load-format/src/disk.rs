@@ -40,7 +40,8 @@ pub struct DiskReport {
     pub io_errors: u64,
     /// The first of those (at most [`MAX_ERRORS`](Self::MAX_ERRORS)).
     pub first_io_errors: Vec<DiskIoError>,
-    /// Longest time that one operation took, in ns.
+    /// Longest time that one operation took, in ns; of discards it is not known, since the load has
+    /// another program ask for them.
     pub longest_operation_nanos: u64,
     /// Which operation that was.
     pub longest_operation: Option<DiskOperation>,
