@@ -7,8 +7,9 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
+use load_format::DiskReport;
 use testbed::{
-    Help, Migration, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed, summarise,
+    Help, Migration, NetworkSummary, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed, summarise,
 };
 
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
@@ -18,6 +19,9 @@ const TRACKED_QUIESCE: Duration = Duration::from_secs(10);
 /// A live migration of a Linux guest with a device under load, on the lab.
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
+    /// What the guest has, each under its own load: `nic`, `nvme`, or `nic,nvme`.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "nic")]
+    device: Vec<Device>,
     /// Go there and back, so many times, instead of there only.
     #[arg(long, value_name = "N")]
     round_trips: Option<usize>,
@@ -40,6 +44,14 @@ pub(crate) struct Demo {
     /// Do not compare guest memory: pauses are those of everyday use then.
     #[arg(long)]
     no_verify: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// A NIC, with traffic to and from a peer.
+    Nic,
+    /// A disk, with every block checked.
+    Nvme,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,15 +107,17 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         dirty_log_of_guest: blind,
         strategy: demo.strategy,
         // Who reports the error that the guest recovers from.
-        nic: if demo.strategy == Some(Strategy::Recovery) {
+        nic: demo.device.contains(&Device::Nic),
+        disk: demo.device.contains(&Device::Nvme),
+        plug: if demo.strategy == Some(Strategy::Recovery) {
             Plug::RootPort
         } else {
-            defaults.nic
+            defaults.plug
         },
         guest,
         ..defaults
     };
-    step("booting a stock Linux guest with a vferry NIC, and loading it");
+    step("booting a stock Linux guest with vferry's devices, and loading it");
     let mut testbed = Testbed::start(lab, programs, options)?;
     let rehearsed = if demo.strategy == Some(Strategy::Cooperative) {
         step("rehearsal: the guest stops and starts its devices without a migration");
@@ -186,17 +200,21 @@ fn line(migration: &Migration) -> String {
         Some(stale) => format!(", {stale} stale pages"),
         None => String::new(),
     };
-    let outage = migration.outage_ms().unwrap_or_default();
+    let outage = |what: &str, ms: Option<f64>| {
+        ms.map_or(String::new(), |ms| format!(", {what} {ms:.0} ms"))
+    };
     format!(
-        "VM pause {:.0} ms, outage {outage:.0} ms{stale}",
-        migration.report.vm_pause_ms
+        "VM pause {:.0} ms{}{}{stale}",
+        migration.report.vm_pause_ms,
+        outage("silence of the NIC", migration.outage_ms()),
+        outage("of the disk", migration.disk_outage_ms),
     )
 }
 
 fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
     let spread = |what: &str, spread: &Spread| {
         println!(
-            "  {what:32} {:9.1} ms median, {:9.1} ms at most",
+            "  {what:38} {:9.1} ms median, {:9.1} ms at most",
             spread.median, spread.max
         );
     };
@@ -213,9 +231,17 @@ fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
     }
     println!("outage");
     spread("VM pause, as QEMU reports it", &summary.vm_pause_ms);
-    spread("longest silence, either way", &summary.device_outage_ms);
-    spread("  to the guest", &summary.silence_to_guest_ms);
-    spread("  from the guest", &summary.silence_from_guest_ms);
+    if let Some(network) = &summary.network {
+        spread(
+            "longest silence of the NIC, either way",
+            &network.device_outage_ms,
+        );
+        spread("  to the guest", &network.silence_to_guest_ms);
+        spread("  from the guest", &network.silence_from_guest_ms);
+    }
+    if let Some(disk) = &summary.disk {
+        spread("longest silence of the disk", &disk.outage_ms);
+    }
     if let Some(split) = &summary.split {
         spread("  guest stops its device", &split.guest_quiesce_ms);
         spread("  VM pause", &split.vm_pause_ms);
@@ -227,6 +253,33 @@ fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
             "  without a migration, the guest stops it in {stop_ms:.1} ms and starts it in {start_ms:.1} ms"
         );
     }
+    if let Some(network) = &summary.network {
+        print_network(network);
+    }
+    if let Some(disk) = &summary.disk {
+        print_disk(&disk.load);
+    }
+    for (source, [precopy, at_halt]) in &summary.pages_marked_by {
+        println!("pages marked by {source}: {precopy} while the VM ran, {at_halt} after the halt");
+    }
+    match summary.stale_pages {
+        Some(stale) => println!("stale pages: {stale}"),
+        None => println!("stale pages: not looked for"),
+    }
+    let interrupts = summary.interrupts;
+    println!(
+        "interrupts: {} raised after arrival, of which at most {} spurious; {} lost",
+        interrupts.raised, interrupts.spurious, interrupts.lost
+    );
+    let alive = if summary.guest_alive {
+        "alive"
+    } else {
+        "NOT WELL"
+    };
+    println!("the guest is {alive}");
+}
+
+fn print_network(summary: &NetworkSummary) {
     println!("packets         sent       lost  duplicated  reordered    damaged");
     let rows = [
         ("UDP to guest", summary.udp_to_guest),
@@ -250,22 +303,24 @@ fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
         "WRONG"
     };
     println!("TCP: {down} bytes to the guest, {up} from it, content {right}");
-    for (source, [precopy, at_halt]) in &summary.pages_marked_by {
-        println!("pages marked by {source}: {precopy} while the VM ran, {at_halt} after the halt");
-    }
-    match summary.stale_pages {
-        Some(stale) => println!("stale pages: {stale}"),
-        None => println!("stale pages: not looked for"),
-    }
-    let interrupts = summary.interrupts;
+}
+
+fn print_disk(load: &DiskReport) {
+    let DiskReport {
+        reads,
+        writes,
+        durable_writes,
+        flushes,
+        zeroes,
+        discards,
+        checked_blocks,
+        wrong_blocks,
+        io_errors,
+        ..
+    } = load;
     println!(
-        "interrupts: {} raised after arrival, of which at most {} spurious; {} lost",
-        interrupts.raised, interrupts.spurious, interrupts.lost
+        "disk: {reads} reads, {writes} writes, {durable_writes} durable ones, {flushes} flushes, \
+         {zeroes} zeroed, {discards} discarded"
     );
-    let alive = if summary.guest_alive {
-        "alive"
-    } else {
-        "NOT WELL"
-    };
-    println!("the guest is {alive}");
+    println!("  {checked_blocks} blocks checked, {wrong_blocks} wrong; {io_errors} I/O errors");
 }

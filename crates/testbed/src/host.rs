@@ -26,6 +26,10 @@ pub struct HostOptions {
     pub memory: u64,
     /// Where the guest's NIC is plugged in.
     pub wire: PathBuf,
+    /// The guest has a NIC.
+    pub nic: bool,
+    /// The file behind the guest's NVMe controller, which all hosts see; it has none if `None`.
+    pub disk: Option<PathBuf>,
     /// Longest pause that QEMU may plan.
     pub downtime_limit: Duration,
     /// A law to switch off: the argument of `--unsound-control`.
@@ -36,8 +40,8 @@ pub struct HostOptions {
     pub sidecar_address: String,
     /// Where the NIC sits on the guest's PCI bus.
     pub nic_address: String,
-    /// A root port sits there, and the NIC behind it.
-    pub root_port: bool,
+    /// Root ports sit where NIC and NVMe controller would, and these behind them.
+    pub root_ports: bool,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
@@ -209,12 +213,14 @@ impl HostOptions {
         Self {
             memory,
             wire,
+            nic: true,
+            disk: None,
             downtime_limit: Duration::from_millis(10),
             unsound_control: None,
             max_bandwidth: None,
             sidecar_address: "00:06.1".into(),
             nic_address: "00:05.0".into(),
-            root_port: false,
+            root_ports: false,
             firmware: None,
             append: String::new(),
             guest: None,
@@ -258,20 +264,71 @@ dirty-log = "{dirty_log}"
     )
 }
 
+fn nic_section(folder: &Path, options: &HostOptions) -> String {
+    let folder = folder.display();
+    let wire = options.wire.display();
+    let HostOptions {
+        nic_address,
+        root_ports,
+        dirty_log,
+        ..
+    } = options;
+    format!(
+        r#"
+[[device]]
+name = "net0"
+model = "ixgbevf"
+socket = "{folder}/net0.sock"
+address = "{nic_address}"
+root-port = {root_ports}
+dirty-log = "{dirty_log}"
+mac = "02:00:00:00:00:02"
+uplink = "wire:{wire}"
+"#
+    )
+}
+
+fn disk_section(folder: &Path, file: &Path, options: &HostOptions) -> String {
+    let folder = folder.display();
+    let file = file.display();
+    let HostOptions {
+        root_ports,
+        dirty_log,
+        ..
+    } = options;
+    format!(
+        r#"
+[[device]]
+name = "disk0"
+model = "nvme"
+socket = "{folder}/disk0.sock"
+address = "00:09.0"
+root-port = {root_ports}
+dirty-log = "{dirty_log}"
+file = "{file}"
+serial = "LAB0"
+queues = 8
+"#
+    )
+}
+
 fn configuration(folder: &Path, options: &HostOptions) -> String {
     let guest = options.guest.as_ref();
-    let guest = guest.map_or(String::new(), |guest| guest_section(folder, guest));
-    let stream = options.stream.as_ref();
-    let stream = stream.map_or(String::new(), |_| stream_section(folder, options));
+    let mut rest = guest.map_or(String::new(), |guest| guest_section(folder, guest));
+    if options.nic {
+        rest += &nic_section(folder, options);
+    }
+    if let Some(file) = &options.disk {
+        rest += &disk_section(folder, file, options);
+    }
+    if options.stream.is_some() {
+        rest += &stream_section(folder, options);
+    }
     let folder = folder.display();
     let memory = options.memory >> 20;
-    let wire = options.wire.display();
     let limit = options.downtime_limit.as_millis();
     let bandwidth = options.max_bandwidth.unwrap_or(0);
     let sidecar_address = &options.sidecar_address;
-    let nic_address = &options.nic_address;
-    let root_port = options.root_port;
-    let dirty_log = &options.dirty_log;
     format!(
         r#"[vm]
 name = "lab"
@@ -292,17 +349,7 @@ link = "unix:{folder}/link.sock"
 incoming = "unix:{folder}/incoming.sock"
 downtime-limit-ms = {limit}
 max-bandwidth = "{bandwidth}"
-{guest}
-[[device]]
-name = "net0"
-model = "ixgbevf"
-socket = "{folder}/net0.sock"
-address = "{nic_address}"
-root-port = {root_port}
-dirty-log = "{dirty_log}"
-mac = "02:00:00:00:00:02"
-uplink = "wire:{wire}"
-{stream}"#
+{rest}"#
     )
 }
 

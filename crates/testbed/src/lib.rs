@@ -20,4 +20,6 @@ pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use programs::Programs;
 pub use run::{GUEST_IP, Help, Options, PEER_IP, Plug, Testbed};
-pub use summary::{Rehearsed, Split, Spread, Summary, summarise};
+pub use summary::{
+    DiskSummary, NetworkSummary, Rehearsed, Split, Spread, Summary, summarise,
+};

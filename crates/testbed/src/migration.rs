@@ -15,6 +15,9 @@ pub struct Migration {
     pub window: WindowReport,
     /// The guest's interrupts at the destination, soon after.
     pub interrupts: Interrupts,
+    /// Longest time without a completed operation of the guest's disk, if it has one: see
+    /// [`DiskSummary::outage_ms`](crate::DiskSummary::outage_ms).
+    pub disk_outage_ms: Option<f64>,
 }
 
 /// Interrupts of the guest's NIC since its state was loaded.

@@ -1,15 +1,16 @@
 //! A guest under load on one host, and its way to the next.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
 use lab::{Lab, progress_on_stderr};
-use load_format::GuestReport;
+use load_format::{DiskReport, DiskSilence, GuestReport};
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
@@ -37,6 +38,17 @@ const TCP_RATE: u32 = 500_000;
 /// translated before the service runs again decides the silence that the peer sees.
 const ISOLATE: &str = "isolcpus=1 irqaffinity=0";
 const SERVICE_CPU: usize = 1;
+/// The NVMe driver has a queue for each vCPU; this gives it two more, and tells reads from writes.
+const QUEUES: &str = "nvme.write_queues=2";
+/// Bytes of the guest's disk.
+const DISK: u64 = 128 << 20;
+/// MiB per second that the guest reads and writes: what an emulated guest with other loads has time
+/// for.
+const DISK_RATE: u32 = 8;
+/// Programs in the guest that use it at a time.
+const DISK_WORKERS: u64 = 6;
+/// Where the guest has it.
+const DISK_NODE: &str = "/dev/nvme0n1";
 /// How much is seen of the traffic before a migration.
 const AROUND: Duration = Duration::from_millis(500);
 
@@ -55,8 +67,12 @@ pub struct Options {
     pub max_bandwidth: Option<u64>,
     /// Where the sidecar sits on the guest's PCI bus.
     pub sidecar_address: String,
-    /// What the NIC is plugged into.
-    pub nic: Plug,
+    /// The guest has a NIC.
+    pub nic: bool,
+    /// The guest has an NVMe controller with a disk, which all hosts see.
+    pub disk: bool,
+    /// What NIC and NVMe controller are plugged into.
+    pub plug: Plug,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
@@ -110,7 +126,9 @@ impl Default for Options {
             dirty: (16, 8),
             max_bandwidth: None,
             sidecar_address: "00:06.1".into(),
-            nic: Plug::MainBus,
+            nic: true,
+            disk: false,
+            plug: Plug::MainBus,
             firmware: None,
             append: String::new(),
             packets_per_second: 2000,
@@ -147,7 +165,9 @@ impl Testbed {
     pub fn start(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
         let this = Self::power_on(lab, programs, options)?;
         this.host.vm.wait_ready(BOOT)?;
-        this.bring_up()?;
+        if this.options.nic {
+            this.bring_up()?;
+        }
         if this.options.load {
             this.start_load()?;
         }
@@ -163,7 +183,7 @@ impl Testbed {
         let wire = folder.path().join("wire.sock");
         let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
         peer.tcp_bytes_per_second = TCP_RATE;
-        let packets = if options.load {
+        let packets = if options.load && options.nic {
             options.packets_per_second
         } else {
             0
@@ -183,9 +203,11 @@ impl Testbed {
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
             sidecar_address: options.sidecar_address.clone(),
-            root_port: options.nic == Plug::RootPort,
+            nic: options.nic,
+            disk: options.disk.then(|| disk(folder.path())).transpose()?,
+            root_ports: options.plug == Plug::RootPort,
             firmware: options.firmware.clone(),
-            append: format!("{ISOLATE} {}", options.append),
+            append: format!("{ISOLATE} {QUEUES} {}", options.append),
             guest,
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
@@ -239,15 +261,47 @@ impl Testbed {
     /// # Errors
     /// When one does not, with what vferry and QEMU say.
     pub fn wait_for_traffic(&self) -> Result<()> {
-        self.peer
-            .wait_for_traffic(now_nanos(), FLOW)
-            .with_context(|| {
-                format!(
-                    "QEMU said:\n{}\nvferry said:\n{}",
-                    self.host.vm.log(),
-                    self.host.log()
-                )
-            })
+        let flows = if self.options.nic {
+            self.peer
+                .wait_for_traffic(now_nanos(), FLOW)
+                .map_err(anyhow::Error::new)
+        } else {
+            Ok(())
+        };
+        let flows = flows.and_then(|()| self.wait_for_disk());
+        flows.with_context(|| {
+            format!(
+                "QEMU said:\n{}\nvferry said:\n{}",
+                self.host.vm.log(),
+                self.host.log()
+            )
+        })
+    }
+
+    /// Waits until the guest's disk has carried out what was begun since now, if it is loaded.
+    fn wait_for_disk(&self) -> Result<()> {
+        let deadline = Instant::now() + FLOW;
+        let Some(before) = self.disk_report()? else {
+            return Ok(());
+        };
+        // Each worker has one on its way at most.
+        let enough = before.operations + before.workers + 1;
+        while self
+            .disk_report()?
+            .is_some_and(|now| now.operations < enough)
+        {
+            ensure!(Instant::now() < deadline, "the guest's disk does nothing");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// What the load on the guest's disk has counted; `None` without one.
+    fn disk_report(&self) -> Result<Option<DiskReport>> {
+        if !self.options.disk || !self.options.load {
+            return Ok(None);
+        }
+        Ok(Some(self.guest_report()?.disk.context("no disk is loaded")?))
     }
 
     /// Starts a host that waits for the guest.
@@ -292,17 +346,22 @@ impl Testbed {
         self.wait_for_traffic()?;
         std::thread::sleep(AROUND);
         let since = now_nanos();
+        let disk_before = self.disk_report()?;
         let report = self.run_migrate(&next)?;
         let old = std::mem::replace(&mut self.host, next);
         // Traffic flows again: this is the end of the outage, and the guest is alive.
         self.wait_for_traffic()?;
         let window = self.peer.window(since, now_nanos());
         let interrupts = Interrupts::of(&self.host.status()?);
+        let disk = disk_before.zip(self.disk_report()?);
+        let silence = disk.map(|(before, after)| disk_silence_ms(&before, &after));
+        let disk_outage_ms = silence.map(|ms| ms + report.vm_pause_ms);
         old.end(END)?;
         Ok(Migration {
             report,
             window,
             interrupts,
+            disk_outage_ms,
         })
     }
 
@@ -417,11 +476,18 @@ impl Testbed {
     /// When it does not, with what the guest says.
     pub fn start_load(&self) -> Result<()> {
         let (mib, rate) = self.options.dirty;
+        let dirty = format!("--dirty-mib {mib} --dirty-mib-per-second {rate}");
+        let disk = format!(
+            "--disk {DISK_NODE} --disk-workers {DISK_WORKERS} --disk-mib-per-second {DISK_RATE}"
+        );
+        let load = match (self.options.nic, self.options.disk) {
+            (true, true) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty} {disk}"),
+            (true, false) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty}"),
+            (false, true) => format!("load {dirty} {disk}"),
+            (false, false) => format!("load {dirty}"),
+        };
         // The load outlives the shell that starts it.
-        self.shell(&format!(
-            "lab-guest load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} --dirty-mib {mib} \
-             --dirty-mib-per-second {rate} > /tmp/load.log 2>&1 &"
-        ))?;
+        self.shell(&format!("lab-guest {load} > /tmp/load.log 2>&1 &"))?;
         let flowing = self.wait_for_traffic();
         if flowing.is_err() {
             let log = self
@@ -431,6 +497,26 @@ impl Testbed {
         }
         self.reset_counts()
     }
+}
+
+/// The longest silence of the guest's disk between two reports, in milliseconds of the guest's clock.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an outage of 100 days loses a microsecond"
+)]
+fn disk_silence_ms(before: &DiskReport, after: &DiskReport) -> f64 {
+    let later = |silence: &&DiskSilence| silence.until_nanos > before.now_nanos;
+    let silences = after.silences.iter().filter(later);
+    let longest = silences.map(DiskSilence::nanos).max();
+    // Shorter ones are not told.
+    longest.unwrap_or(DiskReport::MIN_SILENCE_NANOS) as f64 / 1e6
+}
+
+/// A new disk.
+fn disk(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("disk.img");
+    File::create_new(&path)?.set_len(DISK)?;
+    Ok(path)
 }
 
 fn guest_options(lab: &Lab, options: &Options) -> Result<Option<GuestOptions>> {

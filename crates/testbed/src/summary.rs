@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ferry::report::DeviceReport;
 use ferry::{Phase, Strategy};
-use load_format::GuestReport;
+use load_format::{DiskReport, GuestReport};
 use serde::Serialize;
 use uplink::peer::{Loss, PeerReport};
 use vferry::rehearsal::{Answer, DeviceRehearsal, Rehearsal};
@@ -36,18 +36,11 @@ pub struct Summary {
     pub guest_alive: bool,
     /// Pages that differed, in all migrations; `null` if not verified.
     pub stale_pages: Option<usize>,
-    /// Every byte of TCP was right, both ways, on one connection.
-    pub tcp_content_ok: bool,
-    /// TCP bytes checked, to and from the guest.
-    pub tcp_bytes: [u64; 2],
-    /// Lost numbered UDP that was not sent within an outage.
-    pub udp_lost_outside_outage: u64,
-    /// Numbered UDP to the guest.
-    pub udp_to_guest: Udp,
-    /// Numbered UDP from the guest.
-    pub udp_from_guest: Udp,
-    /// ICMP echo.
-    pub icmp: Udp,
+    /// The guest's NIC, if it has one.
+    #[serde(flatten)]
+    pub network: Option<NetworkSummary>,
+    /// The guest's disk, if it has one.
+    pub disk: Option<DiskSummary>,
     /// Pages marked as written by devices, in all migrations.
     pub pages_marked: u64,
     /// The same, by who found them: while the VM ran, and after the halt.
@@ -61,16 +54,43 @@ pub struct Summary {
     pub phases_ms: BTreeMap<Phase, Spread>,
     /// The VM's pause as QEMU reports it.
     pub vm_pause_ms: Spread,
+    /// Where the outage went, if the guest stopped and started its devices.
+    pub split: Option<Split>,
+    /// The NIC's interrupts.
+    pub interrupts: Interrupts,
+}
+
+/// What the load on the guest's NIC saw.
+#[derive(Debug, Clone, Serialize)]
+pub struct NetworkSummary {
+    /// Every byte of TCP was right, both ways, on one connection.
+    pub tcp_content_ok: bool,
+    /// TCP bytes checked, to and from the guest.
+    pub tcp_bytes: [u64; 2],
+    /// Lost numbered UDP that was not sent within an outage.
+    pub udp_lost_outside_outage: u64,
+    /// Numbered UDP to the guest.
+    pub udp_to_guest: Udp,
+    /// Numbered UDP from the guest.
+    pub udp_from_guest: Udp,
+    /// ICMP echo.
+    pub icmp: Udp,
     /// The longest silence around each migration, either way, as the peer saw it.
     pub device_outage_ms: Spread,
     /// The same by direction.
     pub silence_to_guest_ms: Spread,
     /// The same by direction.
     pub silence_from_guest_ms: Spread,
-    /// Where the outage went, if the guest stopped and started its devices.
-    pub split: Option<Split>,
-    /// The NIC's interrupts.
-    pub interrupts: Interrupts,
+}
+
+/// What the load on the guest's disk saw.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskSummary {
+    /// In all migrations, and around them.
+    pub load: DiskReport,
+    /// The longest time in which no operation was completed, around each migration: at most so long
+    /// as the guest saw it by its own clock, which stands still while the VM is paused, and that pause.
+    pub outage_ms: Spread,
 }
 
 /// The parts of an outage in which the guest stops its devices and starts them again.
@@ -171,17 +191,40 @@ impl Summary {
             stale > 0,
             format!("{stale} pages of guest memory arrived stale"),
         );
-        fault(
-            !self.tcp_content_ok,
-            "TCP content was wrong, or its connection broke".into(),
-        );
-        let outside = self.udp_lost_outside_outage;
-        fault(
-            outside > 0,
-            format!("{outside} UDP packets were lost outside of the outages"),
-        );
-        let damaged = self.udp_to_guest.damaged + self.udp_from_guest.damaged;
-        fault(damaged > 0, format!("{damaged} UDP packets were damaged"));
+        if let Some(network) = &self.network {
+            fault(
+                !network.tcp_content_ok,
+                "TCP content was wrong, or its connection broke".into(),
+            );
+            let outside = network.udp_lost_outside_outage;
+            fault(
+                outside > 0,
+                format!("{outside} UDP packets were lost outside of the outages"),
+            );
+            let damaged = network.udp_to_guest.damaged + network.udp_from_guest.damaged;
+            fault(damaged > 0, format!("{damaged} UDP packets were damaged"));
+        }
+        if let Some(disk) = &self.disk {
+            let DiskReport {
+                wrong_blocks,
+                first_wrong,
+                io_errors,
+                first_io_errors,
+                ..
+            } = &disk.load;
+            fault(
+                *wrong_blocks > 0,
+                format!("{wrong_blocks} blocks of the disk were wrong, first {first_wrong:?}"),
+            );
+            fault(
+                *io_errors > 0,
+                format!("{io_errors} operations of the disk failed: {first_io_errors:?}"),
+            );
+            fault(
+                disk.load.checked_blocks == 0,
+                "no block of the disk was checked".into(),
+            );
+        }
         let words = self.dirtier_wrong_words;
         fault(
             words > 0,
@@ -205,8 +248,48 @@ impl Summary {
 /// # Errors
 /// When the guest does not answer.
 pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary> {
-    let peer = testbed.peer.report();
     let guest = testbed.guest_report()?;
+    let spread = |value: &dyn Fn(&Migration) -> Option<f64>| {
+        Spread::of(migrations.iter().filter_map(value).collect())
+    };
+    let verified = migrations
+        .iter()
+        .map(|m| m.report.stale_pages)
+        .collect::<Option<Vec<_>>>();
+    let wrong_words = guest.dirty.as_ref().map_or(0, |dirty| dirty.wrong_words);
+    Ok(Summary {
+        strategy: migrations
+            .first()
+            .map_or_else(Strategy::default, |m| m.report.strategy),
+        fallbacks: migrations.iter().flat_map(fallbacks).collect(),
+        round_trips: migrations.len() / 2,
+        migrations: migrations.len(),
+        guest_alive: is_alive(testbed, &guest),
+        stale_pages: verified.map(|stale| stale.iter().sum()),
+        network: guest
+            .udp
+            .is_some()
+            .then(|| network(testbed, &guest, migrations)),
+        disk: guest.disk.clone().map(|load| disk(load, migrations)),
+        pages_marked: migrations.iter().map(marked).sum(),
+        pages_marked_by: marked_by(migrations),
+        stream_wrong_pages: testbed.stream_count("wrong")?,
+        dirtier_wrong_words: wrong_words,
+        phases_ms: phases(migrations),
+        vm_pause_ms: spread(&|m| Some(m.report.vm_pause_ms)),
+        split: split(migrations),
+        interrupts: migrations
+            .iter()
+            .fold(Interrupts::default(), |sum, m| Interrupts {
+                raised: sum.raised + m.interrupts.raised,
+                spurious: sum.spurious + m.interrupts.spurious,
+                lost: sum.lost + m.interrupts.lost,
+            }),
+    })
+}
+
+fn network(testbed: &Testbed, guest: &GuestReport, migrations: &[Migration]) -> NetworkSummary {
+    let peer = testbed.peer.report();
     let outages: Vec<_> = migrations
         .iter()
         .flat_map(Migration::outages)
@@ -234,25 +317,12 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         Spread::of(migrations.iter().filter_map(value).collect())
     };
     let silence = |of: Option<load_format::Silence>| of.map(|s| crate::migration::ms(&s));
-    let verified = migrations
-        .iter()
-        .map(|m| m.report.stale_pages)
-        .collect::<Option<Vec<_>>>();
-    let wrong_words = guest.dirty.as_ref().map_or(0, |dirty| dirty.wrong_words);
-    Ok(Summary {
-        strategy: migrations
-            .first()
-            .map_or_else(Strategy::default, |m| m.report.strategy),
-        fallbacks: migrations.iter().flat_map(fallbacks).collect(),
-        round_trips: migrations.len() / 2,
-        migrations: migrations.len(),
-        guest_alive: is_alive(testbed, &guest),
-        stale_pages: verified.map(|stale| stale.iter().sum()),
-        tcp_content_ok: tcp_ok(&peer, &guest),
+    NetworkSummary {
+        tcp_content_ok: tcp_ok(&peer, guest),
         tcp_bytes: [peer.tcp.to_guest_bytes, peer.tcp.from_guest_bytes],
         udp_lost_outside_outage: loss.outside,
-        udp_to_guest: udp_to_guest(&peer, &guest),
-        udp_from_guest: udp_from_guest(&peer, &guest),
+        udp_to_guest: udp_to_guest(&peer, guest),
+        udp_from_guest: udp_from_guest(&peer, guest),
         icmp: Udp {
             sent: peer.icmp.sent,
             lost: peer.icmp.lost,
@@ -260,24 +330,18 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
             reordered: peer.icmp.reordered,
             damaged: peer.icmp.corrupt,
         },
-        pages_marked: migrations.iter().map(marked).sum(),
-        pages_marked_by: marked_by(migrations),
-        stream_wrong_pages: testbed.stream_count("wrong")?,
-        dirtier_wrong_words: wrong_words,
-        phases_ms: phases(migrations),
-        vm_pause_ms: spread(&|m| Some(m.report.vm_pause_ms)),
         device_outage_ms: spread(&Migration::outage_ms),
         silence_to_guest_ms: spread(&|m| silence(m.window.udp_to_guest)),
         silence_from_guest_ms: spread(&|m| silence(m.window.udp_from_guest)),
-        split: split(migrations),
-        interrupts: migrations
-            .iter()
-            .fold(Interrupts::default(), |sum, m| Interrupts {
-                raised: sum.raised + m.interrupts.raised,
-                spurious: sum.spurious + m.interrupts.spurious,
-                lost: sum.lost + m.interrupts.lost,
-            }),
-    })
+    }
+}
+
+fn disk(load: DiskReport, migrations: &[Migration]) -> DiskSummary {
+    let outages = migrations.iter().filter_map(|m| m.disk_outage_ms);
+    DiskSummary {
+        load,
+        outage_ms: Spread::of(outages.collect()),
+    }
 }
 
 /// The phases that were entered.
@@ -337,7 +401,9 @@ fn split(migrations: &[Migration]) -> Option<Split> {
 fn is_alive(testbed: &Testbed, guest: &GuestReport) -> bool {
     let complaints = testbed.shell("dmesg | grep -c -E 'BUG|Oops|Tx Unit Hang|rcu.*stall' || true");
     let quiet = complaints.is_ok_and(|count| count.trim() == "0");
-    quiet && guest.udp.as_ref().is_some_and(|udp| udp.received > 0)
+    let received = guest.udp.as_ref().is_none_or(|udp| udp.received > 0);
+    let worked = guest.disk.as_ref().is_none_or(|disk| disk.operations > 0);
+    quiet && received && worked
 }
 
 fn tcp_ok(peer: &PeerReport, guest: &GuestReport) -> bool {

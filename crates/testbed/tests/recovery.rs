@@ -9,7 +9,7 @@ fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
     let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
     let options = Options {
         packets_per_second: 200,
-        nic: Plug::RootPort,
+        plug: Plug::RootPort,
         strategy: Some(Strategy::Recovery),
         append: append.into(),
         ..Options::default()

@@ -10,7 +10,7 @@ fn start(options: Options) -> Result<Testbed> {
         Lab::ensure(&progress_on_stderr)?.with_kernel(Kernel::default(), &progress_on_stderr)?;
     let options = Options {
         packets_per_second: 200,
-        nic: Plug::RootPort,
+        plug: Plug::RootPort,
         ..options
     };
     let testbed = Testbed::start(lab, Programs::build()?, options)?;
@@ -64,7 +64,7 @@ fn it_arrives_where_no_firmware_has_looked_at_it() -> Result<()> {
     std::fs::write(&file, image)?;
     let lab = Lab::ensure(&progress_on_stderr)?;
     let options = Options {
-        nic: Plug::RootPort,
+        plug: Plug::RootPort,
         firmware: Some(file.path().to_owned()),
         load: false,
         ..Options::default()

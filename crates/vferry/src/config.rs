@@ -131,6 +131,8 @@ pub struct Nic {
 pub struct Disk {
     /// The file or block device that holds it.
     pub file: PathBuf,
+    /// Where it is written whose the file is, if not beside it.
+    pub lease: Option<PathBuf>,
     /// Its serial number.
     pub serial: String,
     /// I/O queue pairs.

@@ -51,22 +51,6 @@ pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
 }
 
-/// Why a VM with `devices` is not to be migrated yet; nothing if it can be.
-pub fn refusals(devices: &[Device]) -> Vec<String> {
-    let disks = devices
-        .iter()
-        .filter(|device| kind(&device.model) == Some(Kind::Disk));
-    disks
-        .map(|disk| {
-            format!(
-                "device `{}` is a disk, and nothing keeps the two hosts from writing its file at \
-                 once yet: disks are served, but not migrated",
-                disk.name
-            )
-        })
-        .collect()
-}
-
 /// Makes the control device that speaks for functions with these configuration spaces.
 ///
 /// # Errors
@@ -106,7 +90,7 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::Disk(disk) = &device.settings else {
         bail!("`{}` has no settings of a disk", device.name)
     };
-    let backing = nvme::FileBacking::open(&disk.file)?;
+    let backing = nvme::FileBacking::new(&disk.file, disk.lease.clone())?;
     let settings = nvme::ControllerConfig {
         serial: disk.serial.clone(),
         queues: disk.queues,

@@ -87,6 +87,7 @@ pub(super) struct DeviceSection {
     pub(super) queues: Option<Spanned<u8>>,
     pub(super) uplink: Option<Text>,
     pub(super) file: Option<Text>,
+    pub(super) lease: Option<Text>,
     pub(super) serial: Option<Text>,
 }
 

@@ -86,16 +86,11 @@ fn a_disk_has_a_file_and_what_else_it_has_follows() {
     let plain = disk("file = \"/srv/disk.img\"\n");
     assert_eq!(plain.file, Path::new("/srv/disk.img"));
     assert_eq!((plain.serial.as_str(), plain.queues), ("net0", 4));
+    assert_eq!(plain.lease, None);
     let all = disk("file = \"/srv/disk.img\"\nserial = \"s1\"\nqueues = 16\n");
     assert_eq!((all.serial.as_str(), all.queues), ("s1", 16));
-}
-
-#[test]
-fn a_vm_with_a_disk_is_not_migrated_yet() {
-    assert_eq!(models::refusals(&parse(GOOD).unwrap().devices), [""; 0]);
-    let config = parse(&with_disk("file = \"/srv/disk.img\"\n")).unwrap();
-    let refusals = models::refusals(&config.devices);
-    assert!(refusals[0].contains("`net0` is a disk"), "{refusals:?}");
+    let block = disk("file = \"/dev/sdb\"\nlease = \"/srv/sdb.lease\"\n");
+    assert_eq!(block.lease.as_deref(), Some(Path::new("/srv/sdb.lease")));
 }
 
 #[test]
@@ -191,7 +186,7 @@ fn two_disks_do_not_share_a_file() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("/srv/disk.img is the disk of line 24 already"),
+        error.contains("/srv/disk.img is in line 24 already"),
         "{error}"
     );
 }

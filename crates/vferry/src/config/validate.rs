@@ -369,6 +369,7 @@ impl Check<'_> {
     fn nic(&mut self, section: &Spanned<DeviceSection>) -> Option<Nic> {
         let device = section.get_ref();
         self.not_for("file", device.file.as_ref(), "disks");
+        self.not_for("lease", device.lease.as_ref(), "disks");
         self.not_for("serial", device.serial.as_ref(), "disks");
         let mac = match &device.mac {
             Some(mac) => self.mac(mac),
@@ -412,6 +413,10 @@ impl Check<'_> {
                 "file = \"/PATH\", a file or block device",
             ),
         };
+        let lease = match &device.lease {
+            Some(lease) => Some(self.file(lease)?),
+            None => None,
+        };
         let serial = device.serial.as_ref().unwrap_or(&device.name);
         let text = serial.get_ref();
         let fits = |b: u8| b.is_ascii_graphic();
@@ -431,6 +436,7 @@ impl Check<'_> {
         }
         Some(Disk {
             file: file?,
+            lease,
             serial: text.clone(),
             queues: queues.into(),
         })
@@ -440,6 +446,7 @@ impl Check<'_> {
         self.not_for("mac", device.mac.as_ref(), "NICs");
         self.not_for("uplink", device.uplink.as_ref(), "NICs");
         self.not_for("file", device.file.as_ref(), "disks");
+        self.not_for("lease", device.lease.as_ref(), "disks");
         self.not_for("serial", device.serial.as_ref(), "disks");
         self.not_for("queues", device.queues.as_ref(), "NICs and disks");
         Settings::None
@@ -453,8 +460,8 @@ impl Check<'_> {
         }
         let here = line(self.text, &file.span());
         if let Some(other) = self.files.insert(path.clone(), here) {
-            let what = format!("{} is the disk of line {other} already", path.display());
-            return self.wrong(file, what, "a file of its own for each disk");
+            let what = format!("{} is in line {other} already", path.display());
+            return self.wrong(file, what, "a file of its own for each disk and each lease");
         }
         Some(path)
     }

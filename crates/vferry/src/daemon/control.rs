@@ -7,16 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use ferry::check::Refused;
 use ferry::link::Link;
 use ferry::root_port;
-use ferry::source::{MigrateError, Options, Source};
+use ferry::source::{Options, Source};
 use qemu::Place;
 
 use super::Shared;
 use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
-use crate::models;
 use crate::rehearsal::{self, Moment};
 use crate::stream::connect;
 
@@ -173,10 +171,6 @@ fn migrate(
     let cancel = Arc::new(AtomicBool::new(false));
     let listening = listen_for_cancel(control, &cancel);
     let result = listening.and_then(|()| {
-        let refusals = models::refusals(&shared.config.devices);
-        if !refusals.is_empty() {
-            return Err(MigrateError::from(Refused(refusals)).into());
-        }
         let qmp = shared.monitor()?;
         let facts = shared.facts(&qmp)?;
         let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
