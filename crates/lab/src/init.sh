@@ -19,16 +19,23 @@ done < /etc/modules
 # One request per line: RUN TOKEN SECONDS COMMAND, one answer per line: DONE TOKEN STATUS =STDOUT
 # =STDERR, with command and outputs in base64. What a command prints goes through files, so that
 # what it leaves running in the background holds nothing up.
-exec 3<> /dev/ttyS1
-stty raw -echo <&3
-echo READY >&3
-while :; do
-    read -r word token seconds command <&3 || { sleep 1; continue; }
-    [ "$word" = RUN ] || continue
-    printf %s "$command" | base64 -d > /tmp/.command
-    timeout -s KILL "$seconds" sh /tmp/.command < /dev/null > /tmp/.stdout 2> /tmp/.stderr 3>&-
-    status=$?
-    echo "DONE $token $status =$(head -c 1048576 /tmp/.stdout | base64 -w 0)" \
-        "=$(head -c 65536 /tmp/.stderr | base64 -w 0)" >&3
-    rm -f /tmp/.stdout /tmp/.stderr
-done
+#
+# Not by process 1 itself: whatever outlives its parent becomes its child, `timeout`'s own watcher
+# among them, and when that ends while a line is being read, busybox forgets what it has of the line.
+(
+    exec 3<> /dev/ttyS1
+    stty raw -echo <&3
+    echo READY >&3
+    while :; do
+        read -r word token seconds command <&3 || { sleep 1; continue; }
+        [ "$word" = RUN ] || continue
+        printf %s "$command" | base64 -d > /tmp/.command
+        timeout -s KILL "$seconds" sh /tmp/.command < /dev/null > /tmp/.stdout 2> /tmp/.stderr 3>&-
+        status=$?
+        echo "DONE $token $status =$(head -c 1048576 /tmp/.stdout | base64 -w 0)" \
+            "=$(head -c 65536 /tmp/.stderr | base64 -w 0)" >&3
+        rm -f /tmp/.stdout /tmp/.stderr
+    done
+)
+# Not reached; but without it, a shell may take the place of the one that is to wait.
+poweroff -f
