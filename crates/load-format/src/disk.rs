@@ -50,14 +50,40 @@ pub struct DiskReport {
     /// Longest time in which no worker completed an operation, in ns: the one that lasts when the
     /// question is asked included, and the pauses of the load's own pace as well.
     pub longest_silence_nanos: u64,
+    /// The newest times of at least [`MIN_SILENCE_NANOS`](Self::MIN_SILENCE_NANOS) in which no worker
+    /// completed an operation, oldest first (at most [`MAX_SILENCES`](Self::MAX_SILENCES)); the one
+    /// that lasts is not among them.
+    pub silences: Vec<DiskSilence>,
+    /// When the question was asked, in ns of the same clock as the silences.
+    pub now_nanos: u64,
     /// How often every worker has read all that it knows, as `lab-guest verify` asks for; since the
     /// load began, not in this window alone.
     pub verified_passes: u64,
 }
 
 impl DiskReport {
+    /// How many silences are kept one by one.
+    pub const MAX_SILENCES: usize = 32;
+    /// The shortest that are, in ns.
+    pub const MIN_SILENCE_NANOS: u64 = 10_000_000;
     /// How many errors are kept one by one.
     pub const MAX_ERRORS: usize = 16;
+}
+
+/// A time in which no worker completed an operation, in ns of the guest's `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSilence {
+    /// When the last operation before it was completed.
+    pub from_nanos: u64,
+    /// When the first one after it was.
+    pub until_nanos: u64,
+}
+
+impl DiskSilence {
+    /// How long it was, in ns.
+    pub fn nanos(&self) -> u64 {
+        self.until_nanos.saturating_sub(self.from_nanos)
+    }
 }
 
 /// One kind of thing that the load asks of a device.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use load_format::{DiskIoError, DiskOperation, DiskReport, WrongBlock};
+use load_format::{DiskIoError, DiskOperation, DiskReport, DiskSilence, WrongBlock};
 use rustix::io::Errno;
 
 /// The counts of all workers.
@@ -74,10 +74,19 @@ impl Account {
         let mut counts = self.counts();
         let began = counts.pending[worker].take().unwrap_or(now_nanos);
         // Several workers: the one that looked at the clock first may come last.
-        let silence = now_nanos.saturating_sub(counts.last_nanos);
+        let silence = DiskSilence {
+            from_nanos: counts.last_nanos,
+            until_nanos: now_nanos,
+        };
         counts.last_nanos = counts.last_nanos.max(now_nanos);
         let report = &mut counts.report;
-        report.longest_silence_nanos = report.longest_silence_nanos.max(silence);
+        report.longest_silence_nanos = report.longest_silence_nanos.max(silence.nanos());
+        if silence.nanos() >= DiskReport::MIN_SILENCE_NANOS {
+            if report.silences.len() == DiskReport::MAX_SILENCES {
+                report.silences.remove(0);
+            }
+            report.silences.push(silence);
+        }
         let took = now_nanos.saturating_sub(began);
         // How long a program takes to start says nothing of the device.
         let by_us = done.operation != DiskOperation::Discard;
@@ -133,6 +142,7 @@ impl Account {
         DiskReport {
             longest_silence_nanos: counts.report.longest_silence_nanos.max(open),
             oldest_pending_nanos: oldest.map_or(0, |began| now_nanos.saturating_sub(*began)),
+            now_nanos,
             verified_passes: counts.passes.iter().min().copied().unwrap_or(0),
             ..counts.report.clone()
         }
