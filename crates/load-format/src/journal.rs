@@ -211,6 +211,7 @@ impl Checker {
     /// What all slots together say.
     pub fn state(mut self) -> State {
         self.whole.sort_unstable();
+        self.whole.dedup();
         let mut state = State {
             damaged: self.damaged,
             first_damaged: self.first_damaged,
@@ -227,7 +228,7 @@ impl Checker {
         let window = self.whole.iter().copied().filter(|n| *n >= oldest);
         let whole = window
             .clone()
-            .zip(oldest..)
+            .zip(oldest..=newest)
             .take_while(|(there, expected)| there == expected);
         state.whole_to = whole.last().map(|(there, _)| there);
         state.missing = (newest - oldest + 1) - window.count() as u64;
@@ -345,6 +346,33 @@ mod tests {
             assert_eq!((state.whole_to, state.damaged), (Some(79), 1));
             assert_eq!(state.first_damaged, Some(80 - 64));
         }
+    }
+
+    #[test]
+    fn pieces_in_another_order_are_damage() {
+        let mut image = written(0..20);
+        let (pieces, _) = slot_of(&mut image, 5).as_chunks_mut::<PIECE_LEN>();
+        pieces.swap(2, 3);
+        assert_eq!(
+            (state(&image).whole_to, state(&image).damaged),
+            (Some(4), 1)
+        );
+    }
+
+    #[test]
+    fn the_last_number_of_all_is_no_trouble() {
+        let record = Record {
+            number: u64::MAX,
+            first: u64::MAX - 1,
+            slots: SLOTS,
+        };
+        let mut bytes = [0; RECORD_LEN];
+        record.write(&mut bytes);
+        let mut checker = Checker::default();
+        checker.take(record.slot(), &bytes);
+        let state = checker.state();
+        assert_eq!((state.newest, state.whole_to), (Some(u64::MAX), None));
+        assert_eq!(state.missing, 1);
     }
 
     #[test]

@@ -23,7 +23,9 @@ pub mod report;
 pub mod sequence;
 
 pub use content::{Checked, Content};
-pub use disk::{DiskIoError, DiskOperation, DiskReport, DiskSilence, ExpectedBlock, FoundBlock, WrongBlock};
+pub use disk::{
+    DiskIoError, DiskOperation, DiskReport, DiskSilence, ExpectedBlock, FoundBlock, WrongBlock,
+};
 pub use numbered::{NotNumbered, Numbered, Seen};
 pub use report::{DirtyReport, GuestReport, GuestTcpReport, GuestUdpReport, Run};
 pub use sequence::{Arrival, Gap, Sequence, Silence};
