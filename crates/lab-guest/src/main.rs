@@ -96,7 +96,7 @@ fn run(control: &str, command: Command) -> Result<()> {
         Command::Journal(options) => return journal::run(&options),
         Command::JournalCheck { device } => return journal::check(&device),
         Command::Load {
-            peer: Peer { peer },
+            peer,
             udp,
             tcp,
             dirty_mib,
@@ -105,8 +105,8 @@ fn run(control: &str, command: Command) -> Result<()> {
             disk_options,
             run,
         } => Plan {
-            udp: Some((peer, udp)),
-            tcp: Some((peer, tcp.tcp_port)),
+            udp: peer.map(|peer| (peer, udp)),
+            tcp: peer.map(|peer| (peer, tcp.tcp_port)),
             dirty: (dirty_mib > 0).then_some((dirty_mib, dirty_mib_per_second)),
             disk: (!disk.is_empty()).then_some((disk, disk_options)),
             run,

@@ -22,8 +22,9 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Runs all loads until killed, or for --seconds.
     Load {
-        #[command(flatten)]
-        peer: Peer,
+        /// The peer's IPv4 address; without one, the NIC is left alone.
+        #[arg(long)]
+        peer: Option<Ipv4Addr>,
         #[command(flatten)]
         udp: UdpOptions,
         #[command(flatten)]
