@@ -487,11 +487,14 @@ impl Testbed {
             (false, false) => format!("load {dirty}"),
         };
         // The load outlives the shell that starts it.
-        self.shell(&format!("lab-guest {load} > /tmp/load.log 2>&1 &"))?;
+        self.shell(&format!(
+            "lab-guest {load} > /tmp/load.log 2>&1 & load=$!; \
+             until lab-guest report > /dev/null 2>&1; do kill -0 $load || exit 0; usleep 50000; done"
+        ))?;
         let flowing = self.wait_for_traffic();
         if flowing.is_err() {
             let log = self
-                .shell("cat /tmp/load.log; ip addr; dmesg | tail -n 20")
+                .shell("cat /tmp/load.log; ip addr; ls /dev/nvme*; dmesg | grep -i nvme; dmesg | tail -n 20")
                 .unwrap_or_default();
             return flowing.context(format!("the guest said:\n{log}"));
         }
