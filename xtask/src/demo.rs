@@ -9,7 +9,8 @@ use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
 use load_format::DiskReport;
 use testbed::{
-    Help, Migration, NetworkSummary, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed, summarise,
+    Help, Migration, NetworkSummary, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed,
+    summarise,
 };
 
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
@@ -200,9 +201,8 @@ fn line(migration: &Migration) -> String {
         Some(stale) => format!(", {stale} stale pages"),
         None => String::new(),
     };
-    let outage = |what: &str, ms: Option<f64>| {
-        ms.map_or(String::new(), |ms| format!(", {what} {ms:.0} ms"))
-    };
+    let outage =
+        |what: &str, ms: Option<f64>| ms.map_or(String::new(), |ms| format!(", {what} {ms:.0} ms"));
     format!(
         "VM pause {:.0} ms{}{}{stale}",
         migration.report.vm_pause_ms,

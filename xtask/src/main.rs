@@ -16,6 +16,7 @@ mod house;
 mod lab;
 mod licences;
 mod lint;
+mod power_cut;
 mod test;
 mod workspace;
 
@@ -57,6 +58,8 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Measure what vferry promises, and print it.
     Bench(bench::Bench),
+    /// Cut the source's power at random moments, and look for what the guest's disk had promised.
+    PowerCut(power_cut::PowerCut),
     /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
     Demo(demo::Demo),
 }
@@ -64,6 +67,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => return demo::run(&demo),
+        Command::PowerCut(options) => return power_cut::run(&options),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),

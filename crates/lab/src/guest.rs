@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -263,6 +264,16 @@ impl Vm {
     /// All that QEMU itself wrote.
     pub fn log(&self) -> String {
         read_lossy(&self.log)
+    }
+
+    /// Kills QEMU, as when its host's power is cut. It has ended when this returns.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// How QEMU ended; `None` while it runs.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        self.process.exit_status()
     }
 
     /// Ends QEMU in order and waits for it.

@@ -82,6 +82,22 @@ impl Guarded {
             .flatten()
     }
 
+    /// Kills it, and all that it has started in its process group. It has ended when this returns.
+    pub fn kill(&self) {
+        // The guardian is not reaped yet, so its id still names this group and no other.
+        if let Some(group) = i32::try_from(self.guardian.id())
+            .ok()
+            .and_then(Pid::from_raw)
+        {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self
+            .child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait();
+    }
+
     /// Waits for it to end by itself.
     pub fn wait(&self, deadline: Instant) -> Option<ExitStatus> {
         loop {
@@ -96,18 +112,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // The guardian is not reaped yet, so its id still names this group and no other.
-        if let Some(group) = i32::try_from(self.guardian.id())
-            .ok()
-            .and_then(Pid::from_raw)
-        {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        let _ = self
-            .child
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wait();
+        self.kill();
         let _ = self.guardian.wait();
     }
 }

@@ -83,6 +83,21 @@ fn a_guest_boots_to_a_shell() {
     );
 }
 
+/// Each orphan's end interrupts process 1, also while a request is on the line.
+#[test]
+fn a_guest_whose_orphans_end_all_the_time_hears_every_request() {
+    let (lab, folder) = (lab(), tempfile::tempdir().unwrap());
+    let vm = Vm::builder(&lab, folder.path(), "vm").spawn().unwrap();
+    vm.wait_ready(BOOT).unwrap();
+    let shell = |command: &str| vm.shell(command, COMMAND).unwrap();
+    shell("(while :; do (usleep 1000 & usleep 1000 &); done) > /dev/null 2>&1 &");
+    for number in 0..40 {
+        // Longer than the line's FIFO, so that it comes in pieces.
+        let answer = shell(&format!("echo {number} # {}", "x".repeat(300)));
+        assert_eq!(answer.success().unwrap(), format!("{number}\n"));
+    }
+}
+
 #[test]
 fn a_panic_is_told_with_the_consoles_last_words() {
     let (lab, folder) = (lab(), tempfile::tempdir().unwrap());

@@ -187,6 +187,12 @@ impl Host {
         &self.process
     }
 
+    /// Kills both processes, as when the host's power is cut. They have ended when this returns.
+    pub fn kill(&self) {
+        self.process.kill();
+        self.vm.kill();
+    }
+
     /// Ends QEMU, and sees vferry end after it by itself.
     ///
     /// # Errors

@@ -256,6 +256,17 @@ impl Testbed {
         Ok(serde_json::from_str(&self.shell("lab-guest report")?)?)
     }
 
+    /// The same, once a guest with a disk has read again all that it has written there.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn final_report(&self) -> Result<GuestReport> {
+        if self.disk_report()?.is_some() {
+            self.shell("lab-guest verify > /dev/null")?;
+        }
+        self.guest_report()
+    }
+
     /// Waits until every kind of load has flowed both ways since now.
     ///
     /// # Errors
@@ -301,7 +312,9 @@ impl Testbed {
         if !self.options.disk || !self.options.load {
             return Ok(None);
         }
-        Ok(Some(self.guest_report()?.disk.context("no disk is loaded")?))
+        Ok(Some(
+            self.guest_report()?.disk.context("no disk is loaded")?,
+        ))
     }
 
     /// Starts a host that waits for the guest.

@@ -248,7 +248,7 @@ impl Summary {
 /// # Errors
 /// When the guest does not answer.
 pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary> {
-    let guest = testbed.guest_report()?;
+    let guest = testbed.final_report()?;
     let spread = |value: &dyn Fn(&Migration) -> Option<f64>| {
         Spread::of(migrations.iter().filter_map(value).collect())
     };
