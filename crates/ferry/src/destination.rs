@@ -206,7 +206,8 @@ impl Destination<'_> {
             if let Err(error) = told {
                 tracing::error!(%error, "the VM runs here, but the source could not be told");
             }
-            self.vm.set_recovered(recovery.complete(running));
+            let (recovered, late) = recovery.complete(running);
+            self.vm.set_recovered(recovered, late);
         });
         Ok(arrival)
     }

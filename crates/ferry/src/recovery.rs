@@ -49,6 +49,8 @@ pub enum Outcome {
     Started(Times),
     /// No driver used it: bus mastering was off, and no error was reported.
     NotInUse,
+    /// The guest restarted its machine, and starts it as after power-on.
+    Restarted,
     /// It does not work: why.
     Failed(String),
 }
@@ -172,29 +174,36 @@ impl<'a> Recovery<'a> {
         Ok(this)
     }
 
-    /// Sees the devices through it, of a VM that runs since `running`.
-    pub(crate) fn complete(self, running: Instant) -> Vec<Recovered> {
+    /// Sees the devices through it, of a VM that runs since `running`. What the guest may still do
+    /// is left in the second list, to be [seen to](see_to) when it does.
+    pub(crate) fn complete(mut self, running: Instant) -> (Vec<Recovered>, Vec<Late>) {
         let idle = self.not_in_use.iter();
         let mut done: Vec<_> = idle
             .map(|slot| recovered(slot, Outcome::NotInUse))
             .collect();
-        let mut waiting: Vec<_> = self
-            .in_use
-            .iter()
+        let mut late = Vec::new();
+        let waiting = self.in_use.iter();
+        let mut waiting: Vec<_> = waiting
             .map(|(slot, function)| (*slot, *function, Step::Reset))
             .collect();
         // One after the other: two that stop the vCPUs and select configuration registers at a time
         // would do so for each other.
         while !waiting.is_empty() {
-            let late = running.elapsed() > PATIENCE;
+            let is_over = running.elapsed() > PATIENCE;
             waiting.retain_mut(|(slot, function, step)| {
                 let outcome = match go_on(self.qmp, slot, function, *step, running) {
                     Ok(Progress::Started(times)) => Outcome::Started(times),
-                    Ok(Progress::Waiting(next)) if !late => {
+                    Ok(Progress::Restarted) => Outcome::Restarted,
+                    Ok(Progress::Waiting(next)) if !is_over => {
                         *step = next;
                         return true;
                     }
-                    Ok(Progress::Waiting(next)) => Outcome::Failed(next.too_late().to_string()),
+                    Ok(Progress::Waiting(next)) => {
+                        if let Step::Reset = next {
+                            late.push(Late((*function).clone()));
+                        }
+                        Outcome::Failed(next.too_late().to_string())
+                    }
                     Err(why) => Outcome::Failed(why.to_string()),
                 };
                 done.push(recovered(slot, outcome));
@@ -202,8 +211,36 @@ impl<'a> Recovery<'a> {
             });
             std::thread::sleep(LOOK);
         }
-        done
+        // These still have to be absent when the reset comes.
+        self.in_use
+            .retain(|(_, function)| late.iter().all(|late| late.0.name != function.name));
+        (done, late)
     }
+}
+
+/// A device whose guest has not reset it within [`PATIENCE`]: it may be stuck, and go on later.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Late(Function);
+
+/// Programs those of the devices `late` that the guest has reset meanwhile, and takes them from the
+/// list.
+///
+/// # Errors
+/// When QEMU does not do it; the device answers, and is off the list.
+pub(crate) fn see_to(late: &mut Vec<Late>, slots: &[Slot], qmp: &Qmp) -> Result<(), RestoreError> {
+    let slot_of = |late: &Late| {
+        let mut slots = slots.iter();
+        slots.find(|slot| slot.endpoint.name() == late.0.name)
+    };
+    let has_left = |late: &mut Late| slot_of(late).is_some_and(|slot| slot.endpoint.has_left());
+    let gone: Vec<_> = late.extract_if(.., has_left).collect();
+    for gone in gone {
+        if let Some(slot) = slot_of(&gone) {
+            tracing::info!(device = gone.0.name, "reset by the guest, late");
+            answer(qmp, slot, &gone.0)?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Recovery<'_> {
@@ -243,6 +280,7 @@ impl Step {
 enum Progress {
     Waiting(Step),
     Started(Times),
+    Restarted,
 }
 
 /// Why a device does not work.
@@ -257,13 +295,11 @@ enum NotRecovered {
          have no error handlers"
     )]
     NotStarted,
-    #[error("it could not be programmed after its reset: {0}")]
-    Restore(#[from] RestoreError),
     #[error(
-        "it could not be programmed after its reset: {0}. The VM may be paused there: QMP `cont` \
+        "it could not be programmed after its reset: {0}. If the VM is paused there, QMP `cont` \
          lets it run"
     )]
-    Qmp(#[from] QmpError),
+    Restore(#[from] RestoreError),
 }
 
 fn go_on(
@@ -278,10 +314,9 @@ fn go_on(
         Step::Reset if slot.endpoint.has_left() => {
             let reset_ms = millis(running.elapsed());
             tracing::info!(device = name, after_ms = reset_ms, "reset by the guest");
-            qmp.at_rest(|| {
-                slot.endpoint.appear();
-                restore::program_anew(qmp, slot, function)
-            })??;
+            if !answer(qmp, slot, function)? {
+                return Ok(Progress::Restarted);
+            }
             let answered_ms = millis(running.elapsed());
             tracing::info!(device = name, after_ms = answered_ms, "programmed anew");
             Ok(Progress::Waiting(Step::Start {
@@ -299,4 +334,21 @@ fn go_on(
         })),
         step => Ok(Progress::Waiting(step)),
     }
+}
+
+/// The device, which the guest has reset, is programmed as it was and answers. `false` if it was the
+/// whole machine that was reset: it answers then as after power-on.
+fn answer(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<bool, RestoreError> {
+    let done = qmp.at_rest(|| {
+        slot.endpoint.appear();
+        // A reset of the bus leaves the port that has made it as it was.
+        if let Place::RootPort(at) = slot.place
+            && root_port::is_as_after_reset(qmp, at)?
+        {
+            return Ok(false);
+        }
+        restore::program_anew(qmp, slot, function)?;
+        Ok(true)
+    });
+    done?
 }

@@ -97,6 +97,14 @@ pub fn program(qmp: &Qmp, slots: &[Slot], ports: &[RootPort]) -> Result<(), Rest
     }
 }
 
+/// Whether the root port at `at` has no bus behind it, as before firmware has given it a number.
+pub(crate) fn is_as_after_reset(qmp: &Qmp, at: PciAddress) -> Result<bool, QmpError> {
+    let functions = qmp.pci_functions()?;
+    let port = functions.iter().find(|function| function.address == at);
+    let bridge = port.and_then(|port| port.bridge.as_ref());
+    Ok(bridge.is_some_and(|bridge| bridge.secondary == 0))
+}
+
 /// Has the root port at `at` report a fatal error.
 pub(crate) fn report_error(qmp: &Qmp, at: PciAddress) -> Result<(), RestoreError> {
     let functions = qmp.pci_functions()?;

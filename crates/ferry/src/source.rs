@@ -296,6 +296,13 @@ impl Source<'_> {
                  start it as well: use --strategy cooperative"
             ));
         }
+        if options.strategy != Some(Strategy::Recovery) && self.vm.has_late() {
+            reasons.push(
+                "the guest has yet to recover a device with which it came here: use --strategy \
+                 recovery again"
+                    .into(),
+            );
+        }
         if options.strategy == Some(Strategy::Sleep) && !self.qmp.can_suspend()? {
             reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
         }
@@ -543,7 +550,7 @@ fn recovered(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
                 last = Some(times.started_ms.max(last.unwrap_or_default()));
                 device.recovered = Some(times);
             }
-            Some(Outcome::NotInUse) => {}
+            Some(Outcome::NotInUse | Outcome::Restarted) => {}
             Some(Outcome::Failed(why)) => device.fault = Some(link::printable(&why)),
             None => device.fault = Some("the destination does not speak of it".into()),
         }

@@ -23,15 +23,17 @@ use std::time::{Duration, Instant};
 use control_device::Tracked;
 use device::Claim;
 use device::lifecycle::Migratable;
-use endpoint::{Carry, EndpointError, Endpoints};
+use endpoint::{Carry, Endpoint, EndpointError, Endpoints};
+use qemu::Qmp;
 use sidecar::LogHandle;
 
 use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::cooperative::help::{Help, Step};
 use crate::digest::{GuestRam, MemoryDigest, Urgency};
-use crate::recovery::Recovered;
+use crate::recovery::{self, Late, Recovered};
 use crate::report::Marks;
+use crate::restore::{RestoreError, Slot};
 
 pub use drain::Drainer;
 pub use hooks::VmHooks;
@@ -65,6 +67,8 @@ struct State {
     ending: Option<Ending>,
     /// The devices whose drivers are to start them anew at the destination, by index.
     to_recover: Vec<usize>,
+    /// The devices that a guest which has come here has yet to reset.
+    late: Vec<Late>,
     /// What of each device goes over, decided when they were halted.
     carry: Vec<Carry>,
     logging: bool,
@@ -426,10 +430,43 @@ impl Vm {
         self.0.changed.notify_all();
     }
 
-    pub(crate) fn set_recovered(&self, recovered: Vec<Recovered>) {
-        if let Some(session) = &mut self.lock().session {
+    pub(crate) fn set_recovered(&self, recovered: Vec<Recovered>, late: Vec<Late>) {
+        let mut state = self.lock();
+        if let Some(session) = &mut state.session {
             session.recovered = recovered;
         }
+        state.late = late;
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// Waits for such a device, however long it takes.
+    pub fn wait_late(&self) {
+        self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| {
+            !state.late.is_empty()
+        });
+    }
+
+    /// Whether the guest has yet to reset a device with which it came here by `recovery`.
+    pub(crate) fn has_late(&self) -> bool {
+        !self.lock().late.is_empty()
+    }
+
+    /// Whether it has reset one, so that [`Vm::see_to_late`] has to be called.
+    pub fn is_late_due(&self) -> bool {
+        let late = !self.lock().late.is_empty();
+        late && self.0.endpoints.0.iter().any(Endpoint::has_left)
+    }
+
+    /// Programs what the guest has reset at last, as it was.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn see_to_late(&self, qmp: &Qmp, slots: &[Slot]) -> Result<(), RestoreError> {
+        let mut late = std::mem::take(&mut self.lock().late);
+        let result = recovery::see_to(&mut late, slots, qmp);
+        self.lock().late = late;
+        result
     }
 
     /// The incoming migration's session, which is over.

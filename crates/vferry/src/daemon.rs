@@ -178,6 +178,7 @@ impl Shared {
         };
         if qmp.run_status()?.status != RunState::InMigrate {
             self.vm.start_here()?;
+            tracing::info!("the VM starts here");
         }
         if let Err(error) = self.facts(&qmp) {
             tracing::error!("this VM cannot be migrated: {error:#}");

@@ -265,6 +265,16 @@ fn save(state: &State, endpoints: &Endpoints, stopped: Stopped) -> Result<Vec<u8
             "the guest has started a device that it had stopped for the migration: migrate again",
         ));
     }
+    let mut to_recover = state
+        .to_recover
+        .iter()
+        .filter_map(|&index| endpoints.0.get(index));
+    if let Some(device) = to_recover.find(|device| device.has_left()) {
+        return Err(Veto::new(format!(
+            "the guest has just reset device `{}`, which it had yet to recover: migrate again",
+            device.name()
+        )));
+    }
     let states = state
         .stage
         .save(&state.carry)

@@ -10,12 +10,20 @@ use ferry::link::{Link, Message};
 use super::Shared;
 use crate::stream::Acceptor;
 
-/// After a connection that could not be taken, for want of descriptors or memory.
-const PAUSE: Duration = Duration::from_millis(100);
+/// After a connection that could not be taken, for want of descriptors or memory, or a monitor that
+/// does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
 const REFUSAL: Duration = Duration::from_secs(5);
+/// How often a device is looked at that the guest may reset at any time: kernels wait for one that
+/// does not answer, for a minute in Linux.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) fn serve(listener: Acceptor, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let shared = Arc::clone(shared);
+    let late = Arc::clone(&shared);
+    thread::Builder::new()
+        .name("late-recovery".into())
+        .spawn(move || see_to_late(&late))?;
     thread::Builder::new().name("link".into()).spawn(move || {
         loop {
             match listener.accept() {
@@ -42,6 +50,25 @@ fn receive(shared: &Shared, link: &mut Link) {
             tracing::error!("no VM is taken in: {error:#}");
             let reason = format!("at the destination: {error:#}");
             let _ = link.send(&Message::Abort { reason }, REFUSAL);
+        }
+    }
+}
+
+/// A guest that was stuck when it came may recover its devices at any later time.
+fn see_to_late(shared: &Shared) {
+    loop {
+        shared.vm.wait_late();
+        thread::sleep(LOOK);
+        // A migration that is under way gives up when it finds such a device.
+        if shared.vm.is_late_due()
+            && let Some(_guard) = shared.begin_migration()
+        {
+            let qmp = shared.monitor();
+            let seen_to = qmp.and_then(|qmp| Ok(shared.vm.see_to_late(&qmp, &shared.slots)?));
+            if let Err(error) = seen_to {
+                tracing::error!("a device that the guest has reset does not work: {error:#}");
+                thread::sleep(PAUSE);
+            }
         }
     }
 }
