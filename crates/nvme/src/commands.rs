@@ -4,39 +4,81 @@ use device::GuestMemory;
 
 use crate::budget::Budget;
 use crate::controller::Controller;
-use crate::spec::commands::Completion;
+use crate::engine::Operation;
+use crate::flights::Owner;
+use crate::spec::commands::{Completion, admin, low};
 use crate::spec::registers::QUEUES;
 use crate::spec::status::Status;
 use crate::state::{COMMANDS, Command, ControllerState, Shutdown};
+
+/// What giving back a range is counted as, in bytes: the file system has work with it.
+const RANGE_COST: usize = 32 << 10;
 
 /// What became of a command in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It is done, with this result.
     Done(u32),
-    /// There is more to do.
-    More,
+    /// An operation on a backing was begun, whose end is its next step.
+    Begun,
+    /// It waits for what others do.
+    Waits,
     /// It waits for an event, as an entry of the state's own; it has no completion now.
     Held,
 }
 
+/// What is known of a command under way beyond the state. It is found out again when it is lost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Notes {
+    /// What it had to find durable, or make durable, is.
+    pub(crate) forced: bool,
+    /// The backing cannot zero a range but by writing.
+    pub(crate) writes_zeros: bool,
+}
+
 impl Controller {
-    /// Works as far as the call's budget allows; says whether there is more to do.
+    /// Works as far as the call's budget allows; says whether there is more to do at once.
     pub(crate) fn work(&mut self, memory: &dyn GuestMemory) -> bool {
         let mut budget = Budget::default();
         while self.is_working() && !budget.is_used_up() {
+            let landed = self.land(memory);
             let went_on = self.go_on(memory, &mut budget);
             let took = self.take_commands(memory, &mut budget);
-            if !went_on && !took {
-                return false;
+            if !landed && !went_on && !took {
+                break;
             }
         }
-        self.is_working()
+        // All that was begun goes to the system at once, and some of it has ended by then.
+        self.flights.submit();
+        self.flights.clear();
+        let landed = self.land(memory);
+        self.is_working() && (landed || budget.is_used_up())
     }
 
-    fn is_working(&self) -> bool {
+    pub(crate) fn is_working(&self) -> bool {
         let registers = &self.state.registers;
         registers.ready && !registers.fatal && registers.shutdown != Shutdown::Complete
+    }
+
+    /// Takes the results of operations that have ended, all of them: they were in the budget when
+    /// they were begun.
+    fn land(&mut self, memory: &dyn GuestMemory) -> bool {
+        let mut any = self.flights.collect();
+        let command = |owner| matches!(owner, Owner::Command(_));
+        while let Some(landed) = self.flights.land(command) {
+            any = true;
+            if let Owner::Command(slot) = landed.owner
+                && self.is_working()
+                && let Some(mut command) = self.state.commands[slot]
+            {
+                match self.landed(slot, &mut command, &landed, memory) {
+                    Ok(()) => self.state.commands[slot] = Some(command),
+                    Err(status) => self.fail(slot, status, memory),
+                }
+            }
+            self.flights.recycle(landed.buffer);
+        }
+        any
     }
 
     /// One step of each command under way.
@@ -48,10 +90,7 @@ impl Controller {
             }
             let slot = self.next_command;
             self.next_command = (slot + 1) % COMMANDS;
-            if let Some(command) = self.state.commands[slot].take() {
-                any = true;
-                self.step(slot, command, memory, budget);
-            }
+            any |= self.step(slot, memory, budget);
         }
         any
     }
@@ -70,35 +109,80 @@ impl Controller {
                 && let Some(command) = self.state.take_command(queue, memory)
             {
                 any = true;
-                self.step(slot, command, memory, budget);
+                self.state.commands[slot] = Some(command);
+                self.notes[slot] = Notes::default();
+                self.step(slot, memory, budget);
             }
         }
         any
     }
 
-    /// Does a part of `command`, for which `slot` is free.
-    fn step(
-        &mut self,
-        slot: usize,
-        mut command: Command,
-        memory: &dyn GuestMemory,
-        budget: &mut Budget,
-    ) {
-        budget.spend(1, 0);
-        let entry = command.entry;
-        let step = if entry.unsupported_flags() != 0 {
+    /// Takes the next step of a slot's command, if there is one that has no operation under way.
+    /// Says whether that has changed anything.
+    fn step(&mut self, slot: usize, memory: &dyn GuestMemory, budget: &mut Budget) -> bool {
+        let Some(mut command) = self.state.commands[slot] else {
+            return false;
+        };
+        if self.flights.has(Owner::Command(slot)) {
+            return false;
+        }
+        let step = if command.entry.unsupported_flags() != 0 {
             Err(Status::INVALID_FIELD)
         } else if command.sq == 0 {
-            self.admin_command(&entry, memory)
+            self.admin_command(slot, &command, memory, budget)
         } else {
-            self.io_command(&mut command, memory, budget)
+            self.io_command(slot, &mut command, memory, budget)
         };
-        match step {
-            Ok(Step::More) => self.state.commands[slot] = Some(command),
-            Ok(Step::Held) => {}
-            Ok(Step::Done(result)) => self.complete(&command, Status::SUCCESS, result, memory),
-            Err(status) => self.complete(&command, status, 0, memory),
+        if step == Ok(Step::Waits) {
+            return false;
         }
+        budget.spend(1, 0);
+        match step {
+            Ok(Step::Begun | Step::Waits) => self.state.commands[slot] = Some(command),
+            Ok(Step::Held) => self.state.commands[slot] = None,
+            Ok(Step::Done(result)) => {
+                self.state.commands[slot] = None;
+                self.complete(&command, Status::SUCCESS, result, memory);
+            }
+            Err(status) => self.fail(slot, status, memory),
+        }
+        true
+    }
+
+    fn fail(&mut self, slot: usize, status: Status, memory: &dyn GuestMemory) {
+        if let Some(command) = self.state.commands[slot].take() {
+            self.complete(&command, status, 0, memory);
+        }
+    }
+
+    /// Begins an operation of a slot's command, for which there is a place.
+    pub(crate) fn begin(
+        &mut self,
+        slot: usize,
+        operation: Operation,
+        buffer: Vec<u8>,
+        backing: usize,
+        budget: &mut Budget,
+    ) -> Step {
+        match operation {
+            Operation::Read { len, .. } | Operation::Write { len, .. } => budget.spend(0, len),
+            // May take long where it is waited for: the lock is to be given up after it.
+            Operation::Flush => budget.spend_all(),
+            Operation::Zero { .. } => budget.spend(0, RANGE_COST),
+        }
+        let on = (backing, &*self.backings[backing]);
+        let owner = Owner::Command(slot);
+        self.flights.begin(owner, operation, buffer, on);
+        Step::Begun
+    }
+
+    /// Whether the next operation of a command may be begun.
+    pub(crate) fn may_begin(&self, command: &Command) -> Result<bool, Status> {
+        // Its queue goes, and with it all that would only begin now (5.6).
+        if self.state.is_being_deleted(command.sq) {
+            return Err(Status::SQ_DELETED);
+        }
+        Ok(self.flights.has_place())
     }
 
     /// Completes a command that is in no slot any more.
@@ -129,7 +213,7 @@ impl ControllerState {
     fn take_command(&mut self, queue: usize, memory: &dyn GuestMemory) -> Option<Command> {
         // A shutdown waits for what is under way, not for more.
         let sq = self.submission[queue].filter(|_| self.registers.shutdown == Shutdown::None)?;
-        if sq.is_empty() || !self.has_room(sq.completion) {
+        if sq.is_empty() || self.is_being_deleted(sq_id(queue)?) || !self.has_room(sq.completion) {
             return None;
         }
         let Ok(entry) = sq.peek(memory) else {
@@ -139,9 +223,17 @@ impl ControllerState {
         };
         self.submission[queue].as_mut()?.take();
         Some(Command {
-            sq: u16::try_from(queue).ok()?,
+            sq: sq_id(queue)?,
             entry,
             done: 0,
+        })
+    }
+
+    /// Whether a command to delete this queue is under way.
+    pub(crate) fn is_being_deleted(&self, sq: u16) -> bool {
+        self.commands.iter().flatten().any(|command| {
+            let entry = &command.entry;
+            (command.sq, entry.opcode(), low(entry.cdw(10))) == (0, admin::DELETE_SQ, sq)
         })
     }
 
@@ -201,4 +293,8 @@ impl ControllerState {
             *raised |= 1 << vector;
         }
     }
+}
+
+fn sq_id(queue: usize) -> Option<u16> {
+    u16::try_from(queue).ok()
 }

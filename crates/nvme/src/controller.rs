@@ -2,17 +2,30 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use device::{Access, Claim, Model, Progress, Reset, StateError, StateRecord};
 
 use crate::backing::Backing;
+use crate::commands::Notes;
 use crate::counters::Counters;
+use crate::engine::{self, Engine, Operation};
+use crate::flights::{Flights, Owner};
 use crate::identity::{ConfigError, ControllerConfig};
 use crate::prp::Pieces;
 use crate::saved;
 use crate::spec::logs::Event;
 use crate::spec::pci::REGISTER_BAR;
-use crate::state::{ControllerState, Shutdown};
+use crate::state::{COMMANDS, ControllerState, Shutdown};
+
+/// How long the backings may take to end what is under way.
+const DRAIN: Duration = Duration::from_secs(10);
+/// When to look whether a shutdown is done, where no descriptor tells.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// When to try again what the system had no room for.
+const RETRY: Duration = Duration::from_millis(1);
+/// Why a controller can neither be saved nor let go of its backings.
+const UNDER_WAY: &str = "operations on its disks are under way: it is to be drained first";
 
 /// An `NVMe` controller.
 ///
@@ -25,9 +38,15 @@ pub struct Controller {
     pub(crate) counters: Counters,
     pub(crate) pieces: Pieces,
     /// The backings may be used.
-    pub(crate) acquired: bool,
-    /// Data between backing and guest memory.
-    pub(crate) buffer: Vec<u8>,
+    acquired: bool,
+    /// What is under way on the backings.
+    pub(crate) flights: Flights,
+    /// Of the commands under way, by their slot.
+    pub(crate) notes: [Notes; COMMANDS],
+    /// Backings that are durable already, while a shutdown is occurring.
+    flushed: usize,
+    /// Nothing is begun: the state is to be saved. Until the guest runs again.
+    drained: bool,
     /// Vectors whose message is due, one bit for each. None is left when a call returns.
     pub(crate) raised: u32,
     /// The queue whose turn it is.
@@ -39,11 +58,22 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller as after power-on.
+    /// A controller as after power-on, with the best engine that there is here.
     ///
     /// # Errors
     /// When there can be no controller as `config` says.
     pub fn new(config: ControllerConfig) -> Result<Self, ConfigError> {
+        Self::with_engine(config, engine::best())
+    }
+
+    /// A controller as after power-on, whose operations `engine` carries out.
+    ///
+    /// # Errors
+    /// When there can be no controller as `config` says.
+    pub fn with_engine(
+        config: ControllerConfig,
+        engine: Box<dyn Engine>,
+    ) -> Result<Self, ConfigError> {
         let (identity, namespaces, backings) = config.check()?;
         Ok(Self {
             state: ControllerState::new(identity, &namespaces),
@@ -51,7 +81,10 @@ impl Controller {
             acquired: false,
             counters: Counters::default(),
             pieces: Pieces::default(),
-            buffer: Vec::new(),
+            flights: Flights::new(engine),
+            notes: [Notes::default(); COMMANDS],
+            flushed: 0,
+            drained: false,
             raised: 0,
             next_queue: 0,
             next_command: 0,
@@ -69,6 +102,11 @@ impl Controller {
         self.counters
     }
 
+    /// Operations on backings that were begun and have not ended.
+    pub fn under_way(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Sends the messages that are due.
     fn deliver(&mut self, access: &Access<'_>) {
         let mut raised = std::mem::take(&mut self.raised);
@@ -82,20 +120,55 @@ impl Controller {
         }
     }
 
-    /// A shutdown is complete when no command is under way and all is durable (7.6.2).
-    fn finish_shutdown(&mut self) {
-        let registers = &mut self.state.registers;
+    /// A shutdown is complete when no command is under way and all is durable (7.6.2). Needs no
+    /// guest memory. Says when to look again, if nothing else tells.
+    fn shut_down(&mut self, has_memory: bool) -> Option<Duration> {
+        let fatal = self.state.registers.fatal;
         let idle = self.state.commands.iter().all(Option::is_none);
-        if registers.shutdown != Shutdown::Occurring || !(idle || registers.fatal) {
-            return;
+        let occurring = self.state.registers.shutdown == Shutdown::Occurring;
+        if !occurring || !(idle || fatal) || self.drained {
+            return None;
         }
-        registers.shutdown = Shutdown::Complete;
-        for backing in &self.backings {
-            self.counters.flushes += 1;
-            // The guest can do nothing about it any more; the operator can.
-            if backing.flush().is_err() {
-                self.state.usage.media_errors += 1;
+        // Commands go no further after a fatal error.
+        self.flights.disown(|owner| owner != Owner::Shutdown);
+        loop {
+            self.flights.collect();
+            while let Some(landed) = self.flights.land(|_| true) {
+                self.flushed += 1;
+                // The guest can do nothing about it any more; the operator can.
+                if landed.result.is_err() {
+                    self.media_error();
+                }
             }
+            if !self.flights.is_empty() {
+                // Without memory the owner does not wait for the descriptor.
+                return (!has_memory).then_some(LOOK_AGAIN);
+            }
+            let Some(backing) = self.backings.get(self.flushed) else {
+                self.flushed = 0;
+                self.state.registers.shutdown = Shutdown::Complete;
+                return None;
+            };
+            self.counters.flushes += 1;
+            let on = (self.flushed, &**backing);
+            let (owner, flush) = (Owner::Shutdown, Operation::Flush);
+            self.flights.begin(owner, flush, Vec::new(), on);
+            self.flights.submit();
+        }
+    }
+
+    /// What was under way is forgotten, by a reset or for another state.
+    fn forget_flights(&mut self) {
+        self.flights.disown(|_| true);
+        self.notes = [Notes::default(); COMMANDS];
+        self.flushed = 0;
+    }
+
+    /// The guest runs, as it has done something.
+    fn wake(&mut self) {
+        if self.drained {
+            self.drained = false;
+            self.work_left = true;
         }
     }
 
@@ -131,20 +204,32 @@ impl Controller {
 impl Model for Controller {
     fn read(&mut self, bar: u8, offset: u64, data: &mut [u8], _access: &Access<'_>) {
         data.fill(0);
+        self.wake();
         if bar == REGISTER_BAR {
             self.state.read_registers(offset, data);
         }
     }
 
     fn write(&mut self, bar: u8, offset: u64, data: &[u8], _access: &Access<'_>) {
+        self.wake();
         if bar == REGISTER_BAR {
+            let was_ready = self.state.registers.ready;
             self.work_left |= self.state.write_registers(offset, data);
+            let registers = &self.state.registers;
+            if was_ready && !registers.ready {
+                self.forget_flights();
+            } else if registers.shutdown != Shutdown::Occurring {
+                self.flights.disown(|owner| owner == Owner::Shutdown);
+                self.flushed = 0;
+            }
         }
     }
 
     /// Both kinds leave what a power cycle would: who the controller is, its logs and counters.
     fn reset(&mut self, _kind: Reset) {
         self.state.power_on();
+        self.forget_flights();
+        self.drained = false;
         self.work_left = false;
     }
 
@@ -155,24 +240,33 @@ impl Model for Controller {
         }
         let mut more = false;
         if let Some(memory) = access.memory {
+            self.drained = false;
             more = self.work(memory);
             self.state.report_events(memory, &mut self.raised);
         }
-        self.finish_shutdown();
+        let wait = self.shut_down(access.memory.is_some());
+        let submitted = self.flights.submit();
         self.deliver(access);
-        if more {
-            Progress::More
-        } else {
-            Progress::Idle(None)
+        match more {
+            true => Progress::More,
+            false if submitted => Progress::Idle(wait),
+            false => Progress::Idle(Some(RETRY)),
         }
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.flights.descriptor()
     }
 
     fn needs_poll(&self) -> bool {
         self.work_left
+    }
+
+    /// Commands whose operations these were begin them again when the controller goes on.
+    fn drain(&mut self) -> io::Result<()> {
+        self.forget_flights();
+        self.drained = true;
+        self.flights.drain(DRAIN, &self.backings)
     }
 
     fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
@@ -190,6 +284,7 @@ impl Model for Controller {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, unfit));
         }
         self.acquired = true;
+        self.drained = false;
         self.work_left = true;
         Ok(())
     }
@@ -197,6 +292,9 @@ impl Model for Controller {
     fn release(&mut self, migration: &str) -> io::Result<()> {
         if !self.acquired {
             return Ok(());
+        }
+        if !self.flights.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, UNDER_WAY));
         }
         for index in 0..self.backings.len() {
             let Err(error) = self.backings[index].release(migration) else {
@@ -217,6 +315,9 @@ impl Model for Controller {
     }
 
     fn save(&self) -> Result<StateRecord, StateError> {
+        if !self.flights.is_empty() {
+            return Err(StateError::Encode(UNDER_WAY.into()));
+        }
         saved::save(&self.state)
     }
 
@@ -233,11 +334,13 @@ impl Model for Controller {
             ..Counters::default()
         };
         self.state = state;
+        self.forget_flights();
         self.work_left = true;
         Ok(())
     }
 
     fn resume(&mut self, access: &Access<'_>) {
+        self.drained = false;
         self.notice_growth();
         // A message of an entry that the driver has not taken may have been lost.
         for queue in self.state.completion.iter().flatten() {

@@ -1,8 +1,8 @@
 //! NVM commands (section 6).
 //!
-//! What takes long is done in steps, and [`Command::done`](crate::state::Command) says how far it
-//! is. Nothing is left in flight between two steps: a step that has returned has moved its data
-//! and has the backing's answer.
+//! What a command has to do with a backing is done in steps, each an operation, one at a time; of
+//! several commands, several are under way. [`Command::done`](crate::state::Command) says what of
+//! it has ended, so a command whose operation is lost does that step again.
 
 use std::io;
 
@@ -12,6 +12,8 @@ use crate::admin::MAX_TRANSFER;
 use crate::budget::Budget;
 use crate::commands::Step;
 use crate::controller::Controller;
+use crate::engine::Operation;
+use crate::flights::{BUFFER, Landed};
 use crate::spec::commands::{
     ALL_NAMESPACES, DEAC, DSM_DEALLOCATE, DSM_RANGE_LEN, DSM_RANGES, DsmRange, FUA, PRINFO,
     Submission, io as opcode,
@@ -19,10 +21,8 @@ use crate::spec::commands::{
 use crate::spec::status::Status;
 use crate::state::Command;
 
-/// Bytes of one step.
-const STEP: u64 = 256 << 10;
-/// What giving back a range is counted as, in bytes: the file system has work with it.
-const RANGE_COST: usize = 32 << 10;
+/// Bytes that are compared at a time.
+const PAGE: usize = 4096;
 
 /// What a command on blocks is about, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -35,144 +35,231 @@ struct Span {
 
 impl Span {
     /// What the next step does: its offset in the backing, and its length.
-    fn step(&self, done: u64) -> (u64, u64) {
+    fn step(&self, done: u64) -> (u64, usize) {
         let done = done.min(self.len);
-        (self.start + done, STEP.min(self.len - done))
+        (self.start + done, size(self.len - done).min(BUFFER))
     }
 }
 
 impl Controller {
-    /// Does a part of an I/O command.
+    /// Takes the next step of an I/O command.
     pub(crate) fn io_command(
         &mut self,
+        slot: usize,
         command: &mut Command,
         memory: &dyn GuestMemory,
         budget: &mut Budget,
     ) -> Result<Step, Status> {
         match command.entry.opcode() {
-            opcode::FLUSH => self.flush(&command.entry, budget),
-            opcode::READ => self.read_blocks(command, memory, budget),
-            opcode::WRITE => self.write_blocks(command, memory, budget),
-            opcode::COMPARE => self.compare_blocks(command, memory, budget),
-            opcode::WRITE_ZEROES => self.zero_blocks(command, budget),
-            opcode::DATASET_MANAGEMENT => self.manage_dataset(command, memory, budget),
+            opcode::FLUSH => self.flush(slot, command, budget),
+            opcode::READ | opcode::COMPARE => self.read_blocks(slot, command, budget),
+            opcode::WRITE => self.write_blocks(slot, command, memory, budget),
+            opcode::WRITE_ZEROES => self.zero_blocks(slot, command, budget),
+            opcode::DATASET_MANAGEMENT => self.manage_dataset(slot, command, memory, budget),
             _ => Err(Status::INVALID_OPCODE),
         }
     }
 
-    /// Flush (6.8): what was completed before is durable, of one namespace or of all.
-    fn flush(&mut self, entry: &Submission, budget: &mut Budget) -> Result<Step, Status> {
-        if entry.nsid() == ALL_NAMESPACES {
-            budget.spend_all();
-            self.make_all_durable()?;
-        } else {
-            self.state.namespace(entry.nsid())?;
-            self.make_durable(entry.nsid() as usize - 1, budget)?;
+    /// Takes the result of a command's operation.
+    pub(crate) fn landed(
+        &mut self,
+        slot: usize,
+        command: &mut Command,
+        landed: &Landed,
+        memory: &dyn GuestMemory,
+    ) -> Result<(), Status> {
+        let opcode = (command.sq != 0).then(|| command.entry.opcode());
+        match landed.operation {
+            Operation::Read { len, .. } => self.took_blocks(command, len, landed, memory)?,
+            Operation::Write { len, .. } => {
+                self.written(&landed.result)?;
+                command.done += len as u64;
+                if opcode == Some(opcode::WRITE) {
+                    self.counters.bytes_written += len as u64;
+                    let usage = &mut self.state.usage;
+                    usage.sectors_written = usage.sectors_written.saturating_add(len as u64 >> 9);
+                }
+            }
+            Operation::Flush => {
+                self.written(&landed.result)?;
+                if matches!(opcode, None | Some(opcode::FLUSH)) {
+                    command.done += 1;
+                } else {
+                    self.notes[slot].forced = true;
+                }
+            }
+            Operation::Zero { len, .. } => {
+                let error = landed.result.as_ref().err().map(io::Error::kind);
+                let impossible = error == Some(io::ErrorKind::Unsupported);
+                if !impossible {
+                    self.written(&landed.result)?;
+                }
+                if opcode == Some(opcode::DATASET_MANAGEMENT) {
+                    // To give back a range is a hint.
+                    command.done += 1;
+                } else if impossible {
+                    self.notes[slot].writes_zeros = true;
+                } else {
+                    command.done += len;
+                }
+            }
         }
-        Ok(Step::Done(0))
+        Ok(())
     }
 
-    /// Read (6.9).
+    /// Flush (6.8): what was completed before is durable, of one namespace or of all.
+    fn flush(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        budget: &mut Budget,
+    ) -> Result<Step, Status> {
+        let nsid = command.entry.nsid();
+        if nsid == ALL_NAMESPACES {
+            return self.make_all_durable(slot, command, budget);
+        }
+        self.state.namespace(nsid)?;
+        if command.done > 0 {
+            return Ok(Step::Done(0));
+        }
+        self.make_durable(slot, command, nsid as usize - 1, budget)
+    }
+
+    /// Read (6.9) and Compare (6.6).
     fn read_blocks(
         &mut self,
-        command: &mut Command,
-        memory: &dyn GuestMemory,
+        slot: usize,
+        command: &Command,
         budget: &mut Budget,
     ) -> Result<Step, Status> {
         let span = self.transfer(&command.entry)?;
-        if command.done == 0 {
-            // Force unit access: what is read is what is durable (6.9).
-            if command.entry.cdw(12) & FUA != 0 {
-                self.make_durable(span.backing, budget)?;
-            }
+        if command.done >= span.len {
             self.state.usage.reads = self.state.usage.reads.saturating_add(1);
+            return Ok(Step::Done(0));
+        }
+        // Force unit access: what is read is what is durable (6.9).
+        let force = command.entry.opcode() == opcode::READ && command.entry.cdw(12) & FUA != 0;
+        if force && command.done == 0 && !self.notes[slot].forced {
+            return self.make_durable(slot, command, span.backing, budget);
+        }
+        if !self.may_begin(command)? {
+            return Ok(Step::Waits);
         }
         let (offset, len) = span.step(command.done);
-        let data = self.load(span.backing, offset, len)?;
+        let read = Operation::Read { offset, len };
+        let buffer = self.flights.buffer();
+        Ok(self.begin(slot, read, buffer, span.backing, budget))
+    }
+
+    /// Takes what was read: to guest memory, or to be compared with what is there.
+    fn took_blocks(
+        &mut self,
+        command: &mut Command,
+        len: usize,
+        landed: &Landed,
+        memory: &dyn GuestMemory,
+    ) -> Result<(), Status> {
+        let span = self.transfer(&command.entry)?;
+        if landed.result.is_err() {
+            self.media_error();
+            return Err(Status::UNRECOVERED_READ);
+        }
+        self.counters.bytes_read += len as u64;
+        let usage = &mut self.state.usage;
+        usage.sectors_read = usage.sectors_read.saturating_add(len as u64 >> 9);
         self.pieces
             .resolve(memory, &command.entry, size(span.len))?;
-        self.pieces.each(command.done, data, |address, range| {
-            memory.write(address, &self.buffer[range])
-        })?;
-        Ok(advance(command, span, len, budget))
+        let data = &landed.buffer;
+        let mut same = true;
+        if command.entry.opcode() == opcode::COMPARE {
+            let mut page = [0; PAGE];
+            self.pieces.each(command.done, len, |address, range| {
+                for (ours, ahead) in data[range].chunks(PAGE).zip((0..).step_by(PAGE)) {
+                    let theirs = &mut page[..ours.len()];
+                    memory.read(address.wrapping_add(ahead), theirs)?;
+                    same &= ours == theirs;
+                }
+                Ok(())
+            })?;
+        } else {
+            self.pieces.each(command.done, len, |address, range| {
+                memory.write(address, &data[range])
+            })?;
+        }
+        if !same {
+            return Err(Status::COMPARE_FAILURE);
+        }
+        command.done += len as u64;
+        Ok(())
     }
 
     /// Write (6.15).
     fn write_blocks(
         &mut self,
-        command: &mut Command,
+        slot: usize,
+        command: &Command,
         memory: &dyn GuestMemory,
         budget: &mut Budget,
     ) -> Result<Step, Status> {
         let span = self.transfer(&command.entry)?;
+        if command.done >= span.len {
+            let step = self.force_if_asked(slot, command, span.backing, budget)?;
+            if step == Step::Done(0) {
+                self.state.usage.writes = self.state.usage.writes.saturating_add(1);
+            }
+            return Ok(step);
+        }
+        if !self.may_begin(command)? {
+            return Ok(Step::Waits);
+        }
         let (offset, len) = span.step(command.done);
-        self.receive(command, span, len, memory)?;
-        let written = self.backings[span.backing].write(offset, &self.buffer[..size(len)]);
-        self.written(&written)?;
-        self.counters.bytes_written += len;
-        let usage = &mut self.state.usage;
-        usage.sectors_written = usage.sectors_written.saturating_add(len >> 9);
-        let step = advance(command, span, len, budget);
-        if step != Step::More {
-            self.state.usage.writes = self.state.usage.writes.saturating_add(1);
-            self.force_if_asked(&command.entry, span.backing, budget)?;
+        self.pieces
+            .resolve(memory, &command.entry, size(span.len))?;
+        let mut buffer = self.flights.buffer();
+        let received = self.pieces.each(command.done, len, |address, range| {
+            memory.read(address, &mut buffer[range])
+        });
+        if let Err(error) = received {
+            self.flights.recycle(buffer);
+            return Err(error.into());
         }
-        Ok(step)
-    }
-
-    /// Compare (6.6).
-    fn compare_blocks(
-        &mut self,
-        command: &mut Command,
-        memory: &dyn GuestMemory,
-        budget: &mut Budget,
-    ) -> Result<Step, Status> {
-        let span = self.transfer(&command.entry)?;
-        let (offset, len) = span.step(command.done);
-        let data = self.load(span.backing, offset, len)?;
-        let ours = std::mem::take(&mut self.buffer);
-        let theirs = self.receive(command, span, len, memory);
-        let same = theirs.map(|()| self.buffer[..data] == ours[..data]);
-        self.buffer = ours;
-        if !same? {
-            return Err(Status::COMPARE_FAILURE);
-        }
-        if command.done == 0 {
-            self.state.usage.reads = self.state.usage.reads.saturating_add(1);
-        }
-        Ok(advance(command, span, len, budget))
+        let write = Operation::Write { offset, len };
+        Ok(self.begin(slot, write, buffer, span.backing, budget))
     }
 
     /// Write Zeroes (6.16). It transfers no data, so it may be longer than a transfer.
-    fn zero_blocks(&mut self, command: &mut Command, budget: &mut Budget) -> Result<Step, Status> {
+    fn zero_blocks(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        budget: &mut Budget,
+    ) -> Result<Step, Status> {
         let span = self.span(&command.entry)?;
-        let deallocate = command.entry.cdw(12) & DEAC != 0;
-        let rest = span.len - command.done.min(span.len);
-        let start = span.start + command.done.min(span.len);
-        let zeroed = self.backings[span.backing].zero(start, rest, deallocate);
-        let len = if self.written(&zeroed)? {
-            budget.spend(0, RANGE_COST);
-            rest
-        } else {
-            let (offset, len) = span.step(command.done);
-            self.buffer.clear();
-            self.buffer.resize(size(len), 0);
-            let written = self.backings[span.backing].write(offset, &self.buffer);
-            self.written(&written)?;
-            len
-        };
-        command.done += len;
-        if command.done < span.len {
-            budget.spend(0, size(len));
-            return Ok(Step::More);
+        if command.done >= span.len {
+            return self.force_if_asked(slot, command, span.backing, budget);
         }
-        self.force_if_asked(&command.entry, span.backing, budget)?;
-        Ok(Step::Done(0))
+        if !self.may_begin(command)? {
+            return Ok(Step::Waits);
+        }
+        let (offset, len) = span.step(command.done);
+        if self.notes[slot].writes_zeros {
+            let mut buffer = self.flights.buffer();
+            buffer[..len].fill(0);
+            let write = Operation::Write { offset, len };
+            return Ok(self.begin(slot, write, buffer, span.backing, budget));
+        }
+        let zero = Operation::Zero {
+            offset,
+            len: span.len - command.done,
+            deallocate: command.entry.cdw(12) & DEAC != 0,
+        };
+        Ok(self.begin(slot, zero, Vec::new(), span.backing, budget))
     }
 
     /// Dataset Management (6.7). All but deallocation is a hint.
     fn manage_dataset(
         &mut self,
+        slot: usize,
         command: &mut Command,
         memory: &dyn GuestMemory,
         budget: &mut Budget,
@@ -183,37 +270,30 @@ impl Controller {
             return Ok(Step::Done(0));
         }
         let ranges = u64::from(command.entry.cdw(10) & DSM_RANGES) + 1;
+        if command.done >= ranges {
+            return self.force_if_asked(slot, command, backing, budget);
+        }
+        if !self.may_begin(command)? {
+            return Ok(Step::Waits);
+        }
         let list = size(ranges) * DSM_RANGE_LEN;
         self.pieces.resolve(memory, &command.entry, list)?;
-        self.buffer.clear();
-        self.buffer.resize(list, 0);
-        let buffer = &mut self.buffer;
-        self.pieces.each(0, list, |address, range| {
-            memory.read(address, &mut buffer[range])
+        let mut range = [0; DSM_RANGE_LEN];
+        let at = command.done * DSM_RANGE_LEN as u64;
+        self.pieces.each(at, DSM_RANGE_LEN, |address, part| {
+            memory.read(address, &mut range[part])
         })?;
-        while command.done < ranges && !budget.is_used_up() {
-            let range = self
-                .buffer
-                .as_chunks::<DSM_RANGE_LEN>()
-                .0
-                .get(size(command.done));
-            let range = DsmRange::parse(range.ok_or(Status::INVALID_FIELD)?);
-            let end = range.slba.checked_add(range.blocks.into());
-            if end.is_none_or(|end| end > namespace.blocks) {
-                return Err(Status::LBA_OUT_OF_RANGE);
-            }
-            let shift = namespace.block_shift;
-            let (start, len) = (range.slba << shift, u64::from(range.blocks) << shift);
-            let given_back = self.backings[backing].zero(start, len, true);
-            self.written(&given_back)?;
-            command.done += 1;
-            budget.spend(1, RANGE_COST);
+        let range = DsmRange::parse(&range);
+        let end = range.slba.checked_add(range.blocks.into());
+        if end.is_none_or(|end| end > namespace.blocks) {
+            return Err(Status::LBA_OUT_OF_RANGE);
         }
-        if command.done < ranges {
-            return Ok(Step::More);
-        }
-        self.force_if_asked(&command.entry, backing, budget)?;
-        Ok(Step::Done(0))
+        let zero = Operation::Zero {
+            offset: range.slba << namespace.block_shift,
+            len: u64::from(range.blocks) << namespace.block_shift,
+            deallocate: true,
+        };
+        Ok(self.begin(slot, zero, Vec::new(), backing, budget))
     }
 
     /// The span of a command that transfers data, which MDTS limits.
@@ -242,75 +322,55 @@ impl Controller {
         })
     }
 
-    /// Reads from the backing to the buffer; returns the bytes.
-    fn load(&mut self, backing: usize, offset: u64, len: u64) -> Result<usize, Status> {
-        let bytes = size(len);
-        self.buffer.resize(bytes, 0);
-        if self.backings[backing]
-            .read(offset, &mut self.buffer)
-            .is_err()
-        {
-            self.media_error();
-            return Err(Status::UNRECOVERED_READ);
-        }
-        self.counters.bytes_read += len;
-        let usage = &mut self.state.usage;
-        usage.sectors_read = usage.sectors_read.saturating_add(len >> 9);
-        Ok(bytes)
-    }
-
-    /// Reads the next `len` bytes of a command's data from guest memory to the buffer.
-    fn receive(
-        &mut self,
-        command: &Command,
-        span: Span,
-        len: u64,
-        memory: &dyn GuestMemory,
-    ) -> Result<(), Status> {
-        self.pieces
-            .resolve(memory, &command.entry, size(span.len))?;
-        self.buffer.resize(size(len), 0);
-        let buffer = &mut self.buffer;
-        self.pieces
-            .each(command.done, size(len), |address, range| {
-                memory.read(address, &mut buffer[range])
-            })?;
-        Ok(())
-    }
-
     /// Without a volatile write cache every write is durable when it completes; with one, those
     /// that say so are.
     fn force_if_asked(
         &mut self,
-        entry: &Submission,
+        slot: usize,
+        command: &Command,
         backing: usize,
         budget: &mut Budget,
-    ) -> Result<(), Status> {
+    ) -> Result<Step, Status> {
+        let entry = &command.entry;
         let asked = entry.opcode() != opcode::DATASET_MANAGEMENT && entry.cdw(12) & FUA != 0;
-        if asked || !self.state.features.write_cache {
-            self.make_durable(backing, budget)?;
+        if (asked || !self.state.features.write_cache) && !self.notes[slot].forced {
+            return self.make_durable(slot, command, backing, budget);
         }
-        Ok(())
+        Ok(Step::Done(0))
     }
 
-    fn make_durable(&mut self, backing: usize, budget: &mut Budget) -> Result<(), Status> {
+    fn make_durable(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        backing: usize,
+        budget: &mut Budget,
+    ) -> Result<Step, Status> {
+        if !self.may_begin(command)? {
+            return Ok(Step::Waits);
+        }
         self.counters.flushes += 1;
-        budget.spend_all();
-        let flushed = self.backings[backing].flush();
-        self.written(&flushed)
+        Ok(self.begin(slot, Operation::Flush, Vec::new(), backing, budget))
     }
 
-    pub(crate) fn make_all_durable(&mut self) -> Result<(), Status> {
-        for backing in 0..self.backings.len() {
-            self.make_durable(backing, &mut Budget::default())?;
+    /// One namespace after the other; `done` counts them.
+    pub(crate) fn make_all_durable(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        budget: &mut Budget,
+    ) -> Result<Step, Status> {
+        let backing = size(command.done);
+        if backing >= self.backings.len() {
+            return Ok(Step::Done(0));
         }
-        Ok(())
+        self.make_durable(slot, command, backing, budget)
     }
 
     /// What the guest is told of a failed write.
-    fn written<T: Copy>(&mut self, result: &io::Result<T>) -> Result<T, Status> {
+    fn written(&mut self, result: &io::Result<()>) -> Result<(), Status> {
         match result {
-            Ok(value) => Ok(*value),
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(Status::CAPACITY_EXCEEDED)
             }
@@ -321,20 +381,9 @@ impl Controller {
         }
     }
 
-    fn media_error(&mut self) {
+    pub(crate) fn media_error(&mut self) {
         let errors = &mut self.state.usage.media_errors;
         *errors = errors.saturating_add(1);
-    }
-}
-
-/// Takes note of `len` bytes that are done.
-fn advance(command: &mut Command, span: Span, len: u64, budget: &mut Budget) -> Step {
-    budget.spend(0, size(len));
-    command.done += len;
-    if command.done < span.len {
-        Step::More
-    } else {
-        Step::Done(0)
     }
 }
 

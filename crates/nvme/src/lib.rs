@@ -7,12 +7,17 @@
 //! (buffers, turns, counters for reports). [`saved`] has the form in which that state travels.
 //!
 //! The way of a command: a doorbell only moves a queue's tail. In `poll`, the entry is read and the
-//! command becomes a part of the state; it is worked on in steps of bounded size; then its
-//! completion is written, its vector raised, and it leaves the state. It is taken only while its
-//! completion queue has room for it, so that no completion ever waits. Every step is whole: between
-//! two calls nothing is in flight, neither to guest memory nor to the backing, and a controller
-//! without access to memory (bus mastering off, halted) takes no step. So a command is either in
-//! its queue, or in the state, or completed.
+//! command becomes a part of the state; its operations on the backing are carried out one after the
+//! other by an [`engine`], beside those of other commands; then its completion is written, its
+//! vector raised, and it leaves the state. It is taken only while its completion queue has room for
+//! it, so that no completion ever waits. A controller without access to memory (bus mastering off,
+//! halted) takes no step. So a command is either in its queue, or in the state, or completed.
+//!
+//! The engine never sees guest memory: data goes through buffers, within a call. What is under way
+//! when a call has returned is not part of the state, which says how much of a command has ended.
+//! So an operation's result may be dropped, and the operation done again; that is how a controller
+//! is [drained](device::Model::drain), and it cannot be saved before. An operation that outlives
+//! its command, as after a reset, ends before another is begun.
 //!
 //! Only one host may write a backing. Until it is [acquired](device::Model::acquire), and once it
 //! is released, the controller has registers and does no work: see [`FileBacking`] for the lock,
@@ -30,7 +35,8 @@
 //! * Queues that are not contiguous (CAP.CQR), weighted arbitration, interrupt coalescing (its
 //!   values are kept).
 //! * Legacy interrupts and MSI: there is MSI-X, and INTMS and INTMC do nothing.
-//! * Several I/O operations at a time: a step waits for the backing. The state is made for more.
+//! * Several operations of one command at a time, and stopping one that the system has: Abort says
+//!   so. A controller that goes waits up to 10 s for a disk that does not answer.
 //! * Keeping others than vferry from a backing: they may not heed its locks, and do not know of its
 //!   lease.
 
@@ -41,7 +47,9 @@ mod budget;
 mod commands;
 mod controller;
 mod counters;
+pub mod engine;
 mod events;
+mod flights;
 pub mod fuzz;
 mod identity;
 mod io;

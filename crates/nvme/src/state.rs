@@ -214,7 +214,8 @@ pub struct Command {
     pub sq: u16,
     /// The entry.
     pub entry: Submission,
-    /// How much is done: bytes, or ranges of a Dataset Management command.
+    /// How much is done: bytes, ranges of a Dataset Management command, or namespaces of one that
+    /// makes them durable.
     pub done: u64,
 }
 

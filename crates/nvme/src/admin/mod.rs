@@ -1,4 +1,5 @@
-//! Admin commands (section 5). Each is done in one step.
+//! Admin commands (section 5). All are done in one step but those that wait for I/O: to delete a
+//! submission queue, and to disable the write cache.
 
 mod features;
 mod identify;
@@ -9,17 +10,24 @@ pub(crate) use identify::MAX_TRANSFER;
 
 use device::GuestMemory;
 
+use crate::budget::Budget;
 use crate::commands::Step;
 use crate::controller::Controller;
+use crate::flights::Owner;
 use crate::spec::commands::{Submission, admin, high, low};
+use crate::spec::features::VOLATILE_WRITE_CACHE;
 use crate::spec::status::Status;
+use crate::state::Command;
 
 impl Controller {
     pub(crate) fn admin_command(
         &mut self,
-        entry: &Submission,
+        slot: usize,
+        command: &Command,
         memory: &dyn GuestMemory,
+        budget: &mut Budget,
     ) -> Result<Step, Status> {
+        let entry = &command.entry;
         let result = match entry.opcode() {
             admin::IDENTIFY => {
                 let page = self.state.identify(entry)?;
@@ -32,12 +40,12 @@ impl Controller {
                 self.state.log_page_read(entry);
                 0
             }
-            admin::SET_FEATURES => self.set_features(entry)?,
+            admin::SET_FEATURES => return self.set_features(slot, command, budget),
             admin::GET_FEATURES => self.state.feature(entry)?,
             admin::CREATE_CQ => self.state.create_completion(entry)?,
             admin::CREATE_SQ => self.state.create_submission(entry)?,
             admin::DELETE_CQ => self.state.delete_completion(entry)?,
-            admin::DELETE_SQ => self.delete_submission(entry, memory)?,
+            admin::DELETE_SQ => return self.state.delete_submission(entry),
             admin::ABORT => self.abort(entry, memory),
             admin::ASYNC_EVENT_REQUEST => return self.hold_request(entry),
             _ => return Err(Status::INVALID_OPCODE),
@@ -46,13 +54,19 @@ impl Controller {
     }
 
     /// Set Features (5.21). What a write cache holds does not outlast it.
-    fn set_features(&mut self, entry: &Submission) -> Result<u32, Status> {
-        let cached = self.state.features.write_cache;
-        let result = self.state.set_feature(entry)?;
-        if cached && !self.state.features.write_cache {
-            self.make_all_durable()?;
+    fn set_features(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        budget: &mut Budget,
+    ) -> Result<Step, Status> {
+        // Each step sets it again, to the same.
+        let result = self.state.set_feature(&command.entry)?;
+        let feature = command.entry.cdw(10).to_le_bytes()[0];
+        if feature == VOLATILE_WRITE_CACHE && !self.state.features.write_cache {
+            return self.make_all_durable(slot, command, budget);
         }
-        Ok(result)
+        Ok(Step::Done(result))
     }
 
     /// Writes a command's data to guest memory.
@@ -77,22 +91,26 @@ impl Controller {
         Ok(Step::Held)
     }
 
-    /// Abort (5.1): the result is 0 if the command was aborted, and 1 if it was not found.
+    /// Abort (5.1): the result is 0 if the command was aborted, and 1 if it was not found or
+    /// cannot be: what the disk does is not to be stopped.
     fn abort(&mut self, entry: &Submission, memory: &dyn GuestMemory) -> u32 {
         let (sq, cid) = (low(entry.cdw(10)), high(entry.cdw(10)));
-        let mut slots = self.state.commands.iter_mut();
-        let found = slots
-            .find(|slot| slot.is_some_and(|c| c.sq == sq && c.entry.cid() == cid))
-            .and_then(Option::take);
-        if let Some(command) = found {
-            self.complete(&command, Status::ABORT_REQUESTED, 0, memory);
+        let named = |command: &Command| {
+            let itself = command.sq == 0 && command.entry == *entry;
+            command.sq == sq && command.entry.cid() == cid && !itself
+        };
+        let mut slots = self.state.commands.iter();
+        if let Some(slot) = slots.position(|slot| slot.as_ref().is_some_and(named)) {
+            if self.flights.has(Owner::Command(slot)) {
+                return 1;
+            }
+            if let Some(command) = self.state.commands[slot].take() {
+                self.complete(&command, Status::ABORT_REQUESTED, 0, memory);
+            }
             return 0;
         }
-        // An Abort command has one completion of room for itself, and may need one more here.
-        let room = self
-            .state
-            .completion_queue(0)
-            .is_some_and(|queue| queue.room() > 1);
+        // Room for this command's own completion is kept; here is a second.
+        let room = self.state.has_room(0);
         let mut requests = self.state.events.requests.iter_mut();
         let found = requests.find(|request| sq == 0 && room && **request == Some(cid));
         if let Some(request) = found {

@@ -1,8 +1,6 @@
 //! Creating and deleting I/O queues (sections 5.3 to 5.6).
 
-use device::GuestMemory;
-
-use crate::controller::Controller;
+use crate::commands::Step;
 use crate::spec::commands::{Submission, high, low};
 use crate::spec::pci::MSIX_VECTORS;
 use crate::spec::registers::{MAX_ENTRIES, PAGE, cc};
@@ -56,6 +54,21 @@ impl ControllerState {
         Ok(0)
     }
 
+    /// Delete I/O Submission Queue (5.6): commands under way are completed before it is. Meanwhile
+    /// none is taken from it, and no operation begun; see [`is_being_deleted`](Self::is_being_deleted).
+    pub(crate) fn delete_submission(&mut self, entry: &Submission) -> Result<Step, Status> {
+        let queue = self.io_queue_id(entry)?;
+        if self.submission[queue].is_none() {
+            return Err(Status::INVALID_QUEUE_ID);
+        }
+        let mut commands = self.commands.iter().flatten();
+        if commands.any(|command| usize::from(command.sq) == queue) {
+            return Ok(Step::Waits);
+        }
+        self.submission[queue] = None;
+        Ok(Step::Done(0))
+    }
+
     /// CDW10 names an I/O queue that may exist.
     fn io_queue_id(&self, entry: &Submission) -> Result<usize, Status> {
         let queue = low(entry.cdw(10));
@@ -76,28 +89,6 @@ impl ControllerState {
             return Err(Status::INVALID_QUEUE_ID);
         }
         Ok(queue)
-    }
-}
-
-impl Controller {
-    /// Delete I/O Submission Queue (5.6): commands under way are completed before it is.
-    pub(crate) fn delete_submission(
-        &mut self,
-        entry: &Submission,
-        memory: &dyn GuestMemory,
-    ) -> Result<u32, Status> {
-        let queue = self.state.io_queue_id(entry)?;
-        if self.state.submission[queue].is_none() {
-            return Err(Status::INVALID_QUEUE_ID);
-        }
-        for slot in 0..self.state.commands.len() {
-            let of_queue = |command: &crate::state::Command| usize::from(command.sq) == queue;
-            if let Some(command) = self.state.commands[slot].take_if(|c| of_queue(c)) {
-                self.complete(&command, Status::SQ_DELETED, 0, memory);
-            }
-        }
-        self.state.submission[queue] = None;
-        Ok(0)
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use device::Claim;
 use rustix::fs::{Access, FallocateFlags, access, fallocate};
 use rustix::io::Errno;
 
-use super::Backing;
 use super::lease::{HoldError, Holder, Lease, system};
 use super::lock;
+use super::{Backing, OpenFile};
 
 /// What a lease's name has beyond its image's.
 const LEASE_SUFFIX: &str = ".vferry-lease";
@@ -28,10 +30,11 @@ pub struct FileBacking {
     /// Whom a lease names.
     holder: Holder,
     len: u64,
-    held: Option<Held>,
+    /// Others have it too while an operation is under way.
+    held: Option<Arc<Held>>,
 }
 
-/// What there is of it while it may be used.
+/// What there is of it while it may be used. The locks outlast every operation on the file.
 #[derive(Debug)]
 struct Held {
     // In the order in which they go: the last to be locked is the first to be unlocked.
@@ -42,6 +45,12 @@ struct Held {
 /// An image that is open and locked.
 #[derive(Debug)]
 struct Image(File);
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.image.0.as_fd()
+    }
+}
 
 impl Drop for Image {
     fn drop(&mut self) {
@@ -167,7 +176,7 @@ impl Backing for FileBacking {
     fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
         if self.held.is_none() {
             let (held, len) = self.take(claim)?;
-            self.held = Some(held);
+            self.held = Some(Arc::new(held));
             self.len = len;
         }
         Ok(())
@@ -178,6 +187,10 @@ impl Backing for FileBacking {
             return Ok(());
         };
         let path = &self.path;
+        let Some(held) = Arc::get_mut(held) else {
+            let why = format!("operations on {} are under way", path.display());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        };
         let Some(lease) = &mut held.lease else {
             return Err(HoldError::NoLease {
                 image: path.clone(),
@@ -189,6 +202,14 @@ impl Backing for FileBacking {
         lease.hand_over(migration)?;
         self.held = None;
         Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn file(&self) -> Option<OpenFile> {
+        Some(self.held.clone()?)
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {

@@ -5,11 +5,16 @@ mod lease;
 mod lock;
 
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use device::Claim;
 
 pub use file::{FileBacking, OpenError};
 pub use lease::{HoldError, MAX_NAME};
+
+/// A file that stays open, and locked, as long as anybody has this.
+pub type OpenFile = Arc<dyn AsFd + Send + Sync>;
 
 /// What a namespace's blocks are kept in.
 ///
@@ -51,6 +56,16 @@ pub trait Backing: Send {
     fn release(&mut self, migration: &str) -> io::Result<()> {
         let _ = migration;
         Ok(())
+    }
+
+    /// What operators know it by.
+    fn name(&self) -> String {
+        "a disk in memory".into()
+    }
+
+    /// The file that it is, if it is one and taken: what is done with its bytes there is done here.
+    fn file(&self) -> Option<OpenFile> {
+        None
     }
 
     /// Fills `data` from `offset` on.

@@ -133,5 +133,6 @@ fn without_bus_mastering_commands_wait_in_their_queue() {
     assert!(driver.take(&m, 1).is_empty());
     m.bus_master = true;
     m.poll();
+    m.settle();
     assert_eq!(driver.reap(&mut m, 1).len(), 1);
 }

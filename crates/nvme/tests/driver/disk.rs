@@ -50,6 +50,10 @@ impl Backing for Disk {
         self.content().bytes.len() as u64
     }
 
+    fn name(&self) -> String {
+        "test disk".into()
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let offset = offset as usize;
         data.copy_from_slice(&self.check()?.bytes[offset..offset + data.len()]);

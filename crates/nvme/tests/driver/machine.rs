@@ -1,11 +1,16 @@
 //! The world around a controller: memory, interrupts, and its disks.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use device::{Access, Claim, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress};
-use nvme::{Controller, ControllerConfig, NamespaceConfig};
+use nvme::engine::{Engine, Synchronous};
+use nvme::{Controller, ControllerConfig, FileBacking, NamespaceConfig};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::disk::Disk;
+use crate::late::Late;
 
 pub(crate) const MEMORY_BASE: u64 = 0x10_0000;
 pub(crate) const MEMORY_LEN: usize = 8 << 20;
@@ -26,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) memory: Arc<FlatMemory>,
     pub(crate) disks: [Disk; 2],
     pub(crate) bus_master: bool,
+    /// Its engine, unless operations end at once.
+    pub(crate) late: Option<Late>,
     clock: ManualClock,
     vectors: Vectors,
 }
@@ -38,6 +45,18 @@ impl Machine {
 
     /// A machine that the guest whose memory and disks these are has moved to.
     pub(crate) fn with(memory: Arc<FlatMemory>, disks: [Disk; 2]) -> Self {
+        let late = crate::LATE.then(|| Late::new(disks.clone()));
+        Self::build(memory, disks, late)
+    }
+
+    /// A machine whose operations end when they are told to.
+    pub(crate) fn late() -> Self {
+        let memory = Arc::new(FlatMemory::new(MEMORY_BASE, MEMORY_LEN));
+        let disks = [Disk::new(DISK_LEN), Disk::new(DISK_LEN)];
+        Self::build(memory, disks.clone(), Some(Late::new(disks)))
+    }
+
+    fn build(memory: Arc<FlatMemory>, disks: [Disk; 2], late: Option<Late>) -> Self {
         let namespace = |disk: &Disk, block_size| NamespaceConfig {
             backing: Box::new(disk.clone()),
             block_size,
@@ -47,13 +66,42 @@ impl Machine {
             queues: 4,
             namespaces: vec![namespace(&disks[0], 512), namespace(&disks[1], 4096)],
         };
-        let mut controller = Controller::new(config).unwrap();
+        let engine: Box<dyn Engine> = match &late {
+            Some(late) => Box::new(late.clone()),
+            None => Box::new(Synchronous::default()),
+        };
+        Self::of(config, engine, memory, disks, late)
+    }
+
+    /// A machine on one file.
+    pub(crate) fn on(file: &Path, engine: Box<dyn Engine>) -> Self {
+        let config = ControllerConfig {
+            serial: "vf1".into(),
+            queues: 4,
+            namespaces: vec![NamespaceConfig {
+                backing: Box::new(FileBacking::open(file).unwrap()),
+                block_size: 512,
+            }],
+        };
+        let memory = Arc::new(FlatMemory::new(MEMORY_BASE, MEMORY_LEN));
+        Self::of(config, engine, memory, <[Disk; 2]>::default(), None)
+    }
+
+    fn of(
+        config: ControllerConfig,
+        engine: Box<dyn Engine>,
+        memory: Arc<FlatMemory>,
+        disks: [Disk; 2],
+        late: Option<Late>,
+    ) -> Self {
+        let mut controller = Controller::with_engine(config, engine).unwrap();
         controller.acquire(Claim::Start).unwrap();
         Self {
             controller,
             memory,
             disks,
             bus_master: true,
+            late,
             clock: ManualClock::default(),
             vectors: Vectors::default(),
         }
@@ -77,15 +125,34 @@ impl Machine {
         self.call(Controller::poll)
     }
 
-    /// Polls as an owner does, if the model asks for it, until nothing is left.
+    /// Polls as an owner does, if the model asks for it, until nothing is left. What ends late
+    /// ends, in some order, unless it is held.
     pub(crate) fn settle(&mut self) {
-        if !self.controller.needs_poll() {
+        if !self.controller.needs_poll() && self.controller.under_way() == 0 {
             return;
         }
         for _ in 0..10_000 {
-            if self.poll() == Progress::Idle(None) {
+            let progress = self.poll();
+            if progress == Progress::More {
+                continue;
+            }
+            if let Some(late) = &self.late {
+                if late.is_held() {
+                    return;
+                }
+                if late.end_one() {
+                    continue;
+                }
+            }
+            if self.controller.under_way() == 0 {
+                assert_eq!(progress, Progress::Idle(None));
                 return;
             }
+            let fd = self.controller.poll_fd().unwrap();
+            let long = Timespec::try_from(Duration::from_mins(1)).unwrap();
+            let fds = &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+            // Interrupted is as good as ready.
+            assert_ne!(poll(fds, Some(&long)), Ok(0), "an end is told");
         }
         panic!("the controller does not come to rest");
     }

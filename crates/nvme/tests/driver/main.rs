@@ -9,8 +9,15 @@
 mod admin;
 mod controller;
 mod disk;
+mod engines;
 mod events;
+mod flights;
 mod io;
+mod late;
 mod machine;
 mod migration;
 mod queue_driver;
+mod turns;
+
+/// Operations end at once; in `driver_late`, with the same tests, they do not.
+const LATE: bool = false;

@@ -36,6 +36,11 @@ fn busy() -> (Machine, Driver, u16) {
     }
     driver.ring(&mut m, 1);
     m.poll();
+    for late in m.late.clone().iter().cycle().take(3) {
+        assert!(late.end_one());
+        m.poll();
+    }
+    m.controller.drain().unwrap();
     (m, driver, event)
 }
 
@@ -58,9 +63,10 @@ fn commands_under_way_are_completed_once_and_elsewhere() {
     let (m, mut driver, _) = busy();
     let under_way = m.controller.state().commands.iter().flatten();
     assert!(under_way.clone().any(|c| c.done != 0), "one is half done");
-    assert_eq!(under_way.count(), 2);
     let queue = m.controller.state().submission[1].unwrap();
-    assert_eq!(queue.tail - queue.head, 1, "one is still in its queue");
+    let waiting = usize::from(queue.tail - queue.head);
+    assert_eq!(under_way.count() + waiting, 3);
+    assert!(crate::LATE || waiting == 1, "one is still in its queue");
     let mut there = move_away(&m);
     there.settle();
     let answers = driver.reap(&mut there, 1);
