@@ -3,16 +3,16 @@
 //! The property tests and the fuzz targets run it; what it promises beyond what it asserts is kept
 //! by not panicking.
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod disk;
 
 use device::{
     Access, Claim, FlatMemory, GuestMemory, Interrupts, ManualClock, Model, Progress, Reset,
     StateRecord,
 };
 
-use crate::backing::Backing;
+use self::disk::{Disk, Late};
 use crate::controller::Controller;
+use crate::engine::PLACES;
 use crate::identity::{ControllerConfig, NamespaceConfig};
 
 const MEMORY_BASE: u64 = 0x10_0000;
@@ -22,7 +22,6 @@ const QUEUE_STRIDE: u64 = 0x2000;
 const LISTS: u64 = MEMORY_BASE + 0x1_0000;
 const DATA: u64 = MEMORY_BASE + 0x1_4000;
 const ENTRIES: u16 = 32;
-const DISK_LEN: usize = 2 << 20;
 /// Most bytes that one call may move: its budget, a step beyond it, and all of a failed write.
 const BYTES_PER_CALL: usize = 2 << 20;
 /// Most polls until a controller that nothing happens to has done all that it was told.
@@ -36,9 +35,11 @@ const POLLS: usize = 100_000;
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let disks = [Disk::new(), Disk::new()];
+    let late = Late::new(disks.clone());
     let mut world = World {
-        controller: controller(&disks),
+        controller: controller(&disks, &late),
         disks,
+        late,
         memory: FlatMemory::new(MEMORY_BASE, MEMORY_LEN),
         bus_master: true,
         clock: ManualClock::default(),
@@ -50,7 +51,7 @@ pub fn run(bytes: &[u8]) {
     world.settle();
 }
 
-fn controller(disks: &[Disk; 2]) -> Controller {
+fn controller(disks: &[Disk; 2], late: &Late) -> Controller {
     let namespace = |disk: &Disk, block_size| NamespaceConfig {
         backing: Box::new(disk.clone()),
         block_size,
@@ -60,7 +61,8 @@ fn controller(disks: &[Disk; 2]) -> Controller {
         queues: 4,
         namespaces: vec![namespace(&disks[0], 512), namespace(&disks[1], 4096)],
     };
-    let mut controller = Controller::new(config).expect("the configuration is right");
+    let controller = Controller::with_engine(config, Box::new(late.clone()));
+    let mut controller = controller.expect("the configuration is right");
     controller
         .acquire(Claim::Start)
         .expect("nobody else has it");
@@ -70,6 +72,7 @@ fn controller(disks: &[Disk; 2]) -> Controller {
 struct World {
     controller: Controller,
     disks: [Disk; 2],
+    late: Late,
     memory: FlatMemory,
     bus_master: bool,
     clock: ManualClock,
@@ -96,11 +99,37 @@ impl World {
             14 => self.list(input),
             15 => self.take_completions(input),
             16 => {
+                self.late.end_one(usize::from(operation / 20));
                 self.poll();
             }
             17 => self.save_and_load(input),
             18 => self.change(input),
-            _ if input.byte().unwrap_or(0) < 16 => self.call(|c, _| c.reset(Reset::Function)),
+            _ => self.own(input.byte().unwrap_or(0)),
+        }
+    }
+
+    /// What the controller's owner and its disks do.
+    fn own(&mut self, what: u8) {
+        match what {
+            0..16 => self.call(|c, _| c.reset(Reset::Function)),
+            16..32 => {
+                self.controller.drain().expect("every disk answers");
+                assert_eq!(self.controller.under_way(), 0);
+            }
+            32..48 => {
+                let idle = self.controller.under_way() == 0;
+                let released = self.controller.release("m");
+                // What was released already stays so.
+                assert!(released.is_ok() || !idle);
+            }
+            48..80 => {
+                let acquired = self.controller.acquire(Claim::TakeBack("m"));
+                acquired.expect("nobody else has it");
+            }
+            80..96 => self.late.set_late(what & 1 != 0),
+            96..176 => {
+                self.late.end_one(what.into());
+            }
             _ => {
                 self.poll();
             }
@@ -252,8 +281,11 @@ impl World {
 
     /// The controller goes on in a new one; a damaged state is refused or taken, as it comes.
     fn save_and_load(&mut self, input: &mut Input<'_>) {
+        let idle = self.controller.under_way() == 0;
+        assert_eq!(self.controller.save().is_ok(), idle);
+        self.controller.drain().expect("every disk answers");
         let record = self.controller.save().expect("every state can be saved");
-        let mut successor = controller(&self.disks);
+        let mut successor = controller(&self.disks, &self.late);
         successor.load(&record).expect("what was saved loads");
         assert_eq!(successor.save().as_ref(), Ok(&record));
         let mut text = record.body.to_string().into_bytes();
@@ -271,7 +303,9 @@ impl World {
     /// A controller that nothing happens to comes to rest.
     fn settle(&mut self) {
         for _ in 0..POLLS {
-            if let Progress::Idle(wait) = self.poll() {
+            if let Progress::Idle(wait) = self.poll()
+                && !self.late.end_one(0)
+            {
                 assert_eq!(wait, None, "there is nothing to wait for");
                 return;
             }
@@ -292,6 +326,7 @@ impl World {
         let result = f(&mut self.controller, &access);
         let moved: usize = self.disks.iter().map(|disk| disk.content().moved).sum();
         assert!(moved <= BYTES_PER_CALL, "{moved} bytes in one call");
+        assert!(self.controller.under_way() <= PLACES);
         result
     }
 }
@@ -345,72 +380,4 @@ impl Interrupts for NoInterrupts {
     fn signal(&self, vector: u16) {
         assert!(vector < crate::spec::pci::MSIX_VECTORS, "vector {vector}");
     }
-}
-
-#[derive(Debug, Default)]
-struct Content {
-    bytes: Vec<u8>,
-    /// Bytes read and written in this call.
-    moved: usize,
-    fails: bool,
-    writes_zeros: bool,
-}
-
-/// A disk that checks what is asked of it: a range outside of it is a panic.
-#[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<Content>>);
-
-impl Disk {
-    fn new() -> Self {
-        let disk = Self::default();
-        disk.content().bytes = vec![0; DISK_LEN];
-        disk
-    }
-
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check(&self, offset: u64, len: u64) -> io::Result<MutexGuard<'_, Content>> {
-        let content = self.content();
-        let end = offset.checked_add(len).expect("a range does not wrap");
-        assert!(end <= DISK_LEN as u64, "{offset:#x} and {len:#x} bytes");
-        if content.fails {
-            return Err(io::ErrorKind::Other.into());
-        }
-        Ok(content)
-    }
-}
-
-impl Backing for Disk {
-    fn len(&self) -> u64 {
-        DISK_LEN as u64
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let mut content = self.check(offset, data.len() as u64)?;
-        content.moved += data.len();
-        data.copy_from_slice(&content.bytes[range(offset, data.len())]);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut content = self.check(offset, data.len() as u64)?;
-        content.moved += data.len();
-        content.bytes[range(offset, data.len())].copy_from_slice(data);
-        Ok(())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.check(0, 0).map(|_| ())
-    }
-
-    fn zero(&self, offset: u64, len: u64, _deallocate: bool) -> io::Result<bool> {
-        self.check(offset, len).map(|content| !content.writes_zeros)
-    }
-}
-
-fn range(offset: u64, len: usize) -> std::ops::Range<usize> {
-    let start = usize::try_from(offset).expect("it was found within the disk");
-    start..start + len
 }

@@ -13,12 +13,13 @@ proptest! {
         nvme::fuzz::run(&bytes);
     }
 
-    /// As above, but with queues that work from the start.
+    /// As above, but with queues that work from the start, and disks that answer late or at once.
     #[test]
     fn no_sequence_of_commands_breaks_a_controller_that_is_up(
+        late: bool,
         bytes in proptest::collection::vec(any::<u8>(), 0..1_500)
     ) {
-        let mut input = vec![4, 255];
+        let mut input = vec![4, 255, 19, 80 + u8::from(late)];
         for queue in 0..4 {
             input.extend([5, queue, queue]);
         }
