@@ -16,7 +16,7 @@ const REVISION: u32 = 1;
 const SUITE: &str = "trixie-backports";
 const BACKPORTS: &str = "-backports";
 
-const GUEST_PACKAGES: [&str; 2] = ["busybox-static", "linux-image-cloud-amd64"];
+const GUEST_PACKAGES: [&str; 3] = ["busybox-static", "linux-image-cloud-amd64", "ovmf"];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 /// A kernel, its headers with the compiler that they depend on, and what the kernel's build system
 /// calls besides.

@@ -128,6 +128,12 @@ impl Lab {
         self.root.join("usr/bin/busybox")
     }
 
+    /// A file that its packages install at `path`, if they do.
+    pub fn file(&self, path: &str) -> Option<PathBuf> {
+        let file = self.root.join(path.trim_start_matches('/'));
+        file.is_file().then_some(file)
+    }
+
     /// Every Debian package in it and its version, those of a kernel chosen besides not among them.
     pub fn packages(&self) -> &BTreeMap<String, String> {
         &self.packages

@@ -46,6 +46,10 @@ pub struct HostOptions {
     pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
     pub append: String,
+    /// More for QEMU's.
+    pub args: Vec<String>,
+    /// Files to be put into the guest's `/bin`, and their names there.
+    pub files: Vec<(PathBuf, String)>,
     /// The control device, if there is one.
     pub guest: Option<GuestOptions>,
     /// Who knows what the devices write: `device` or `guest`.
@@ -126,6 +130,9 @@ impl Host {
         if let Some((module, parameters)) = &options.stream {
             initrd = initrd.module_file(module, parameters);
         }
+        for (file, name) in &options.files {
+            initrd = initrd.program(file, name);
+        }
         let initrd = initrd
             .module("ixgbevf")
             .module("8021q")
@@ -135,7 +142,8 @@ impl Host {
             .machine_from_args()
             .initrd(initrd)
             .append(&options.append)
-            .args(qemu_args(&programs.vferry, &config)?);
+            .args(qemu_args(&programs.vferry, &config)?)
+            .args(options.args.clone());
         if let Some(image) = &options.firmware {
             builder = builder.args(["-bios".to_owned(), image.display().to_string()]);
         }
@@ -229,6 +237,8 @@ impl HostOptions {
             root_ports: false,
             firmware: None,
             append: String::new(),
+            args: Vec::new(),
+            files: Vec::new(),
             guest: None,
             dirty_log: "device".into(),
             stream: None,

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
 use lab::{Lab, progress_on_stderr};
 use load_format::{DiskReport, DiskSilence, GuestReport};
+use qemu::system::RunState;
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
@@ -77,6 +78,10 @@ pub struct Options {
     pub firmware: Option<PathBuf>,
     /// More for the kernel's command line.
     pub append: String,
+    /// More for QEMU's.
+    pub args: Vec<String>,
+    /// Files to be put into the guest's `/bin`, and their names there.
+    pub files: Vec<(PathBuf, String)>,
     /// Numbered UDP packets per second to the guest, and half as many echoes. A guest that has not
     /// the processor to itself drops some of many, migrated or not.
     pub packets_per_second: u32,
@@ -131,6 +136,8 @@ impl Default for Options {
             plug: Plug::MainBus,
             firmware: None,
             append: String::new(),
+            args: Vec::new(),
+            files: Vec::new(),
             packets_per_second: 2000,
             guest: Help::NoDevice,
             stream: None,
@@ -208,6 +215,8 @@ impl Testbed {
             root_ports: options.plug == Plug::RootPort,
             firmware: options.firmware.clone(),
             append: format!("{ISOLATE} {QUEUES} {}", options.append),
+            args: options.args.clone(),
+            files: options.files.clone(),
             guest,
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
@@ -383,6 +392,10 @@ impl Testbed {
     /// # Errors
     /// When the migration fails, with all that is known.
     pub fn run_migrate(&self, to: &Host) -> Result<Report> {
+        self.run_migrate_by(to, self.options.strategy)
+    }
+
+    fn run_migrate_by(&self, to: &Host, strategy: Option<Strategy>) -> Result<Report> {
         let mut command = self.host.command("migrate");
         command
             .args(["--json", "--to", &to.link])
@@ -391,7 +404,7 @@ impl Testbed {
         if self.options.verify {
             command.arg("--verify");
         }
-        if let Some(strategy) = self.options.strategy {
+        if let Some(strategy) = strategy {
             command.args(["--strategy", strategy.name()]);
         }
         let mut child = command.spawn()?;
@@ -462,13 +475,22 @@ impl Testbed {
     /// # Errors
     /// When the migration fails, or either is not so.
     pub fn move_on(&mut self) -> Result<Report> {
+        self.move_on_by(self.options.strategy)
+    }
+
+    /// The same, by this strategy.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn move_on_by(&mut self, strategy: Option<Strategy>) -> Result<Report> {
         let next = self.next_host()?;
-        let report = self.run_migrate(&next)?;
+        let report = self.run_migrate_by(&next, strategy)?;
         ensure!(report.stale_pages == Some(0), "{report:?}");
         let old = std::mem::replace(&mut self.host, next);
         old.end(COMMAND)?;
         let status = self.host.vm.qmp().run_status()?;
-        ensure!(status.running, "QEMU says {status:?}");
+        let runs = status.running || status.status == RunState::Suspended;
+        ensure!(runs, "QEMU says {status:?}");
         let stage = self.host.status()?.stage;
         ensure!(stage == "running", "the devices are {stage}");
         Ok(report)

@@ -1,20 +1,37 @@
-//! Guests that cannot help a migration, or do not know of one: each is on the other side what it
-//! was before.
+//! Guests that cannot help a migration, or do not know of one: each goes over by `transparent`, then
+//! by `recovery`, and is on the other side what it was before.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use lab::{Lab, progress_on_stderr};
-use testbed::{Options, Programs, Testbed};
+use anyhow::{Context, Result, ensure};
+use ferry::Strategy;
+use ferry::report::DeviceReport;
+use lab::{Kernel, Lab, progress_on_stderr};
+use qemu::monitor::Width;
+use qemu::system::RunState;
+use serde_json::json;
+use testbed::{Options, PEER_IP, Plug, Programs, Testbed};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
+/// How long a guest may not answer that is taken for stuck.
+const SILENT: Duration = Duration::from_secs(3);
 
 fn options() -> Options {
     Options {
         // The stuck guest's memory is still: what changes in it, devices write.
         dirty: (0, 0),
+        plug: Plug::RootPort,
+        packets_per_second: 200,
         ..Options::default()
+    }
+}
+
+fn idle() -> Options {
+    Options {
+        load: false,
+        ..options()
     }
 }
 
@@ -22,54 +39,195 @@ fn lab() -> Result<Lab> {
     Lab::ensure(&progress_on_stderr)
 }
 
-/// No driver answers, one vCPU has its interrupts off, and frames go on to arrive in its rings.
-#[test]
-fn a_guest_that_has_panicked_arrives_whole_there_and_back() -> Result<()> {
-    let mut testbed = Testbed::start(
-        lab()?,
-        Programs::build()?,
-        Options {
-            append: "panic=0".into(),
-            ..options()
-        },
-    )?;
-    testbed.shell("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
+fn start(options: Options) -> Result<Testbed> {
+    Testbed::start(lab()?, Programs::build()?, options)
+}
+
+fn power_on(options: Options) -> Result<Testbed> {
+    Testbed::power_on(lab()?, Programs::build()?, options)
+}
+
+/// By both strategies; no page is stale, and the VM runs or sleeps as before. Returns what is told of
+/// the NIC by `recovery`.
+fn move_by_both(testbed: &mut Testbed) -> Result<DeviceReport> {
+    testbed.move_on_by(Some(Strategy::Transparent))?;
+    let report = testbed.move_on_by(Some(Strategy::Recovery))?;
+    let [nic] = &report.devices[..] else {
+        panic!("one device, not {:?}", report.devices);
+    };
+    Ok(nic.clone())
+}
+
+/// A device that no driver uses has nothing to recover.
+fn went_by_its_state(nic: &DeviceReport) {
+    let how = (nic.strategy, &nic.fault);
+    assert_eq!(how, (Strategy::Transparent, &None), "{nic:?}");
+}
+
+/// The guest has not heard of the error yet.
+fn is_yet_to_recover(nic: &DeviceReport) {
+    assert_eq!(nic.strategy, Strategy::Recovery, "{nic:?}");
+    let fault = nic.fault.as_deref().unwrap_or_default();
+    assert!(fault.contains("did not reset it"), "{nic:?}");
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while !testbed.host.vm.console().contains("end Kernel panic") {
-        ensure!(Instant::now() < deadline, "the guest does not panic");
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(50));
     }
-    testbed.move_on()?;
-    testbed.move_on().map(drop)
+    Ok(())
+}
+
+fn reaches_its_peer(testbed: &Testbed) -> Result<()> {
+    testbed.bring_up()?;
+    let ping = format!("ping -q -c 3 {PEER_IP}");
+    testbed.shell(&ping).map(drop)
+}
+
+/// It goes on when it is let, and finds its NIC as it left it: after `recovery`, too, though vferry
+/// has long stopped to wait for that.
+#[test]
+fn a_guest_that_spins_with_its_interrupts_off() -> Result<()> {
+    let lab = lab()?.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("linux");
+    let spin = lab.build_module(&sources, &[], &progress_on_stderr)?;
+    let options = Options {
+        files: vec![(spin.path().to_owned(), "spin.ko".into())],
+        ..options()
+    };
+    let mut testbed = Testbed::start(lab, Programs::build()?, options)?;
+    testbed.shell("(sleep 1; insmod /bin/spin.ko) > /dev/null 2>&1 &")?;
+    wait_until("the guest does not spin", || {
+        Ok(testbed.host.vm.shell("true", SILENT).is_err())
+    })?;
+    let nic = move_by_both(&mut testbed)?;
+    is_yet_to_recover(&nic);
+    ensure!(
+        testbed.host.vm.shell("true", SILENT).is_err(),
+        "it spins no more"
+    );
+    // The index is what the guest writes there all the time (see linux/spin.c).
+    testbed.host.vm.qmp().write_port(0x70, Width::Byte, 0x50)?;
+    testbed.host.vm.qmp().write_port(0x71, Width::Byte, 1)?;
+    testbed.shell("true")?;
+    testbed.wait_for_traffic()
+}
+
+/// No driver answers, one vCPU has its interrupts off, and frames go on to arrive in its rings.
+#[test]
+fn a_guest_that_has_panicked() -> Result<()> {
+    let mut testbed = start(Options {
+        append: "panic=0".into(),
+        ..options()
+    })?;
+    testbed.shell("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
+    wait_until("the guest does not panic", || {
+        Ok(testbed.host.vm.console().contains("end Kernel panic"))
+    })?;
+    let nic = move_by_both(&mut testbed)?;
+    is_yet_to_recover(&nic);
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_is_suspended_to_ram() -> Result<()> {
+    let mut testbed = start(options())?;
+    testbed.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
+    wait_until("the guest does not sleep", || {
+        let status = testbed.host.vm.qmp().run_status()?;
+        Ok(status.status == RunState::Suspended)
+    })?;
+    let nic = move_by_both(&mut testbed)?;
+    went_by_its_state(&nic);
+    let qmp = testbed.host.vm.qmp();
+    assert_eq!(qmp.run_status()?.status, RunState::Suspended);
+    qmp.wake_up()?;
+    testbed.wait_for_traffic()?;
+    let slept = testbed.shell("cat /sys/power/suspend_stats/success")?;
+    assert_eq!(slept.trim(), "1");
+    Ok(())
+}
+
+/// To QEMU it is a guest like others.
+#[test]
+fn a_guest_that_is_suspended_to_idle() -> Result<()> {
+    let mut testbed = start(options())?;
+    testbed.shell("(sleep 1; echo freeze > /sys/power/state) > /dev/null 2>&1 &")?;
+    wait_until("the guest does not sleep", || {
+        Ok(testbed.host.vm.shell("true", SILENT).is_err())
+    })?;
+    let nic = move_by_both(&mut testbed)?;
+    went_by_its_state(&nic);
+    ensure!(
+        testbed.host.vm.shell("true", SILENT).is_err(),
+        "it is awake"
+    );
+    let keys = json!({ "keys": [{ "type": "qcode", "data": "a" }] });
+    testbed.host.vm.qmp().execute("send-key", keys)?;
+    testbed.wait_for_traffic()?;
+    let slept = testbed.shell("cat /sys/power/suspend_stats/success")?;
+    assert_eq!(slept.trim(), "1");
+    Ok(())
 }
 
 /// A NIC that nobody drives is moved as well, and can be driven afterwards.
 #[test]
-fn a_guest_without_the_nics_driver_arrives_and_loads_it_there() -> Result<()> {
-    let mut testbed = Testbed::start(
-        lab()?,
-        Programs::build()?,
-        Options {
-            load: false,
-            ..options()
-        },
-    )?;
+fn a_guest_that_has_unloaded_its_driver() -> Result<()> {
+    let mut testbed = start(idle())?;
     testbed.shell("rmmod ixgbevf")?;
-    testbed.move_on()?;
+    let nic = move_by_both(&mut testbed)?;
+    went_by_its_state(&nic);
     testbed.shell("insmod /lib/modules/ixgbevf.ko")?;
-    testbed.bring_up()?;
-    testbed.shell(&format!("ping -q -c 3 {}", testbed::PEER_IP))?;
+    reaches_its_peer(&testbed)
+}
+
+/// It waits for a disk that does not come, and has not loaded a driver.
+#[test]
+fn a_guest_that_has_halted_while_it_booted() -> Result<()> {
+    let mut testbed = power_on(Options {
+        append: "rdinit=/none root=/dev/none rootwait loglevel=7".into(),
+        ..idle()
+    })?;
+    wait_until("the guest does not come so far", || {
+        let console = testbed.host.vm.console();
+        Ok(console.contains("Waiting for root device"))
+    })?;
+    let nic = move_by_both(&mut testbed)?;
+    went_by_its_state(&nic);
     Ok(())
 }
 
-/// In firmware or on its way out of it: no driver has seen a device yet.
-#[test]
-fn a_guest_that_has_only_begun_to_boot_boots_at_the_destination() -> Result<()> {
-    let mut testbed = Testbed::power_on(lab()?, Programs::build()?, options())?;
-    testbed.move_on()?;
+/// In its boot menu, from which it goes on to boot at the destination.
+fn in_firmware(firmware: Option<&str>) -> Result<()> {
+    let lab = lab()?;
+    let firmware = firmware
+        .map(|name| lab.file(name).context("not in the lab"))
+        .transpose()?;
+    let options = Options {
+        firmware,
+        args: vec!["-boot".into(), "menu=on,splash-time=30000".into()],
+        append: "loglevel=7".into(),
+        ..idle()
+    };
+    let mut testbed = Testbed::power_on(lab, Programs::build()?, options)?;
+    let boots = |testbed: &Testbed| testbed.host.vm.console().contains("Linux version");
+    let nic = move_by_both(&mut testbed)?;
+    went_by_its_state(&nic);
+    ensure!(!boots(&testbed), "it boots already");
     testbed.host.vm.expect_boot();
     testbed.host.vm.wait_ready(PATIENCE)?;
-    testbed.bring_up()?;
-    testbed.shell(&format!("ping -q -c 3 {}", testbed::PEER_IP))?;
-    Ok(())
+    ensure!(boots(&testbed), "it has booted elsewhere");
+    reaches_its_peer(&testbed)
+}
+
+#[test]
+fn a_guest_in_seabios() -> Result<()> {
+    in_firmware(None)
+}
+
+#[test]
+fn a_guest_in_ovmf() -> Result<()> {
+    in_firmware(Some("/usr/share/ovmf/OVMF.fd"))
 }
