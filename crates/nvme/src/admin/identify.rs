@@ -3,9 +3,9 @@
 use crate::identity::uuid;
 use crate::spec::commands::{ALL_NAMESPACES, Submission};
 use crate::spec::identify::{
-    CQES_16, DLFEAT_ZEROS_AND_DEAC, FRMW_ONE_READ_ONLY, IDENTIFY_LEN, LPA_EXTENDED, NID, NIDL_UUID,
-    NIDT_UUID, OAES_NAMESPACE_ATTRIBUTE, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, SQES_64,
-    VWC_PRESENT_FLUSH_ALL, cns, controller as at, namespace as ns_at,
+    CQES_16, DLFEAT_ZEROS_AND_DEAC, FRMW_ONE_READ_ONLY, IDENTIFY_LEN, LPA_COMMAND_EFFECTS,
+    LPA_EXTENDED, NID, NIDL_UUID, NIDT_UUID, OAES_NAMESPACE_ATTRIBUTE, ONCS_COMPARE, ONCS_DSM,
+    ONCS_WRITE_ZEROES, SQES_64, VWC_PRESENT_FLUSH_ALL, cns, controller as at, namespace as ns_at,
 };
 use crate::spec::pci::{SUBSYSTEM_VENDOR_ID, VENDOR_ID};
 use crate::spec::registers::VS;
@@ -99,7 +99,7 @@ impl ControllerState {
         put(at::ACL, &[3]);
         put(at::AERL, &[LAST_EVENT_REQUEST]);
         put(at::FRMW, &[FRMW_ONE_READ_ONLY]);
-        put(at::LPA, &[LPA_EXTENDED]);
+        put(at::LPA, &[LPA_COMMAND_EFFECTS | LPA_EXTENDED]);
         put(at::ELPE, &[LAST_ERROR_ENTRY]);
         put(at::WCTEMP, &WARNING_TEMPERATURE.to_le_bytes());
         put(at::CCTEMP, &CRITICAL_TEMPERATURE.to_le_bytes());

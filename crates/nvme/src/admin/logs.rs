@@ -1,7 +1,7 @@
 //! Get Log Page (section 5.14).
 
 use super::identify::FIRMWARE;
-use crate::spec::commands::{Submission, low};
+use crate::spec::commands::{Submission, admin, io, low};
 use crate::spec::logs as lid;
 use crate::spec::logs::EventType;
 use crate::spec::status::Status;
@@ -20,6 +20,7 @@ impl ControllerState {
             lid::SMART => self.smart(),
             lid::FIRMWARE_SLOT => firmware_slots(),
             lid::CHANGED_NAMESPACES => self.changed_namespaces(),
+            lid::COMMAND_EFFECTS => command_effects(),
             _ => return Err(Status::INVALID_LOG_PAGE),
         };
         let dwords = u64::from(entry.cdw(10) >> 16) | u64::from(low(entry.cdw(11))) << 16;
@@ -98,6 +99,22 @@ fn firmware_slots() -> Vec<u8> {
     // AFI: slot 1 is active. FRS1 is its release.
     page[0] = 1;
     page[8..16].copy_from_slice(&FIRMWARE);
+    page
+}
+
+/// No command has effects on other commands, namespaces or the controller's abilities.
+fn command_effects() -> Vec<u8> {
+    let mut page = vec![0; lid::COMMAND_EFFECTS_LEN];
+    let mut put = |from: usize, opcodes: &[u8], effects: u32| {
+        for opcode in opcodes {
+            let at = from + 4 * usize::from(*opcode);
+            page[at..at + 4].copy_from_slice(&effects.to_le_bytes());
+        }
+    };
+    put(0, &admin::SUPPORTED, lid::CSUPP);
+    put(lid::IO_COMMAND_EFFECTS, &io::SUPPORTED, lid::CSUPP);
+    let changing = lid::CSUPP | lid::LBCC;
+    put(lid::IO_COMMAND_EFFECTS, &io::CHANGING, changing);
     page
 }
 

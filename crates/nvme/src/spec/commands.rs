@@ -31,6 +31,20 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     /// Asynchronous Event Request.
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+
+    /// Those that the controller has.
+    pub const SUPPORTED: [u8; 10] = [
+        DELETE_SQ,
+        CREATE_SQ,
+        GET_LOG_PAGE,
+        DELETE_CQ,
+        CREATE_CQ,
+        IDENTIFY,
+        ABORT,
+        SET_FEATURES,
+        GET_FEATURES,
+        ASYNC_EVENT_REQUEST,
+    ];
 }
 
 /// Opcodes of NVM commands (section 6, figure 346).
@@ -47,6 +61,11 @@ pub mod io {
     pub const WRITE_ZEROES: u8 = 0x08;
     /// Dataset Management.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+
+    /// Those that the controller has and that change no block.
+    pub const SUPPORTED: [u8; 3] = [FLUSH, READ, COMPARE];
+    /// Those that it has and that may change blocks.
+    pub const CHANGING: [u8; 3] = [WRITE, WRITE_ZEROES, DATASET_MANAGEMENT];
 }
 
 /// A submission entry: sixteen dwords (4.2).

@@ -69,6 +69,8 @@ pub mod controller {
 
 /// FRMW: slot 1 only, read only.
 pub const FRMW_ONE_READ_ONLY: u8 = 1 << 1 | 1;
+/// LPA: there is the log Commands Supported and Effects.
+pub const LPA_COMMAND_EFFECTS: u8 = 1 << 1;
 /// LPA: Get Log Page takes an offset and long lengths.
 pub const LPA_EXTENDED: u8 = 1 << 2;
 /// OAES: namespace attribute notices.

@@ -9,6 +9,9 @@ pub const FIRMWARE_SLOT: u8 = 0x03;
 /// Changed Namespace List (5.14.1.4).
 pub const CHANGED_NAMESPACES: u8 = 0x04;
 
+/// Commands Supported and Effects (5.14.1.5).
+pub const COMMAND_EFFECTS: u8 = 0x05;
+
 /// CDW10 of Get Log Page: the page.
 pub const LID: u32 = 0xff;
 /// CDW10: RAE, leave the event masked.
@@ -20,6 +23,14 @@ pub const ERROR_ENTRY_LEN: usize = 64;
 pub const SHORT_PAGE_LEN: usize = 512;
 /// Bytes of the Changed Namespace List.
 pub const CHANGED_NAMESPACES_LEN: usize = 4096;
+/// Bytes of Commands Supported and Effects.
+pub const COMMAND_EFFECTS_LEN: usize = 4096;
+/// Where the I/O commands begin in it; admin commands are first. Four bytes for each opcode.
+pub const IO_COMMAND_EFFECTS: usize = 1024;
+/// CSUPP: the command is supported.
+pub const CSUPP: u32 = 1;
+/// LBCC: it may change the content of blocks.
+pub const LBCC: u32 = 1 << 1;
 
 /// An event's type: bits 2:0 of its completion's DW0 (5.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -100,6 +100,84 @@ fn log_pages_are_sent_in_parts_too() {
 }
 
 #[test]
+fn the_log_of_commands_names_those_that_there_are() {
+    let (mut m, mut driver) = Driver::up(1);
+    driver.admin_ok(&mut m, identify(1, 0));
+    assert_eq!(m.load(DATA + 261, 1), [0b110], "LPA");
+    driver.admin_ok(&mut m, log_page(5, 4096, 0));
+    let page = m.load(DATA, 4096);
+    let effects = |queue: u16, opcode: u8| {
+        let at = 1024 * usize::from(queue) + 4 * usize::from(opcode);
+        u32::from_le_bytes(page[at..at + 4].try_into().unwrap())
+    };
+    for queue in [0, 1] {
+        for opcode in 0..=u8::MAX {
+            let (mut m, mut driver) = Driver::up(1);
+            driver.submit(&m, queue, plain(opcode, 0, 0));
+            driver.ring(&mut m, queue);
+            m.settle();
+            let answers = driver.take(&m, queue);
+            // An event request has no answer yet.
+            let known = answers.iter().all(|a| a.status != Status::INVALID_OPCODE);
+            assert_eq!(
+                effects(queue, opcode) & 1 != 0,
+                known,
+                "{queue} {opcode:#x}"
+            );
+        }
+    }
+    let changing: Vec<u8> = (0..=u8::MAX).filter(|o| effects(1, *o) == 3).collect();
+    assert_eq!(changing, [1, 8, 9], "blocks");
+    assert!(page[2048..].iter().all(|b| *b == 0));
+}
+
+/// What the stock drivers of Linux 6.1 to 7 send when they find a controller, in their order, and
+/// what its tools ask for. What fails is what a controller of this version does not have.
+#[test]
+fn stock_drivers_and_tools_find_what_they_ask_for() {
+    let (mut m, mut driver) = Driver::up(1);
+    let commands = [
+        identify(1, 0),
+        log_page(5, 4096, 0),
+        log_page(2, 512, 0),
+        plain(0x09, 0x0b, 0x100),
+        identify(2, 0),
+        identify(3, 1),
+        identify(0, 1),
+        log_page(4, 4096, 0),
+        // nvme error-log with more entries than there are, fw-log.
+        log_page(1, 4096, 0),
+        log_page(3, 512, 0),
+        plain(0x0a, 0x07, 0),
+        plain(0x0a, 0x0b, 0),
+    ];
+    for command in commands {
+        driver.admin_ok(&mut m, command);
+    }
+    // All features that an I/O controller must have, whose values Linux and nvme-cli look at.
+    for feature in [1, 2, 4, 5, 6, 7, 8, 9, 0xa, 0xb] {
+        driver.admin_ok(&mut m, plain(0x0a, feature, 0));
+    }
+    // Timestamp, thermal management, host behaviour: not announced, and so not asked for.
+    for feature in [0x0e, 0x10, 0x16] {
+        for opcode in [0x09, 0x0a] {
+            let answer = driver.admin(&mut m, plain(opcode, feature, 0));
+            assert_eq!(answer.status, Status::INVALID_FIELD);
+        }
+    }
+    driver.admin_ok(&mut m, identify(1, 0));
+    let page = m.load(DATA, 4096);
+    assert_eq!(page[256..258], [0; 2], "OACS");
+    assert_eq!(page[96..100], [0; 4], "CTRATT");
+    assert_eq!(
+        (page[263], page[265]),
+        (0, 0),
+        "one power state, no transitions"
+    );
+    assert_eq!(page[272..280], [0; 8], "no host memory buffer");
+}
+
+#[test]
 fn queues_are_refused_for_the_reason_that_there_is() {
     let (mut m, mut driver) = Driver::up(1);
     let mut check = |command: Command, status| {
