@@ -127,8 +127,8 @@ impl ControllerState {
         self.completion[0] = Some(CompletionQueue::new(registers.acq, completion, Some(0)));
     }
 
-    /// CC.EN was cleared (7.3.2): commands are forgotten, those under way too, as nothing of them
-    /// is in flight between two calls. The admin queues' registers stay.
+    /// CC.EN was cleared (7.3.2): commands are forgotten, those under way too. Whoever began their
+    /// operations disowns these. The admin queues' registers stay.
     fn controller_reset(&mut self) {
         let Registers {
             cc, aqa, asq, acq, ..
