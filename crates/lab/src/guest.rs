@@ -37,6 +37,7 @@ pub struct VmBuilder<'a> {
     append: String,
     args: Vec<String>,
     incoming: bool,
+    without_kernel: bool,
 }
 
 /// A guest and its QEMU. Dropping it kills the QEMU.
@@ -97,6 +98,13 @@ impl VmBuilder<'_> {
     #[must_use]
     pub fn args<T: Into<String>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Gives firmware no kernel to boot.
+    #[must_use]
+    pub fn without_kernel(mut self) -> Self {
+        self.without_kernel = true;
         self
     }
 
@@ -163,20 +171,17 @@ impl VmBuilder<'_> {
             ])
             .args(accelerator.args())
             .args(["-smp".to_owned(), self.cpus.to_string()])
-            .args([
-                "-kernel",
-                text(&self.lab.kernel())?,
-                "-initrd",
-                text(&initrd)?,
-            ])
-            .args([
-                "-append",
-                &format!("{} {}", self.append, accelerator.kernel_parameters()),
-            ])
             .args(serial("console", "file", console, "")?)
             .args(serial("control", "socket", line, ",server=on,wait=off")?)
             .qmp(monitor)?
             .args(self.args.iter().cloned());
+        if !self.without_kernel {
+            let append = format!("{} {}", self.append, accelerator.kernel_parameters());
+            args = args
+                .args(["-kernel", text(&self.lab.kernel())?])
+                .args(["-initrd", text(&initrd)?])
+                .args(["-append", &append]);
+        }
         if self.incoming {
             args = args.args(["-incoming", "defer"]);
         }
@@ -198,6 +203,7 @@ impl Vm {
             append: APPEND.to_owned(),
             args: Vec::new(),
             incoming: false,
+            without_kernel: false,
         }
     }
 

@@ -27,8 +27,7 @@ static int __init spin_init(void)
 	outb(BYTE, INDEX);
 	outb(0, DATA);
 	stop_machine(spin, NULL, cpu_online_mask);
-	/* It is not to stay. */
-	return -EAGAIN;
+	return 0;
 }
 module_init(spin_init);
 

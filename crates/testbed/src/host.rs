@@ -44,6 +44,8 @@ pub struct HostOptions {
     pub root_ports: bool,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
+    /// Firmware is given no kernel to boot.
+    pub without_kernel: bool,
     /// More for the kernel's command line.
     pub append: String,
     /// More for QEMU's.
@@ -147,6 +149,9 @@ impl Host {
         if let Some(image) = &options.firmware {
             builder = builder.args(["-bios".to_owned(), image.display().to_string()]);
         }
+        if options.without_kernel {
+            builder = builder.without_kernel();
+        }
         if incoming {
             builder = builder.incoming();
         }
@@ -236,6 +241,7 @@ impl HostOptions {
             nic_address: "00:05.0".into(),
             root_ports: false,
             firmware: None,
+            without_kernel: false,
             append: String::new(),
             args: Vec::new(),
             files: Vec::new(),

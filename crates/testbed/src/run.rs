@@ -76,6 +76,8 @@ pub struct Options {
     pub plug: Plug,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
+    /// Firmware is given no kernel to boot.
+    pub without_kernel: bool,
     /// More for the kernel's command line.
     pub append: String,
     /// More for QEMU's.
@@ -135,6 +137,7 @@ impl Default for Options {
             disk: false,
             plug: Plug::MainBus,
             firmware: None,
+            without_kernel: false,
             append: String::new(),
             args: Vec::new(),
             files: Vec::new(),
@@ -214,6 +217,7 @@ impl Testbed {
             disk: options.disk.then(|| disk(folder.path())).transpose()?,
             root_ports: options.plug == Plug::RootPort,
             firmware: options.firmware.clone(),
+            without_kernel: options.without_kernel,
             append: format!("{ISOLATE} {QUEUES} {}", options.append),
             args: options.args.clone(),
             files: options.files.clone(),
