@@ -212,6 +212,13 @@ impl Endpoint {
         self.lock_config().bus_master()
     }
 
+    /// Whether a driver has it at work: it may be bus master, and is not powered down, as a driver
+    /// leaves it that was suspended.
+    pub fn is_in_use(&self) -> bool {
+        let config = self.lock_config();
+        config.bus_master() && !config.is_powered_down()
+    }
+
     /// Where the MSI-X table lies in guest-physical memory, and its number of entries; `None`
     /// while no BAR shows it.
     pub fn msix_table_address(&self) -> Option<(u64, usize)> {

@@ -112,7 +112,7 @@ pub(crate) fn prepare(
         let name = slot.endpoint.name();
         match slot.place {
             // A driver that has yet to start it finds it as after power-on.
-            Place::RootPort(_) if !slot.endpoint.is_bus_master() => {}
+            Place::RootPort(_) if !slot.endpoint.is_in_use() => {}
             Place::RootPort(at) => ports.push((name, at)),
             Place::MainBus(_) => return Err(NotPossible::NoRootPort(name.into())),
         }
@@ -159,7 +159,7 @@ impl<'a> Recovery<'a> {
             };
             let function = functions.iter().find(|f| f.name == slot.endpoint.name());
             match function {
-                Some(function) if slot.endpoint.is_bus_master() => {
+                Some(function) if slot.endpoint.is_in_use() => {
                     // Another kernel may have come since the source has looked.
                     if !qmp.handles_fatal_errors(at)? {
                         return Err(NotPossible::NotHandled(function.name.clone()));

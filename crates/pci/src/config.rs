@@ -118,6 +118,13 @@ impl ConfigSpace {
         self.command() & reg::COMMAND_BUS_MASTER != 0
     }
 
+    /// In D3hot (PCI Bus Power Management Interface 1.2, 5.4): it does nothing but answer in
+    /// configuration space, whatever its Command register says.
+    pub fn is_powered_down(&self) -> bool {
+        let control = self.power.map(|at| self.u16(at + power::CONTROL));
+        control.is_some_and(|control| control & power::CONTROL_STATE != 0)
+    }
+
     /// The Command register.
     pub fn command(&self) -> u16 {
         self.u16(reg::COMMAND)

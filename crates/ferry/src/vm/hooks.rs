@@ -241,8 +241,8 @@ fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), 
 fn carries(help: Option<&Help>, to_recover: &[usize], endpoints: &Endpoints) -> Vec<Carry> {
     let devices = endpoints.0.iter().enumerate();
     let of = |(index, device): (usize, &Endpoint)| {
-        // One that no driver has switched on has nothing to recover.
-        if to_recover.contains(&index) && device.is_bus_master() {
+        // One that no driver has at work has nothing to recover.
+        if to_recover.contains(&index) && device.is_in_use() {
             return Carry::Configuration;
         }
         help.map_or(Carry::State, |help| help.carry(index, device))
