@@ -82,6 +82,19 @@ fn bus_mastering_and_function_reset_are_told() {
 }
 
 #[test]
+fn a_function_is_powered_down_from_d3hot_to_d0() {
+    let mut space = space();
+    assert!(!space.is_powered_down());
+    space.write(0x44, &[3, 0]);
+    assert!(space.is_powered_down());
+    space.write(0x44, &[0, 0]);
+    assert!(!space.is_powered_down());
+    space.write(0x44, &[3, 0]);
+    space.reset();
+    assert!(!space.is_powered_down());
+}
+
+#[test]
 fn bars_outlast_a_function_reset_but_not_a_bus_reset() {
     let mut space = space();
     space.write(0x10, &0x12_fe00_0000_u64.to_le_bytes());
