@@ -212,11 +212,11 @@ impl Endpoint {
         self.lock_config().bus_master()
     }
 
-    /// Whether a driver has it at work: it may be bus master, and is not powered down, as a driver
-    /// leaves it that was suspended.
+    /// Whether a driver has it at work: it may be bus master and interrupt, and is not powered down.
+    /// A driver that was suspended may leave it bus master, but not the other two.
     pub fn is_in_use(&self) -> bool {
         let config = self.lock_config();
-        config.bus_master() && !config.is_powered_down()
+        config.bus_master() && config.is_msix_enabled() && !config.is_powered_down()
     }
 
     /// Where the MSI-X table lies in guest-physical memory, and its number of entries; `None`

@@ -118,6 +118,12 @@ impl ConfigSpace {
         self.command() & reg::COMMAND_BUS_MASTER != 0
     }
 
+    /// MSI-X Enable: without it, a function that has no other interrupts has none.
+    pub fn is_msix_enabled(&self) -> bool {
+        let control = self.msix.map(|(at, _)| self.u16(at + msix::CONTROL));
+        control.is_some_and(|control| control & msix::CONTROL_ENABLE != 0)
+    }
+
     /// In D3hot (PCI Bus Power Management Interface 1.2, 5.4): it does nothing but answer in
     /// configuration space, whatever its Command register says.
     pub fn is_powered_down(&self) -> bool {

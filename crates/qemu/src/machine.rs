@@ -244,14 +244,18 @@ fn bridge<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bridge, D::Error
         memory_range: WireRange,
         prefetchable_range: WireRange,
     }
+    /// QEMU's schema has signed numbers here; firmware sets all high bits to see which there are.
     #[derive(Deserialize)]
     struct WireRange {
-        base: u64,
-        limit: u64,
+        base: i64,
+        limit: i64,
     }
     impl From<WireRange> for Window {
         fn from(WireRange { base, limit }: WireRange) -> Self {
-            Self { base, limit }
+            Self {
+                base: base.cast_unsigned(),
+                limit: limit.cast_unsigned(),
+            }
         }
     }
     let wire = Wire::deserialize(deserializer)?;
@@ -269,4 +273,26 @@ struct WireBridge {
     bus: Bridge,
     #[serde(default)]
     devices: Vec<WireFunction>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As QEMU prints it while firmware looks which bits of a window's registers there are.
+    #[test]
+    fn a_bridge_whose_windows_are_all_ones_is_understood() {
+        let text = json!({
+            "bus": {
+                "number": 0, "secondary": 0, "subordinate": 0,
+                "io_range": { "base": 0xf000, "limit": 0xffff },
+                "memory_range": { "base": 0xfff0_0000_u32, "limit": 0xffff_ffff_u32 },
+                "prefetchable_range": { "base": -0x10_0000, "limit": -1 }
+            }
+        });
+        let bridge = serde_json::from_value::<WireBridge>(text).unwrap().bus;
+        assert_eq!(bridge.memory.base, 0xfff0_0000);
+        assert_eq!(bridge.prefetchable.base, 0xffff_ffff_fff0_0000);
+        assert_eq!(bridge.prefetchable.limit, u64::MAX);
+    }
 }

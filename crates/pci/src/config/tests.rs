@@ -82,6 +82,14 @@ fn bus_mastering_and_function_reset_are_told() {
 }
 
 #[test]
+fn msix_is_enabled_by_its_control() {
+    let mut space = space();
+    assert!(!space.is_msix_enabled());
+    space.write(0x73, &[0x80]);
+    assert!(space.is_msix_enabled());
+}
+
+#[test]
 fn a_function_is_powered_down_from_d3hot_to_d0() {
     let mut space = space();
     assert!(!space.is_powered_down());
