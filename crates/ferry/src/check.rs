@@ -31,6 +31,10 @@ pub struct DeviceFacts {
     pub name: String,
     /// Kind of model.
     pub model: String,
+    /// What of its settings its driver keeps in mind, so that it must not change: a disk's serial
+    /// number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// Where it is plugged in.
     pub place: Place,
 }
@@ -160,7 +164,11 @@ fn accelerator(machine: &Machine) -> &'static str {
 }
 
 fn devices(facts: &Facts) -> String {
-    let one = |d: &DeviceFacts| format!("{} ({} at {})", d.name, d.model, d.place);
+    let one = |d: &DeviceFacts| {
+        let identity = d.identity.as_ref();
+        let identity = identity.map_or(String::new(), |identity| format!(" {identity}"));
+        format!("{} ({}{identity} at {})", d.name, d.model, d.place)
+    };
     facts.devices.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

@@ -155,9 +155,11 @@ impl Destination<'_> {
         let mut events = self.qmp.events();
         let (functions, then) = self.wait_for_word(link)?;
         let told = Instant::now();
-        let arrived = self
-            .vm
-            .wait_stage(REACT, |stage| stage == StageName::Arrived);
+        // Somebody's `cont` may have come before the word.
+        let arrived = self.vm.wait_stage(REACT, |stage| {
+            use StageName::{Arrived, Ready, Running};
+            matches!(stage, Arrived | Ready | Running)
+        });
         if !arrived {
             return Err(ReceiveError::Other(
                 "the devices' state did not arrive".into(),

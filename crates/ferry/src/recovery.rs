@@ -226,21 +226,25 @@ pub(crate) struct Late(Function);
 /// list.
 ///
 /// # Errors
-/// When QEMU does not do it; the device answers, and is off the list.
+/// When QEMU does not do it for one of them, which then answers as after power-on.
 pub(crate) fn see_to(late: &mut Vec<Late>, slots: &[Slot], qmp: &Qmp) -> Result<(), RestoreError> {
     let slot_of = |late: &Late| {
         let mut slots = slots.iter();
         slots.find(|slot| slot.endpoint.name() == late.0.name)
     };
     let has_left = |late: &mut Late| slot_of(late).is_some_and(|slot| slot.endpoint.has_left());
-    let gone: Vec<_> = late.extract_if(.., has_left).collect();
-    for gone in gone {
+    let mut result = Ok(());
+    for gone in late.extract_if(.., has_left) {
         if let Some(slot) = slot_of(&gone) {
             tracing::info!(device = gone.0.name, "reset by the guest, late");
-            answer(qmp, slot, &gone.0)?;
+            if let Err(error) = answer(qmp, slot, &gone.0) {
+                // Absent, it would be lost for good.
+                slot.endpoint.appear();
+                result = result.and(Err(error));
+            }
         }
     }
-    Ok(())
+    result
 }
 
 impl Drop for Recovery<'_> {

@@ -1,5 +1,6 @@
 //! The source's part of a migration.
 
+mod outcome;
 mod precopy;
 mod verify;
 
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use endpoint::Carry;
 use qemu::migration::MigrationSettings;
+use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
 use crate::cooperative::ask::{Cooperation, NoHelp};
-use crate::cooperative::end::Restart;
 use crate::driverless::{self, StartError};
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
-use crate::recovery::{self, NotPossible, Outcome};
+use crate::recovery::{self, NotPossible};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
@@ -212,14 +213,14 @@ impl Source<'_> {
             progress(Progress::Phase {
                 phase: Phase::Recover,
             });
-            phases_ms.extend(recovered(link, &mut devices).map(|ms| (Phase::Recover, ms)));
+            phases_ms.extend(outcome::recovered(link, &mut devices).map(|ms| (Phase::Recover, ms)));
         }
         if let Some(cooperation) = &cooperation {
             progress(Progress::Phase {
                 phase: Phase::Recover,
             });
             phases_ms.extend(cooperation.quiesce_ms().map(|ms| (Phase::Quiesce, ms)));
-            phases_ms.extend(restarted(link, &mut devices).map(|ms| (Phase::Recover, ms)));
+            phases_ms.extend(outcome::restarted(link, &mut devices).map(|ms| (Phase::Recover, ms)));
         }
         if let Some(sleep) = sleep {
             sleep.complete(arrival.wake_ms, &mut phases_ms, &mut devices);
@@ -288,6 +289,12 @@ impl Source<'_> {
             ));
         }
         reasons.extend(self.without_guest(options));
+        // One that runs here has what only one host may have, if that was possible at all.
+        if matches!(state, RunState::Running | RunState::Suspended)
+            && let Err(error) = self.vm.start_here()
+        {
+            reasons.push(error.to_string());
+        }
         if options.strategy == Some(Strategy::Recovery)
             && let Some((_, name)) = self.vm.without_log().first()
         {
@@ -487,77 +494,6 @@ impl Source<'_> {
     }
 }
 
-/// Asks the destination what became of the devices that the guest was to start, and returns the
-/// milliseconds that it took.
-fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
-    let restarts = match link.ask(&Message::GuestEnd, RUN) {
-        Ok(Message::GuestEnded(restarts)) => restarts,
-        other => {
-            let why = match other {
-                Ok(message) => link::unexpected(&message).to_string(),
-                Err(error) => error.to_string(),
-            };
-            for device in devices
-                .iter_mut()
-                .filter(|device| device.is_left_to_driver())
-            {
-                device.fault = Some(format!("not known whether the guest has started it: {why}"));
-            }
-            return None;
-        }
-    };
-    let mut answers = restarts.devices.into_iter();
-    for device in devices {
-        match answers.next() {
-            Some(Restart::Done(ms)) => device.restart_ms = Some(ms),
-            Some(Restart::Failed(why)) => device.fault = Some(link::printable(&why)),
-            Some(Restart::Silent(why)) if device.is_left_to_driver() => {
-                device.fault = Some(link::printable(&why));
-            }
-            None | Some(Restart::Declined) if device.is_left_to_driver() => {
-                device.fault = Some("the guest was not told to start it".into());
-            }
-            _ => {}
-        }
-    }
-    Some(restarts.recover_ms)
-}
-
-/// Asks the destination what became of the devices that were left to the guest's error recovery, and
-/// returns the milliseconds that the last took.
-fn recovered(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
-    let outcomes = match link.ask(&Message::Recover, RUN) {
-        Ok(Message::Recovered { devices }) => Ok(devices),
-        Ok(other) => Err(link::unexpected(&other).to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    let mut last = None;
-    for device in devices
-        .iter_mut()
-        .filter(|device| device.is_left_to_driver())
-    {
-        let outcome = match &outcomes {
-            Ok(outcomes) => {
-                let found = outcomes.iter().find(|one| one.device == device.name);
-                found.map(|one| one.outcome.clone())
-            }
-            Err(why) => Some(Outcome::Failed(format!(
-                "not known whether it works: {why}"
-            ))),
-        };
-        match outcome {
-            Some(Outcome::Started(times)) => {
-                last = Some(times.started_ms.max(last.unwrap_or_default()));
-                device.recovered = Some(times);
-            }
-            Some(Outcome::NotInUse | Outcome::Restarted) => {}
-            Some(Outcome::Failed(why)) => device.fault = Some(link::printable(&why)),
-            None => device.fault = Some("the destination does not speak of it".into()),
-        }
-    }
-    last
-}
-
 /// The destination was not seen to run the VM.
 enum NotRun {
     /// It said so, or cannot have heard the word.
@@ -593,7 +529,9 @@ fn uncertain(error: &LinkError) -> MigrateError {
         why: error.to_string(),
         whereabouts: "All of the VM is at the destination, and this side keeps it paused. Look at \
                       the destination: if its QEMU runs the VM, end this side's QEMU; if it does \
-                      not and never will, QMP `cont` lets the VM run on here"
+                      not and never will, QMP `cont` lets the VM run on here, unless the \
+                      destination has taken a disk of it: its devices stay halted then, and this \
+                      process' log says so"
             .into(),
     }
 }

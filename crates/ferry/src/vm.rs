@@ -297,7 +297,9 @@ impl Vm {
 
     /// The VM runs at the destination: the guest is told there that it is over.
     pub(crate) fn has_left(&self) {
-        if let Some(help) = self.lock().help.take() {
+        let mut state = self.lock();
+        state.late.clear();
+        if let Some(help) = state.help.take() {
             help.leave();
         }
     }

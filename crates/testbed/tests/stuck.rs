@@ -167,8 +167,9 @@ fn a_guest_that_is_suspended_to_idle() -> Result<()> {
         testbed.host.vm.shell("true", SILENT).is_err(),
         "it is awake"
     );
-    let keys = json!({ "keys": [{ "type": "qcode", "data": "a" }] });
-    testbed.host.vm.qmp().execute("send-key", keys)?;
+    // Its power button.
+    let qmp = testbed.host.vm.qmp();
+    qmp.execute("system_powerdown", json!({}))?;
     testbed.wait_for_traffic()?;
     let slept = testbed.shell("cat /sys/power/suspend_stats/success")?;
     assert_eq!(slept.trim(), "1");

@@ -21,11 +21,13 @@ use qemu::system::RunState;
 use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 
-use crate::config::{Config, Guest};
+use crate::config::{Config, Guest, Settings};
 use crate::stream::{BoundSocket, Listener};
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
+/// After a monitor that was not to be had: another client may have it.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the process ends.
 #[derive(Debug)]
@@ -132,11 +134,16 @@ impl Shared {
         let device = |device: &crate::config::Device| DeviceFacts {
             name: device.name.clone(),
             model: device.model.clone(),
+            identity: match &device.settings {
+                Settings::Disk(disk) => Some(disk.serial.clone()),
+                Settings::Nic(_) | Settings::None => None,
+            },
             place: device.place,
         };
         let guest = |guest: &Guest| DeviceFacts {
             name: Guest::NAME.into(),
             model: "control-device".into(),
+            identity: None,
             place: Place::MainBus(guest.address),
         };
         let devices = self.config.devices.iter().map(device);
@@ -167,16 +174,27 @@ impl Shared {
     }
 
     /// Says at once, not only when a migration is asked for, that QEMU is another than expected. A
-    /// VM that starts here takes what only one host may have.
+    /// VM that starts here takes what only one host may have; until QEMU has said that it does, its
+    /// disks wait.
     fn look_at_qemu(&self) -> anyhow::Result<()> {
-        let qmp = match self.monitor() {
-            Ok(qmp) => qmp,
-            Err(error) => {
-                tracing::error!("this VM cannot be migrated, and its disks stay closed: {error:#}");
-                return Ok(());
+        let mut told = false;
+        let (qmp, state) = loop {
+            let asked = self
+                .monitor()
+                .and_then(|qmp| Ok((qmp.run_status()?.status, qmp)));
+            match asked {
+                Ok((state, qmp)) => break (qmp, state),
+                Err(error) if !told => {
+                    tracing::error!(
+                        "this VM cannot be migrated, and disks that vferry serves wait: {error:#}"
+                    );
+                    told = true;
+                }
+                Err(_) => {}
             }
+            thread::sleep(AGAIN);
         };
-        if qmp.run_status()?.status != RunState::InMigrate {
+        if state != RunState::InMigrate {
             self.vm.start_here()?;
             tracing::info!("the VM starts here");
         }

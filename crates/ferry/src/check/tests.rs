@@ -30,6 +30,7 @@ pub(crate) fn facts() -> Facts {
         devices: vec![DeviceFacts {
             name: "net0".into(),
             model: "ixgbevf".into(),
+            identity: None,
             place: Place::MainBus("00:05.0".parse().unwrap()),
         }],
         sidecar: "00:06.0".parse().unwrap(),

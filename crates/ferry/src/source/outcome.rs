@@ -1,0 +1,78 @@
+//! What became of devices that were left to their drivers: asked at the destination.
+
+use super::RUN;
+use crate::cooperative::end::Restart;
+use crate::link::{self, Link, Message};
+use crate::recovery::Outcome;
+use crate::report::DeviceReport;
+
+/// Asks the destination what became of the devices that the guest was to start, and returns the
+/// milliseconds that it took.
+pub(super) fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
+    let restarts = match link.ask(&Message::GuestEnd, RUN) {
+        Ok(Message::GuestEnded(restarts)) => restarts,
+        other => {
+            let why = match other {
+                Ok(message) => link::unexpected(&message).to_string(),
+                Err(error) => error.to_string(),
+            };
+            for device in devices
+                .iter_mut()
+                .filter(|device| device.is_left_to_driver())
+            {
+                device.fault = Some(format!("not known whether the guest has started it: {why}"));
+            }
+            return None;
+        }
+    };
+    let mut answers = restarts.devices.into_iter();
+    for device in devices {
+        match answers.next() {
+            Some(Restart::Done(ms)) => device.restart_ms = Some(ms),
+            Some(Restart::Failed(why)) => device.fault = Some(link::printable(&why)),
+            Some(Restart::Silent(why)) if device.is_left_to_driver() => {
+                device.fault = Some(link::printable(&why));
+            }
+            None | Some(Restart::Declined) if device.is_left_to_driver() => {
+                device.fault = Some("the guest was not told to start it".into());
+            }
+            _ => {}
+        }
+    }
+    Some(restarts.recover_ms)
+}
+
+/// Asks the destination what became of the devices that were left to the guest's error recovery, and
+/// returns the milliseconds that the last took.
+pub(super) fn recovered(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
+    let outcomes = match link.ask(&Message::Recover, RUN) {
+        Ok(Message::Recovered { devices }) => Ok(devices),
+        Ok(other) => Err(link::unexpected(&other).to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut last = None;
+    for device in devices
+        .iter_mut()
+        .filter(|device| device.is_left_to_driver())
+    {
+        let outcome = match &outcomes {
+            Ok(outcomes) => {
+                let found = outcomes.iter().find(|one| one.device == device.name);
+                found.map(|one| one.outcome.clone())
+            }
+            Err(why) => Some(Outcome::Failed(format!(
+                "not known whether it works: {why}"
+            ))),
+        };
+        match outcome {
+            Some(Outcome::Started(times)) => {
+                last = Some(times.started_ms.max(last.unwrap_or_default()));
+                device.recovered = Some(times);
+            }
+            Some(Outcome::NotInUse | Outcome::Restarted) => {}
+            Some(Outcome::Failed(why)) => device.fault = Some(link::printable(&why)),
+            None => device.fault = Some("the destination does not speak of it".into()),
+        }
+    }
+    last
+}
