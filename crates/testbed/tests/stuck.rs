@@ -237,7 +237,8 @@ fn a_guest_in_ovmf() -> Result<()> {
     went_by_its_state(&nic);
     let is_in_shell = |testbed: &Testbed| testbed.host.vm.console().contains("Shell>");
     ensure!(!is_in_shell(&testbed), "it has gone on already");
-    wait_until("it does not come to its shell", || {
+    let gone_on = wait_until("it does not come to its shell", || {
         Ok(is_in_shell(&testbed))
-    })
+    });
+    gone_on.with_context(|| testbed.host.vm.evidence())
 }

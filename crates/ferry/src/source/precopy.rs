@@ -231,6 +231,7 @@ pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
         let under_way = !over.status.is_over() && over.status != MigrationStatus::None;
         let runs = status.running || status.status == RunState::Suspended;
         if runs && !under_way {
+            source.vm.claim().map_err(|error| error.to_string())?;
             // Nothing has come from the rings if the sidecar was the one that failed.
             source.vm.run_again();
             return Ok(());
