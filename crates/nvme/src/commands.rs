@@ -75,8 +75,10 @@ impl Controller {
                     Ok(()) => self.state.commands[slot] = Some(command),
                     Err(status) => self.fail(slot, status, memory),
                 }
+                self.flights.recycle(landed.buffer);
+            } else {
+                self.flights.drop_unseen(landed);
             }
-            self.flights.recycle(landed.buffer);
         }
         any
     }

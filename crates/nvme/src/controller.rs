@@ -136,7 +136,7 @@ impl Controller {
             while let Some(landed) = self.flights.land(|_| true) {
                 self.flushed += 1;
                 // The guest can do nothing about it any more; the operator can.
-                if landed.result.is_err() {
+                if self.flights.take_failure(landed.backing) || landed.result.is_err() {
                     self.media_error();
                 }
             }
@@ -181,6 +181,32 @@ impl Controller {
                 let _ = backing.release(migration);
             }
         }
+    }
+
+    /// Makes all backings durable that are to go. Not if one could not be at any time, and the
+    /// guest does not know: the other host would find that all is well with it.
+    fn make_durable_for_release(&mut self) -> io::Result<()> {
+        for (index, backing) in self.backings.iter().enumerate() {
+            let mut why = None;
+            if !self.flights.has_failure(index)
+                && let Err(error) = backing.flush()
+            {
+                self.flights.keep_failure(index);
+                why = Some(error);
+            }
+            if self.flights.has_failure(index) {
+                let said = why.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
+                let kind = why.map_or(io::ErrorKind::Other, |error| error.kind());
+                let told = format!(
+                    "{} has reported an error{said} in making durable what the guest wrote, of \
+                     which the guest has yet to be told: its next flush will fail. Look at the \
+                     disk, and migrate again after the guest has flushed",
+                    backing.name()
+                );
+                return Err(io::Error::new(kind, told));
+            }
+        }
+        Ok(())
     }
 
     /// Takes over larger backings, as after a move to a host where they have grown.
@@ -296,6 +322,7 @@ impl Model for Controller {
         if !self.flights.is_empty() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, UNDER_WAY));
         }
+        self.make_durable_for_release()?;
         for index in 0..self.backings.len() {
             let Err(error) = self.backings[index].release(migration) else {
                 continue;

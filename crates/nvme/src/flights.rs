@@ -4,6 +4,10 @@
 //! begun may end sooner than the operation does (a reset of the controller, a loaded state); then
 //! it is nobody's, its result is dropped, and no other is begun before it has ended: else what an
 //! old write wrote might lie over what a newer one did.
+//!
+//! An error of a write is not dropped with the rest. The system tells once of what did not reach
+//! the disk, and calls the next attempt to make it durable a success. What nobody was there to be
+//! told is kept, until the guest is told in place of such a success.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::backing::Backing;
 use crate::engine::{Engine, Finished, Operation, PLACES, Request};
+use crate::state::MAX_NAMESPACES;
 
 /// Bytes of a buffer, and so of one operation with data.
 pub(crate) const BUFFER: usize = 256 << 10;
@@ -39,6 +44,7 @@ struct Flight {
 /// An operation that has ended.
 pub(crate) struct Landed {
     pub(crate) owner: Owner,
+    pub(crate) backing: usize,
     pub(crate) operation: Operation,
     pub(crate) result: io::Result<()>,
     pub(crate) buffer: Vec<u8>,
@@ -52,7 +58,12 @@ pub(crate) struct Flights {
     buffers: Vec<Vec<u8>>,
     /// Never used twice: 64 bits do not run out.
     next_id: u64,
+    /// Backings that have failed to write or to make durable, which the guest does not know: one
+    /// bit for each. It outlasts every reset, as what is lost does.
+    flush_failed: u32,
 }
+
+const _: () = assert!(MAX_NAMESPACES <= 32, "each backing has its bit");
 
 impl Flights {
     pub(crate) fn new(engine: Box<dyn Engine>) -> Self {
@@ -61,6 +72,7 @@ impl Flights {
             list: Vec::with_capacity(PLACES),
             buffers: Vec::new(),
             next_id: 0,
+            flush_failed: 0,
         }
     }
 
@@ -138,9 +150,39 @@ impl Flights {
             }
         }
         while let Some(landed) = self.land(|owner| owner == Owner::Nobody) {
-            self.recycle(landed.buffer);
+            self.drop_unseen(landed);
         }
         any
+    }
+
+    /// Drops what nobody is told of, but for an error that only the next flush can tell.
+    pub(crate) fn drop_unseen(&mut self, landed: Landed) {
+        let failed = match (&landed.result, landed.operation) {
+            (Ok(()), _) | (_, Operation::Read { .. }) => false,
+            (Err(error), Operation::Zero { .. }) => error.kind() != io::ErrorKind::Unsupported,
+            (Err(_), Operation::Write { .. } | Operation::Flush) => true,
+        };
+        if failed {
+            self.keep_failure(landed.backing);
+        }
+        self.recycle(landed.buffer);
+    }
+
+    /// The guest is to be told that this backing could not make durable what it should have.
+    pub(crate) fn keep_failure(&mut self, backing: usize) {
+        self.flush_failed |= 1 << backing;
+    }
+
+    /// Whether there is such a failure that the guest does not know of.
+    pub(crate) fn has_failure(&self, backing: usize) -> bool {
+        self.flush_failed & 1 << backing != 0
+    }
+
+    /// The same, for who tells it now.
+    pub(crate) fn take_failure(&mut self, backing: usize) -> bool {
+        let failed = self.has_failure(backing);
+        self.flush_failed &= !(1 << backing);
+        failed
     }
 
     /// Takes one that has ended, of an owner who can take it now.
@@ -149,6 +191,7 @@ impl Flights {
         let at = self.list.iter().position(ended)?;
         let Flight {
             owner,
+            backing,
             operation,
             end,
             ..
@@ -156,6 +199,7 @@ impl Flights {
         let Finished { result, buffer, .. } = end?;
         Some(Landed {
             owner,
+            backing,
             operation,
             result,
             buffer,
@@ -171,7 +215,8 @@ impl Flights {
         }
     }
 
-    /// Waits until nothing is under way; the results are dropped, also if it takes too long.
+    /// Waits until nothing is under way; the results are dropped, also if it takes too long, but for
+    /// errors of what was written.
     pub(crate) fn drain(
         &mut self,
         timeout: Duration,

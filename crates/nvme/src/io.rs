@@ -81,6 +81,11 @@ impl Controller {
                 }
             }
             Operation::Flush => {
+                // Whatever it says itself: an earlier failure is told in its place.
+                if self.flights.take_failure(landed.backing) {
+                    self.media_error();
+                    return Err(Status::WRITE_FAULT);
+                }
                 self.written(&landed.result)?;
                 if matches!(opcode, None | Some(opcode::FLUSH)) {
                     command.done += 1;

@@ -197,8 +197,6 @@ impl Backing for FileBacking {
             }
             .into());
         };
-        let synced = held.image.0.sync_data();
-        synced.map_err(system("make durable", path))?;
         lease.hand_over(migration)?;
         self.held = None;
         Ok(())

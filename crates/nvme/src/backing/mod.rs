@@ -47,12 +47,13 @@ pub trait Backing: Send {
         Ok(())
     }
 
-    /// Makes it durable, and lets go of it; nothing to do if it is not taken. By the name of the
-    /// migration by which it came it goes back, as if it had never been taken here: the VM must not
-    /// have run. See [`device::Model::release`].
+    /// Lets go of it, after it was [flushed](Self::flush): who asks for both can tell which of them
+    /// failed. Nothing to do if it is not taken. By the name of the migration by which it came it
+    /// goes back, as if it had never been taken here: the VM must not have run. See
+    /// [`device::Model::release`].
     ///
     /// # Errors
-    /// When either is not possible: it is taken still.
+    /// When that is not possible: it is taken still.
     fn release(&mut self, migration: &str) -> io::Result<()> {
         let _ = migration;
         Ok(())

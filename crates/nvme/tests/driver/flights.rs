@@ -425,3 +425,125 @@ fn a_drained_controller_begins_nothing_before_the_guest_runs_again() {
     m.settle();
     assert_eq!(m.read(0x1c), 1 | 2 << 2);
 }
+
+fn flush(nsid: u32) -> Command {
+    Command {
+        nsid,
+        ..plain(FLUSH, 0, 0)
+    }
+}
+
+fn fails(m: &Machine, fails: bool) {
+    m.disks[0].content().fails = fails.then_some(std::io::ErrorKind::Other);
+}
+
+fn refuses_to_let_go(m: &mut Machine) {
+    let error = m.controller.release("m1").unwrap_err().to_string();
+    assert!(error.contains("test disk has reported an error"), "{error}");
+    assert!(error.contains("migrate again after the guest"), "{error}");
+}
+
+/// One command, whose operations end by themselves.
+fn status(m: &mut Machine, driver: &mut Driver, late: &Late, command: Command) -> Status {
+    late.hold(false);
+    let status = driver.run(m, 1, command).status;
+    late.hold(true);
+    status
+}
+
+#[test]
+fn a_failure_that_a_halt_hid_keeps_the_disk_here_until_the_guest_was_told() {
+    for under_way in [flush(1), blocks(WRITE, 0, 1, DATA), blocks(8, 0, 1, 0)] {
+        let (mut m, mut driver, late) = up(1);
+        begin(&mut m, &mut driver, under_way);
+        fails(&m, true);
+        m.controller.drain().unwrap();
+        // The system has told of it, and says no more.
+        fails(&m, false);
+        refuses_to_let_go(&mut m);
+        refuses_to_let_go(&mut m);
+        m.resume();
+        late.hold(false);
+        m.settle();
+        let answers = driver.reap(&mut m, 1);
+        assert_eq!(answers.len(), 1);
+        if under_way.opcode == FLUSH {
+            assert_eq!(answers[0].status, Status::WRITE_FAULT);
+        } else {
+            assert_eq!(answers[0].status, Status::SUCCESS, "it was done again");
+            let told = status(&mut m, &mut driver, &late, flush(1));
+            assert_eq!(told, Status::WRITE_FAULT);
+        }
+        let again = status(&mut m, &mut driver, &late, flush(1));
+        assert_eq!(again, Status::SUCCESS, "told once");
+        assert_eq!(m.controller.state().usage.media_errors, 1);
+        m.controller.release("m1").unwrap();
+    }
+}
+
+#[test]
+fn a_failure_that_a_reset_hid_is_told_by_the_next_flush_of_its_namespace() {
+    let forced = {
+        let mut command = blocks(WRITE, 0, 1, DATA);
+        command.cdw[2] |= FUA;
+        command
+    };
+    for forget in FORGETS {
+        for teller in [flush(1), flush(u32::MAX), forced] {
+            let (mut m, mut driver, late) = up(1);
+            begin(&mut m, &mut driver, flush(1));
+            forget(&mut m);
+            fails(&m, true);
+            late.end(0);
+            fails(&m, false);
+            let mut driver = Driver::enable(&mut m);
+            driver.create_pair(&mut m, 1);
+            refuses_to_let_go(&mut m);
+            let mut run = |command| status(&mut m, &mut driver, &late, command);
+            assert_eq!(run(flush(2)), Status::SUCCESS, "another disk");
+            assert_eq!(run(blocks(WRITE, 0, 1, DATA)), Status::SUCCESS);
+            assert_eq!(run(teller), Status::WRITE_FAULT);
+            assert_eq!(run(teller), Status::SUCCESS);
+            m.controller.release("m1").unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_reset_hid_of_a_read_is_nobodys() {
+    let (mut m, mut driver, late) = up(1);
+    begin(&mut m, &mut driver, blocks(READ, 0, 1, DATA));
+    fails(&m, true);
+    m.controller.drain().unwrap();
+    fails(&m, false);
+    late.hold(false);
+    m.controller.release("m1").unwrap();
+}
+
+#[test]
+fn a_disk_that_cannot_be_made_durable_for_its_release_is_told_to_the_guest() {
+    let (mut m, mut driver, late) = up(1);
+    fails(&m, true);
+    refuses_to_let_go(&mut m);
+    fails(&m, false);
+    refuses_to_let_go(&mut m);
+    assert_eq!(
+        status(&mut m, &mut driver, &late, flush(1)),
+        Status::WRITE_FAULT
+    );
+    m.controller.release("m1").unwrap();
+}
+
+#[test]
+fn a_shutdown_takes_note_of_a_failure_that_nobody_was_told() {
+    let (mut m, _, late) = up(1);
+    fails(&m, true);
+    refuses_to_let_go(&mut m);
+    fails(&m, false);
+    late.hold(false);
+    m.write(0x14, 0x0046_4001);
+    m.settle();
+    assert_eq!(m.read(0x1c), 1 | 2 << 2);
+    assert_eq!(m.controller.state().usage.media_errors, 1);
+    m.controller.release("m1").unwrap();
+}
