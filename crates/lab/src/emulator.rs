@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::dynamic;
+
 /// Set it to `own` to have the lab's QEMU where the host's would do.
 const CHOICE: &str = "VFERRY_LAB_QEMU";
 
@@ -83,18 +85,13 @@ impl Emulator {
     pub fn command(&self) -> Command {
         match self {
             Self::Host(program) => Command::new(program),
-            // The loader of the unpacked system, so that no library comes from the host.
+            // By the loader of the unpacked system, so that no library comes from the host.
             Self::Lab(root) => {
-                let libraries = root.join("usr/lib/x86_64-linux-gnu");
-                let mut command = Command::new(root.join("usr/lib64/ld-linux-x86-64.so.2"));
-                command
-                    .arg("--library-path")
-                    .arg(&libraries)
-                    .arg(root.join("usr/bin").join(PROGRAM));
+                let mut command = dynamic::command(root, &root.join("usr/bin").join(PROGRAM));
                 for firmware in ["usr/share/qemu", "usr/share/seabios"] {
                     command.arg("-L").arg(root.join(firmware));
                 }
-                command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+                command.env("QEMU_MODULE_DIR", dynamic::libraries(root).join("qemu"));
                 command
             }
         }

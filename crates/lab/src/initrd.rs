@@ -1,5 +1,6 @@
 //! The guest's file system: busybox, the init script, modules, and what the caller adds.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Lab;
 use crate::cpio::Archive;
+use crate::dynamic;
 use crate::modules::{self, Wanted};
 
 const INIT: &str = include_str!("init.sh");
@@ -29,6 +31,7 @@ const FOLDERS: [&str; 10] = [
 pub struct Initrd {
     modules: Vec<Wanted>,
     files: Vec<(PathBuf, String)>,
+    packaged: Vec<String>,
 }
 
 impl Initrd {
@@ -61,11 +64,19 @@ impl Initrd {
         self
     }
 
+    /// Puts the program that the lab's packages install at `path` into the guest's `/bin`, and all
+    /// libraries that it is linked with to where it finds them.
+    #[must_use]
+    pub fn packaged(mut self, path: &str) -> Self {
+        self.packaged.push(path.to_owned());
+        self
+    }
+
     /// Builds the archive.
     ///
     /// # Errors
     ///
-    /// If a module does not exist or a file cannot be read.
+    /// If a module or a packaged program does not exist, or a file cannot be read.
     pub fn build(&self, lab: &Lab) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
         for folder in FOLDERS {
@@ -93,7 +104,34 @@ impl Initrd {
             );
             archive.file(&format!("bin/{name}"), 0o755, &read(path)?);
         }
+        if !self.packaged.is_empty() {
+            self.add_packaged(lab, &mut archive)?;
+        }
         Ok(archive.into_bytes())
+    }
+
+    fn add_packaged(&self, lab: &Lab, archive: &mut Archive) -> Result<()> {
+        let root = lab.root();
+        // What several programs need is there once.
+        let mut libraries = BTreeMap::new();
+        for path in &self.packaged {
+            let file = lab.file(path);
+            let file = file.with_context(|| format!("the lab's packages have no {path}"))?;
+            let name = path.rsplit('/').next().unwrap_or(path);
+            archive.file(&format!("bin/{name}"), 0o755, &read(&file)?);
+            libraries.extend(dynamic::needed(root, &file)?);
+        }
+        archive.folder("lib64");
+        archive.file(dynamic::LOADER, 0o755, &read(&dynamic::loader(root))?);
+        archive.folder(dynamic::LIBRARIES);
+        for (name, file) in &libraries {
+            archive.file(
+                &format!("{}/{name}", dynamic::LIBRARIES),
+                0o644,
+                &read(file)?,
+            );
+        }
+        Ok(())
     }
 }
 

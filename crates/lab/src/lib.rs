@@ -19,12 +19,13 @@
 //!
 //! It knows nothing of vferry's devices; tests and the demo add them as QEMU arguments. It has no
 //! disk images, no network and no distribution in the guest: a kernel, one busybox, and the
-//! files that the caller puts in. It builds on x86-64 Debian and on systems whose apt knows a
+//! files and packaged programs that the caller puts in. It builds on x86-64 Debian and on systems whose apt knows a
 //! Debian mirror, and on nothing else.
 
 mod apt;
 mod control;
 mod cpio;
+mod dynamic;
 mod emulator;
 mod guest;
 mod initrd;

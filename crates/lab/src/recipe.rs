@@ -16,7 +16,12 @@ const REVISION: u32 = 1;
 const SUITE: &str = "trixie-backports";
 const BACKPORTS: &str = "-backports";
 
-const GUEST_PACKAGES: [&str; 3] = ["busybox-static", "linux-image-cloud-amd64", "ovmf"];
+const GUEST_PACKAGES: [&str; 4] = [
+    "busybox-static",
+    "linux-image-cloud-amd64",
+    "nvme-cli",
+    "ovmf",
+];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 /// A kernel, its headers with the compiler that they depend on, and what the kernel's build system
 /// calls besides.
@@ -137,6 +142,9 @@ mod tests {
             ..with.clone()
         };
         assert!(!with.is_covered_by(&older));
+        let mut lacking = with.clone();
+        lacking.packages.retain(|package| package != "nvme-cli");
+        assert!(!with.is_covered_by(&lacking));
         assert!(!with.is_covered_by(&Recipe::for_kernel(Kernel::default())));
     }
 

@@ -128,6 +128,11 @@ impl Lab {
         self.root.join("usr/bin/busybox")
     }
 
+    /// Where its packages are unpacked.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A file that its packages install at `path`, if they do.
     pub fn file(&self, path: &str) -> Option<PathBuf> {
         let file = self.root.join(path.trim_start_matches('/'));

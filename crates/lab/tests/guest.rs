@@ -30,7 +30,10 @@ fn a_guest_boots_to_a_shell() {
     let (lab, folder) = (lab(), tempfile::tempdir().unwrap());
     let script = folder.path().join("greet.sh");
     fs::write(&script, "#!/bin/sh\necho \"hello $1\"\n").unwrap();
-    let initrd = Initrd::new().module("8021q").program(&script, "greet");
+    let initrd = Initrd::new()
+        .module("8021q")
+        .program(&script, "greet")
+        .packaged("/usr/sbin/nvme");
     let vm = Vm::builder(&lab, folder.path(), "vm")
         .initrd(initrd)
         .append("lab.word=xyzzy")
@@ -45,6 +48,8 @@ fn a_guest_boots_to_a_shell() {
     );
     assert_eq!(shell("greet you").success().unwrap(), "hello you\n");
     assert_eq!(shell("nproc").success().unwrap(), "2\n");
+    let version = shell("nvme version").success().unwrap();
+    assert!(version.starts_with("nvme version "), "{version}");
     assert!(shell("cat /proc/cmdline").stdout.contains("lab.word=xyzzy"));
     assert!(shell("ip address show lo").stdout.contains("127.0.0.1"));
     // 8021q needs garp and mrp, which need llc and stp.
