@@ -52,6 +52,8 @@ pub struct HostOptions {
     pub args: Vec<String>,
     /// Files to be put into the guest's `/bin`, and their names there.
     pub files: Vec<(PathBuf, String)>,
+    /// Programs of the lab's packages to be put there too, by their paths in these.
+    pub packaged: Vec<String>,
     /// The control device, if there is one.
     pub guest: Option<GuestOptions>,
     /// Who knows what the devices write: `device` or `guest`.
@@ -134,6 +136,9 @@ impl Host {
         }
         for (file, name) in &options.files {
             initrd = initrd.program(file, name);
+        }
+        for path in &options.packaged {
+            initrd = initrd.packaged(path);
         }
         let initrd = initrd
             .module("ixgbevf")
@@ -245,6 +250,7 @@ impl HostOptions {
             append: String::new(),
             args: Vec::new(),
             files: Vec::new(),
+            packaged: Vec::new(),
             guest: None,
             dirty_log: "device".into(),
             stream: None,

@@ -32,6 +32,11 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots one, with nothing running in it.
     pub(crate) fn boot(kernel: Kernel) -> Result<Self> {
+        Self::boot_with(kernel, &[], "")
+    }
+
+    /// Boots one that has these programs of the lab's packages, and this on its kernel's command line.
+    pub(crate) fn boot_with(kernel: Kernel, packaged: &[&str], append: &str) -> Result<Self> {
         let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let disk = folder.path().join("disk.img");
@@ -39,7 +44,8 @@ impl Guest {
         let options = HostOptions {
             nic: false,
             disk: Some(disk),
-            append: QUEUES.into(),
+            append: format!("{QUEUES} {append}"),
+            packaged: packaged.iter().map(|path| (*path).to_owned()).collect(),
             ..HostOptions::new(MEMORY, folder.path().join("wire.sock"))
         };
         let programs = Programs::build()?;

@@ -1,9 +1,9 @@
 //! What a guest and its owner do with an `NVMe` controller, as data.
 //!
-//! Suspend to idle is not among it: the lab's guests do not wake from it, by clock or power button,
-//! and no more so with the driver unbound; nor have their kernels the test mode that needs no wake
-//! (`CONFIG_PM_DEBUG`). The driver does the same for suspend to RAM: it disables a controller that
-//! has no power states of its own (`nvme_suspend`).
+//! Suspend to idle is not among it: no alarm of their clock wakes the lab's guests from it, with or
+//! without a disk, for their power button they have no driver, and their kernels lack the test mode
+//! that needs no waking (`CONFIG_PM_DEBUG`). The driver does the same for suspend to RAM: it disables
+//! a controller that has no power states of its own (`nvme_suspend`).
 
 use anyhow::{Context, Result, bail, ensure};
 use qemu::system::RunState;

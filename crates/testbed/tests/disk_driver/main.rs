@@ -1,5 +1,6 @@
 //! The stock Linux driver `nvme` on vferry's controller, in a real guest of each kernel of the lab.
 
+mod cli;
 mod guest;
 mod health;
 mod lifecycle;
@@ -28,6 +29,14 @@ fn the_driver_of_linux_6_12_works_after_all_that_happens_in_its_life() -> Result
 #[test]
 fn the_driver_of_linux_6_1_works_after_all_that_happens_in_its_life() -> Result<()> {
     works_all_its_life(Kernel::Linux6_1)
+}
+
+#[test]
+fn nvme_cli_reads_from_the_controller_what_is_configured() -> Result<()> {
+    // Registers may be read beside the driver then (`iomem_is_exclusive`).
+    let guest = Guest::boot_with(Kernel::default(), &["/usr/sbin/nvme"], "iomem=relaxed")?;
+    step(&guest, "nvme-cli", || cli::agrees(&guest))?;
+    step(&guest, "after that", || health::check(&guest, 1))
 }
 
 fn works_all_its_life(kernel: Kernel) -> Result<()> {
