@@ -152,6 +152,39 @@ fn what_is_handed_over_waits_for_its_migration_alone() {
     );
 }
 
+/// Another host's writes are not seen in what this one has cached.
+#[test]
+fn what_was_cached_of_an_image_before_it_came_is_forgotten() {
+    let shared = Shared::new();
+    let image = File::open(shared.path("disk")).unwrap();
+    let cached = || {
+        let mut data = [0; 512];
+        let slices = &mut [io::IoSliceMut::new(&mut data)];
+        let how = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&image, slices, 4096, how).is_ok()
+    };
+    let mut source = shared.started();
+    source.flush().unwrap();
+    // The first says what there is to be seen: a file system in memory forgets nothing.
+    rustix::fs::fadvise(&image, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    if cached() {
+        return;
+    }
+    let read = || image.read_exact_at(&mut [0; 512], 4096).unwrap();
+    source.release("m1").unwrap();
+    read();
+    source.acquire(Claim::TakeBack("m1")).unwrap();
+    assert!(!cached());
+    source.release("m2").unwrap();
+    read();
+    assert!(cached());
+    let mut there = shared.backing();
+    refused(there.acquire(Claim::Arrive("m1")), "not handed over");
+    assert!(cached());
+    there.acquire(Claim::Arrive("m2")).unwrap();
+    assert!(!cached());
+}
+
 #[test]
 fn what_nobody_took_is_taken_back_and_cannot_be_taken_then() {
     let shared = Shared::new();

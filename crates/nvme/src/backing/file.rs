@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use device::Claim;
-use rustix::fs::{Access, FallocateFlags, access, fallocate};
+use rustix::fs::{Access, Advice, FallocateFlags, access, fadvise, fallocate};
 use rustix::io::Errno;
 
 use super::lease::{HoldError, Holder, Lease, system};
@@ -127,7 +127,7 @@ impl FileBacking {
         }
         // A block device's length is not in its metadata.
         let len = file.seek(SeekFrom::End(0)).map_err(system("open", path))?;
-        let lease = match (&self.lease, claim) {
+        let mut lease = match (&self.lease, claim) {
             (Some(lease), _) => Some(Lease::take(lease, path, self.holder, claim)?),
             (None, Claim::Start) => None,
             (None, _) => {
@@ -136,6 +136,14 @@ impl FileBacking {
                 });
             }
         };
+        if let (Some(lease), Claim::Arrive(migration) | Claim::TakeBack(migration)) =
+            (&mut lease, claim)
+            && let Err(error) = forget_cached(&file)
+        {
+            // If this fails too, the lease says that it is held here, and nobody takes it.
+            let _ = lease.hand_over(migration);
+            return Err(system("forget what is cached of", path)(error));
+        }
         let image = Image(file);
         Ok((Held { lease, image }, len))
     }
@@ -144,6 +152,14 @@ impl FileBacking {
         let closed = || io::Error::new(io::ErrorKind::NotConnected, "the file is not held here");
         Ok(&self.held.as_ref().ok_or_else(closed)?.image.0)
     }
+}
+
+/// Drops what this host has cached of an image: another host has written to it since. A file system
+/// that hosts share may see to that by itself; with a block device nobody does. Only once the lease
+/// is had is it sure that the other host writes no more, and so that nothing stale comes back.
+fn forget_cached(file: &File) -> io::Result<()> {
+    // All of it: nothing is dirty, as this host made what it wrote durable before it let go.
+    Ok(fadvise(file, 0, None, Advice::DontNeed)?)
 }
 
 /// Bytes of a file or block device, without keeping it open.
