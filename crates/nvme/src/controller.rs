@@ -262,6 +262,8 @@ impl Model for Controller {
     fn poll(&mut self, access: &Access<'_>) -> Progress {
         self.work_left = false;
         if !self.acquired {
+            // Nothing is under way; what was told of it before is of no use.
+            self.flights.clear();
             return Progress::Idle(None);
         }
         let mut more = false;
@@ -282,6 +284,11 @@ impl Model for Controller {
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         self.flights.descriptor()
+    }
+
+    /// Without its backings it begins nothing whose end could be told.
+    fn poll_read(&self) -> bool {
+        self.acquired
     }
 
     fn needs_poll(&self) -> bool {

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use device::{Claim, Model as _};
 use nvme::engine::{Engine, Ring, Synchronous};
 use nvme::spec::status::Status;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::machine::{DISK_LEN, Machine};
 use crate::queue_driver::{Command, DATA, Driver, blocks, plain};
@@ -163,7 +164,14 @@ fn a_controller_that_goes_in_the_middle_of_its_work_leaves_nothing_behind() {
         m.controller.drain().unwrap();
         assert_eq!(m.controller.under_way(), 0);
         m.controller.save().unwrap();
+        assert!(m.controller.poll_read());
         m.controller.release("m1").unwrap();
+        assert!(!m.controller.poll_read(), "or the owner would spin");
+        m.poll();
+        if let Some(fd) = m.controller.poll_fd() {
+            let fds = &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+            assert_eq!(poll(fds, Some(&Timespec::default())), Ok(0));
+        }
         m.controller.acquire(Claim::TakeBack("m1")).unwrap();
         m.settle();
         assert_eq!(driver.reap(m, 1).len(), 15);
