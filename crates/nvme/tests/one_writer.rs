@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use device::{Access, Claim, FlatMemory, Interrupts, ManualClock, Model, Progress};
 use nvme::state::Shutdown;
@@ -150,6 +151,33 @@ fn what_is_handed_over_waits_for_its_migration_alone() {
         shared.backing().acquire(Claim::Arrive("m1")),
         "not handed over",
     );
+}
+
+#[test]
+fn who_has_a_lock_for_a_moment_is_waited_for_but_not_at_a_start() {
+    let shared = Shared::new();
+    let probe_lease = Some(shared.path("probe-lease"));
+    for name in ["disk", "disk.vferry-lease"] {
+        for arrives in [false, true] {
+            let mut source = shared.started();
+            source.release("m1").unwrap();
+            let mut probe = FileBacking::new(&shared.path(name), probe_lease.clone()).unwrap();
+            probe.acquire(Claim::Start).unwrap();
+            let start = Instant::now();
+            refused(source.acquire(Claim::Start), "locked");
+            assert!(start.elapsed() < Duration::from_millis(500), "at once");
+            let moment = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                drop(probe);
+            });
+            if arrives {
+                shared.backing().acquire(Claim::Arrive("m1")).unwrap();
+            } else {
+                source.acquire(Claim::TakeBack("m1")).unwrap();
+            }
+            moment.join().unwrap();
+        }
+    }
 }
 
 /// Another host's writes are not seen in what this one has cached.

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use device::Claim;
 use rustix::fs::{Access, Advice, FallocateFlags, access, fadvise, fallocate};
@@ -17,6 +19,10 @@ use super::{Backing, OpenFile};
 
 /// What a lease's name has beyond its image's.
 const LEASE_SUFFIX: &str = ".vferry-lease";
+/// How long a lock may be in the way of a VM that is on its way.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// When to look whether it still is.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A file or a block device, which only one host may use at a time.
 ///
@@ -115,6 +121,22 @@ impl FileBacking {
         Self::new(path, None)
     }
 
+    /// A start tells at once who is in the way. A VM on its way does not fail for somebody who looks
+    /// at its image in that moment, as `qemu-img info` does under a lock.
+    fn take_soon(&self, claim: Claim<'_>) -> Result<(Held, u64), HoldError> {
+        let patience = match claim {
+            Claim::Start => Duration::ZERO,
+            Claim::Arrive(_) | Claim::TakeBack(_) => PATIENCE,
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.take(claim) {
+                Err(HoldError::Locked { .. }) if Instant::now() < deadline => sleep(LOOK_AGAIN),
+                result => return result,
+            }
+        }
+    }
+
     fn take(&self, claim: Claim<'_>) -> Result<(Held, u64), HoldError> {
         let path = &self.path;
         let mut file = OpenOptions::new()
@@ -191,7 +213,7 @@ impl Backing for FileBacking {
 
     fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
         if self.held.is_none() {
-            let (held, len) = self.take(claim)?;
+            let (held, len) = self.take_soon(claim)?;
             self.held = Some(Arc::new(held));
             self.len = len;
         }
