@@ -20,6 +20,8 @@ const ENTRIES: u32 = 32;
 const _: () = assert!(ENTRIES as usize >= PLACES, "no queue can be full");
 /// How long a ring that goes waits for what is under way.
 const LAST_WAIT: Duration = Duration::from_secs(10);
+/// When to submit again, while waiting, what the system had no room for.
+const SUBMIT_AGAIN: Duration = Duration::from_millis(2);
 
 /// The system's ring. What is no file is done at once.
 pub struct Ring {
@@ -234,7 +236,7 @@ impl Engine for Ring {
         loop {
             self.clear();
             self.reap();
-            self.submit();
+            let submitted = self.submit();
             if !self.finished.is_empty() {
                 return true;
             }
@@ -242,6 +244,12 @@ impl Engine for Ring {
             if left.is_zero() || !self.is_busy() {
                 return false;
             }
+            // What the system does not have yet, it does not end.
+            let left = if submitted {
+                left
+            } else {
+                left.min(SUBMIT_AGAIN)
+            };
             let left = Timespec::try_from(left).ok();
             // Interrupted or not, what has ended is looked for.
             let _ = poll(
