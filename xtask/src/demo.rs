@@ -9,8 +9,8 @@ use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
 use load_format::DiskReport;
 use testbed::{
-    Help, Migration, NetworkSummary, Options, Plug, Programs, Rehearsed, Spread, Summary, Testbed,
-    summarise,
+    Devices, Help, Migration, NetworkSummary, Options, Plug, Programs, Rehearsed, Spread, Summary,
+    Testbed, summarise,
 };
 
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
@@ -108,8 +108,7 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         dirty_log_of_guest: blind,
         strategy: demo.strategy,
         // Who reports the error that the guest recovers from.
-        nic: demo.device.contains(&Device::Nic),
-        disk: demo.device.contains(&Device::Nvme),
+        devices: demo.devices(),
         plug: if demo.strategy == Some(Strategy::Recovery) {
             Plug::RootPort
         } else {
@@ -167,6 +166,15 @@ impl Demo {
                 Help::Module(String::new())
             }
             Tracking::Device => Help::NoDevice,
+        }
+    }
+
+    fn devices(&self) -> Devices {
+        let nic = self.device.contains(&Device::Nic);
+        match (nic, self.device.contains(&Device::Nvme)) {
+            (true, true) => Devices::NicAndDisk,
+            (false, true) => Devices::Disk,
+            (_, false) => Devices::Nic,
         }
     }
 

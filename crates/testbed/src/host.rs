@@ -28,7 +28,7 @@ pub struct HostOptions {
     pub wire: PathBuf,
     /// The guest has a NIC.
     pub nic: bool,
-    /// The file behind the guest's NVMe controller, which all hosts see; it has none if `None`.
+    /// The file behind the guest's `NVMe` controller, which all hosts see; it has none if `None`.
     pub disk: Option<PathBuf>,
     /// Longest pause that QEMU may plan.
     pub downtime_limit: Duration,
@@ -40,12 +40,14 @@ pub struct HostOptions {
     pub sidecar_address: String,
     /// Where the NIC sits on the guest's PCI bus.
     pub nic_address: String,
-    /// Root ports sit where NIC and NVMe controller would, and these behind them.
+    /// Root ports sit where NIC and `NVMe` controller would, and these behind them.
     pub root_ports: bool,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
     /// Firmware is given no kernel to boot.
     pub without_kernel: bool,
+    /// More modules to load at boot.
+    pub modules: Vec<String>,
     /// More for the kernel's command line.
     pub append: String,
     /// More for QEMU's.
@@ -139,6 +141,9 @@ impl Host {
         }
         for path in &options.packaged {
             initrd = initrd.packaged(path);
+        }
+        for module in &options.modules {
+            initrd = initrd.module(module);
         }
         let initrd = initrd
             .module("ixgbevf")
@@ -247,6 +252,7 @@ impl HostOptions {
             root_ports: false,
             firmware: None,
             without_kernel: false,
+            modules: Vec::new(),
             append: String::new(),
             args: Vec::new(),
             files: Vec::new(),

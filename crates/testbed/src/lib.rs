@@ -21,5 +21,5 @@ pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
 pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;
-pub use run::{GUEST_IP, Help, Options, PEER_IP, Plug, Testbed};
+pub use run::{Boot, Devices, GUEST_IP, Help, Options, PEER_IP, Plug, Testbed};
 pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Split, Spread, Summary, summarise};

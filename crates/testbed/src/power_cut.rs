@@ -19,14 +19,14 @@ use load_format::journal;
 use qemu::QmpError;
 use serde::Serialize;
 
-use crate::{Host, Options, Programs, Testbed};
+use crate::{Devices, Host, Options, Programs, Testbed};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// From when a migration begins to when it is over, on an idle machine.
 const MIGRATION: Duration = Duration::from_millis(2500);
 /// How long the journal is written before a cut without a migration.
-const ALONE: Duration = Duration::from_millis(1000);
+const ALONE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
 /// MiB of the disk that the journal goes round in.
 const JOURNAL_MIB: u32 = 16;
@@ -65,8 +65,7 @@ pub fn power_cuts(
     progress: &mut dyn FnMut(&Cuts),
 ) -> Result<Cuts> {
     let options = Options {
-        nic: false,
-        disk: true,
+        devices: Devices::Disk,
         load: false,
         verify: false,
         ..Options::default()

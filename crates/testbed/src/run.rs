@@ -39,7 +39,7 @@ const TCP_RATE: u32 = 500_000;
 /// translated before the service runs again decides the silence that the peer sees.
 const ISOLATE: &str = "isolcpus=1 irqaffinity=0";
 const SERVICE_CPU: usize = 1;
-/// The NVMe driver has a queue for each vCPU; this gives it two more, and tells reads from writes.
+/// The `NVMe` driver has a queue for each vCPU; this gives it two more, and tells reads from writes.
 const QUEUES: &str = "nvme.write_queues=2";
 /// Bytes of the guest's disk.
 const DISK: u64 = 128 << 20;
@@ -68,16 +68,16 @@ pub struct Options {
     pub max_bandwidth: Option<u64>,
     /// Where the sidecar sits on the guest's PCI bus.
     pub sidecar_address: String,
-    /// The guest has a NIC.
-    pub nic: bool,
-    /// The guest has an NVMe controller with a disk, which all hosts see.
-    pub disk: bool,
-    /// What NIC and NVMe controller are plugged into.
+    /// What the guest has.
+    pub devices: Devices,
+    /// What they are plugged into.
     pub plug: Plug,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
-    /// Firmware is given no kernel to boot.
-    pub without_kernel: bool,
+    /// How far the guest can boot.
+    pub boot: Boot,
+    /// More modules to load at boot.
+    pub modules: Vec<String>,
     /// More for the kernel's command line.
     pub append: String,
     /// More for QEMU's.
@@ -101,6 +101,36 @@ pub struct Options {
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
+}
+
+/// What a guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// A NIC.
+    Nic,
+    /// An `NVMe` controller with a disk, which all hosts see.
+    Disk,
+    /// Both.
+    NicAndDisk,
+}
+
+impl Devices {
+    fn nic(self) -> bool {
+        self != Self::Disk
+    }
+
+    fn disk(self) -> bool {
+        self != Self::Nic
+    }
+}
+
+/// How far a guest can boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// To a shell.
+    Kernel,
+    /// Firmware is given no kernel.
+    Firmware,
 }
 
 /// What a device is plugged into.
@@ -133,11 +163,11 @@ impl Default for Options {
             dirty: (16, 8),
             max_bandwidth: None,
             sidecar_address: "00:06.1".into(),
-            nic: true,
-            disk: false,
+            devices: Devices::Nic,
             plug: Plug::MainBus,
             firmware: None,
-            without_kernel: false,
+            boot: Boot::Kernel,
+            modules: Vec::new(),
             append: String::new(),
             args: Vec::new(),
             files: Vec::new(),
@@ -175,7 +205,7 @@ impl Testbed {
     pub fn start(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
         let this = Self::power_on(lab, programs, options)?;
         this.host.vm.wait_ready(BOOT)?;
-        if this.options.nic {
+        if this.options.devices.nic() {
             this.bring_up()?;
         }
         if this.options.load {
@@ -193,7 +223,7 @@ impl Testbed {
         let wire = folder.path().join("wire.sock");
         let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
         peer.tcp_bytes_per_second = TCP_RATE;
-        let packets = if options.load && options.nic {
+        let packets = if options.load && options.devices.nic() {
             options.packets_per_second
         } else {
             0
@@ -213,11 +243,16 @@ impl Testbed {
             unsound_control: options.unsound_control.clone(),
             max_bandwidth: options.max_bandwidth,
             sidecar_address: options.sidecar_address.clone(),
-            nic: options.nic,
-            disk: options.disk.then(|| disk(folder.path())).transpose()?,
+            nic: options.devices.nic(),
+            disk: options
+                .devices
+                .disk()
+                .then(|| disk(folder.path()))
+                .transpose()?,
             root_ports: options.plug == Plug::RootPort,
             firmware: options.firmware.clone(),
-            without_kernel: options.without_kernel,
+            without_kernel: options.boot == Boot::Firmware,
+            modules: options.modules.clone(),
             append: format!("{ISOLATE} {QUEUES} {}", options.append),
             args: options.args.clone(),
             files: options.files.clone(),
@@ -285,7 +320,7 @@ impl Testbed {
     /// # Errors
     /// When one does not, with what vferry and QEMU say.
     pub fn wait_for_traffic(&self) -> Result<()> {
-        let flows = if self.options.nic {
+        let flows = if self.options.devices.nic() {
             self.peer
                 .wait_for_traffic(now_nanos(), FLOW)
                 .map_err(anyhow::Error::new)
@@ -322,7 +357,7 @@ impl Testbed {
 
     /// What the load on the guest's disk has counted; `None` without one.
     fn disk_report(&self) -> Result<Option<DiskReport>> {
-        if !self.options.disk || !self.options.load {
+        if !self.options.devices.disk() || !self.options.load {
             return Ok(None);
         }
         Ok(Some(
@@ -519,7 +554,7 @@ impl Testbed {
         let disk = format!(
             "--disk {DISK_NODE} --disk-workers {DISK_WORKERS} --disk-mib-per-second {DISK_RATE}"
         );
-        let load = match (self.options.nic, self.options.disk) {
+        let load = match (self.options.devices.nic(), self.options.devices.disk()) {
             (true, true) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty} {disk}"),
             (true, false) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty}"),
             (false, true) => format!("load {dirty} {disk}"),

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use ferry::Strategy;
 use lab::{Lab, progress_on_stderr};
-use testbed::{HostOptions, Migration, Options, Plug, Programs, Summary, Testbed, summarise};
+use testbed::{
+    Devices, HostOptions, Migration, Options, Plug, Programs, Summary, Testbed, summarise,
+};
 
 /// How long a process may take to end.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -14,7 +16,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 fn start(strategy: Strategy) -> Result<Testbed> {
     let options = Options {
         packets_per_second: 200,
-        disk: true,
+        devices: Devices::NicAndDisk,
         plug: if strategy == Strategy::Recovery {
             Plug::RootPort
         } else {
