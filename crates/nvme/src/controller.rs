@@ -388,7 +388,9 @@ impl Model for Controller {
 
     fn inspect(&self) -> serde_json::Value {
         // All keys are strings and all values numbers.
-        serde_json::to_value(self.counters).unwrap_or_default()
+        let mut shown = serde_json::to_value(self.counters).unwrap_or_default();
+        shown["engine"] = self.flights.engine_name().into();
+        shown
     }
 }
 

@@ -243,6 +243,10 @@ impl Flights {
         }
     }
 
+    pub(crate) fn engine_name(&self) -> &'static str {
+        self.engine.name()
+    }
+
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.engine.descriptor()
     }

@@ -82,6 +82,11 @@ pub trait Engine: Send {
         true
     }
 
+    /// What operators know it by.
+    fn name(&self) -> &'static str {
+        "synchronous"
+    }
+
     /// An operation that has ended.
     fn finished(&mut self) -> Option<Finished>;
 

@@ -259,6 +259,10 @@ impl Engine for Ring {
         }
     }
 
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.event.as_fd())
     }

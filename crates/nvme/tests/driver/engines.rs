@@ -163,6 +163,11 @@ fn a_controller_that_goes_in_the_middle_of_its_work_leaves_nothing_behind() {
         m.poll();
         m.controller.drain().unwrap();
         assert_eq!(m.controller.under_way(), 0);
+        let engine = match m.controller.poll_fd() {
+            Some(_) => "io_uring",
+            None => "synchronous",
+        };
+        assert_eq!(m.controller.inspect()["engine"], engine);
         m.controller.save().unwrap();
         assert!(m.controller.poll_read());
         m.controller.release("m1").unwrap();
