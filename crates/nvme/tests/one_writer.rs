@@ -349,6 +349,23 @@ fn what_is_no_file_is_refused_at_once() {
 }
 
 #[test]
+fn a_lease_that_cannot_be_had_is_told_beforehand() {
+    let shared = Shared::new();
+    for lease in ["nowhere/lease", "disk/lease", "."] {
+        let lease = shared.path(lease);
+        let error = FileBacking::new(&shared.path("disk"), Some(lease.clone())).unwrap_err();
+        let error = error.to_string();
+        let named = format!("cannot use {} as the lease of", lease.display());
+        assert!(error.contains(&named), "{error}");
+        assert!(error.contains(shared.path("disk").to_str().unwrap()));
+    }
+    let lease = Some(shared.path("lease"));
+    let backing = FileBacking::new(&shared.path("disk"), lease).unwrap();
+    assert!(backing.can_be_handed_over());
+    assert!(!shared.path("lease").exists(), "it was only looked for");
+}
+
+#[test]
 fn the_length_is_looked_up_again() {
     let shared = Shared::new();
     let mut backing = shared.backing();

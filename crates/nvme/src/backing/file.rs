@@ -66,16 +66,33 @@ impl Drop for Image {
 
 /// Why a file cannot be a backing.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot use {} for a namespace: {source}. It must exist, and be a file or block device that \
-     this process may read and write",
-    path.display()
-)]
-pub struct OpenError {
-    /// The file.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
+pub enum OpenError {
+    /// The file itself.
+    #[error(
+        "cannot use {} for a namespace: {source}. It must exist, and be a file or block device \
+         that this process may read and write",
+        path.display()
+    )]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its lease.
+    #[error(
+        "cannot use {} as the lease of {}: {source}. If it exists, it must be a file that this \
+         process may read and write; if it does not, its folder must exist",
+        path.display(), image.display()
+    )]
+    Lease {
+        /// The lease.
+        path: PathBuf,
+        /// The file.
+        image: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 impl FileBacking {
@@ -86,7 +103,8 @@ impl FileBacking {
     /// device has none, and cannot be [released](Backing::release).
     ///
     /// # Errors
-    /// When the system refuses, also what will only be needed later: to read and write it.
+    /// When the system refuses, also what will only be needed later: to read and write it, and its
+    /// lease.
     pub fn new(path: &Path, lease: Option<PathBuf>) -> Result<Self, OpenError> {
         let look_up = || {
             // One image has one lease, whatever the links by which it is found.
@@ -107,10 +125,23 @@ impl FileBacking {
                 held: None,
             })
         };
-        look_up().map_err(|source| OpenError {
+        let backing: Self = look_up().map_err(|source| OpenError::Image {
             path: path.into(),
             source,
-        })
+        })?;
+        if let Some(lease) = &backing.lease {
+            check_lease(lease).map_err(|source| OpenError::Lease {
+                path: lease.clone(),
+                image: path.into(),
+                source,
+            })?;
+        }
+        Ok(backing)
+    }
+
+    /// Whether it has a lease, without which it cannot be [released](Backing::release).
+    pub fn can_be_handed_over(&self) -> bool {
+        self.lease.is_some()
     }
 
     /// As [`new`](Self::new) without a setting for the lease.
@@ -173,6 +204,27 @@ impl FileBacking {
     fn file(&self) -> io::Result<&File> {
         let closed = || io::Error::new(io::ErrorKind::NotConnected, "the file is not held here");
         Ok(&self.held.as_ref().ok_or_else(closed)?.image.0)
+    }
+}
+
+/// Whether a lease could be had here, as far as can be seen without touching it.
+fn check_lease(path: &Path) -> io::Result<()> {
+    match path.metadata() {
+        Ok(found) if !found.is_file() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+        Ok(_) => Ok(access(path, Access::READ_OK | Access::WRITE_OK)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).metadata()?;
+            if folder.is_dir() {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 
