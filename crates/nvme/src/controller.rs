@@ -18,8 +18,9 @@ use crate::spec::logs::Event;
 use crate::spec::pci::REGISTER_BAR;
 use crate::state::{COMMANDS, ControllerState, Shutdown};
 
-/// How long the backings may take to end what is under way.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long the backings may take to end what is under way. QEMU waits meanwhile, and whoever asks it
+/// for something has no more than ten seconds of patience.
+const DRAIN: Duration = Duration::from_secs(4);
 /// When to look whether a shutdown is done, where no descriptor tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// When to try again what the system had no room for.

@@ -12,6 +12,7 @@
 
 mod host;
 mod migration;
+mod options;
 mod power_cut;
 mod programs;
 mod run;
@@ -19,7 +20,8 @@ mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
+pub use options::{Boot, Devices, Help, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;
-pub use run::{Boot, Devices, GUEST_IP, Help, Options, PEER_IP, Plug, Testbed};
+pub use run::{GUEST_IP, PEER_IP, Testbed};
 pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Split, Spread, Summary, summarise};

@@ -91,6 +91,12 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         bail!("`{}` has no settings of a disk", device.name)
     };
     let backing = nvme::FileBacking::new(&disk.file, disk.lease.clone())?;
+    if !backing.can_be_handed_over() {
+        tracing::warn!(
+            device = device.name,
+            "a block device without `lease` is served, but its VM cannot be migrated"
+        );
+    }
     let settings = nvme::ControllerConfig {
         serial: disk.serial.clone(),
         queues: disk.queues,
