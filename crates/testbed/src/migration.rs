@@ -3,6 +3,7 @@
 use ferry::Report;
 use load_format::Silence;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uplink::peer::WindowReport;
 use vferry::control::Status;
 
@@ -45,26 +46,34 @@ impl Migration {
 }
 
 impl Interrupts {
-    /// From what the models show of themselves.
-    pub fn of(status: &Status) -> Self {
+    /// From what the models show of themselves, before and after all traffic has flowed.
+    pub fn of(before: &Status, after: &Status) -> Self {
+        let earlier: Vec<_> = vectors(before).collect();
         let mut sum = Self::default();
-        for device in &status.devices {
-            let vectors = device.model.get("vectors").and_then(|v| v.as_array());
-            for vector in vectors.into_iter().flatten() {
-                let number = |name| {
-                    vector
-                        .get(name)
-                        .and_then(serde_json::Value::as_u64)
-                        .unwrap_or(0)
-                };
-                sum.raised += number("raised");
-                sum.spurious += number("reraised");
-                let raised_before = number("raised") > number("rearmed") + 1;
-                sum.lost += u64::from(raised_before && vector["awaiting_rearm"] == true);
-            }
+        for (index, vector) in vectors(after).enumerate() {
+            sum.raised += number(vector, "raised");
+            sum.spurious += number(vector, "reraised");
+            // One that the driver was seen to enable again was only being worked on.
+            let stuck = earlier.get(index).is_some_and(|earlier| {
+                earlier["awaiting_rearm"] == true
+                    && number(earlier, "rearmed") == number(vector, "rearmed")
+            });
+            let raised_before = number(vector, "raised") > number(vector, "rearmed") + 1;
+            sum.lost += u64::from(stuck && raised_before && vector["awaiting_rearm"] == true);
         }
         sum
     }
+}
+
+/// What the models tell of their vectors, in order.
+fn vectors(status: &Status) -> impl Iterator<Item = &Value> {
+    let devices = status.devices.iter();
+    let vectors = devices.filter_map(|device| device.model.get("vectors")?.as_array());
+    vectors.flatten()
+}
+
+fn number(vector: &Value, name: &str) -> u64 {
+    vector.get(name).and_then(Value::as_u64).unwrap_or(0)
 }
 
 /// A silence in milliseconds.
@@ -74,4 +83,40 @@ impl Interrupts {
 )]
 pub(crate) fn ms(silence: &Silence) -> f64 {
     silence.nanos() as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A NIC whose one vector has interrupted and was enabled again so often.
+    fn status(raised: u64, rearmed: u64, awaiting_rearm: bool) -> Status {
+        let vector = json!({
+            "raised": raised,
+            "reraised": 1,
+            "rearmed": rearmed,
+            "awaiting_rearm": awaiting_rearm
+        });
+        let nic = json!({ "name": "net0", "connected": true, "model": { "vectors": [vector] } });
+        let status = json!({
+            "vm": "lab",
+            "stage": "running",
+            "migrating": false,
+            "sidecar_connected": true,
+            "devices": [nic],
+            "pages_marked": 0
+        });
+        serde_json::from_value(status).expect("it is one")
+    }
+
+    #[test]
+    fn an_interrupt_is_lost_if_its_vector_stays_masked() {
+        let lost = |before, after| Interrupts::of(&before, &after).lost;
+        assert_eq!(lost(status(9, 7, true), status(9, 7, true)), 1);
+        // Twice looked at while the driver was at work.
+        assert_eq!(lost(status(9, 7, true), status(10, 8, true)), 0);
+        assert_eq!(lost(status(9, 7, true), status(9, 8, false)), 0);
+    }
 }

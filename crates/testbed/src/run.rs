@@ -285,7 +285,9 @@ impl Testbed {
         // Traffic flows again: this is the end of the outage, and the guest is alive.
         self.wait_for_traffic()?;
         let window = self.peer.window(since, now_nanos());
-        let interrupts = Interrupts::of(&self.host.status()?);
+        let before = self.host.status()?;
+        self.wait_for_traffic()?;
+        let interrupts = Interrupts::of(&before, &self.host.status()?);
         let disk = disk_before.zip(self.disk_report()?);
         let silence = disk.map(|(before, after)| disk_silence_ms(&before, &after));
         let disk_outage_ms = silence.map(|ms| ms + report.vm_pause_ms);
