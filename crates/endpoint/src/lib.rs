@@ -300,6 +300,11 @@ impl Endpoint {
         Ok(())
     }
 
+    fn release(&self, migration: &str) -> Result<(), EndpointError> {
+        let released = self.lock_model().release(migration);
+        released.map_err(|error| self.hold_error(error))
+    }
+
     fn hold_error(&self, error: std::io::Error) -> EndpointError {
         EndpointError::Hold(self.0.name.clone(), error)
     }

@@ -134,10 +134,7 @@ impl Migratable for Endpoints {
     }
 
     fn release(&mut self, migration: &str) -> Result<(), EndpointError> {
-        let release = |endpoint: &Endpoint| {
-            let released = endpoint.lock_model().release(migration);
-            released.map_err(|error| endpoint.hold_error(error))
-        };
+        let release = |endpoint: &Endpoint| endpoint.release(migration);
         let undo = |endpoint: &Endpoint| endpoint.acquire(Claim::TakeBack(migration));
         all_or_nothing(&self.0, release, undo)
     }
@@ -147,10 +144,7 @@ impl Migratable for Endpoints {
         let undo = |endpoint: &Endpoint| match claim {
             // Nobody waits for it; it goes with the process.
             Claim::Start => Ok(()),
-            Claim::Arrive(migration) | Claim::TakeBack(migration) => {
-                let released = endpoint.lock_model().release(migration);
-                released.map_err(|error| endpoint.hold_error(error))
-            }
+            Claim::Arrive(migration) | Claim::TakeBack(migration) => endpoint.release(migration),
         };
         all_or_nothing(&self.0, acquire, undo)
     }
