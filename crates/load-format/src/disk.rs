@@ -50,9 +50,9 @@ pub struct DiskReport {
     /// Longest time in which no worker completed an operation, in ns: the one that lasts when the
     /// question is asked included, and the pauses of the load's own pace as well.
     pub longest_silence_nanos: u64,
-    /// The newest times of at least [`MIN_SILENCE_NANOS`](Self::MIN_SILENCE_NANOS) in which no worker
-    /// completed an operation, oldest first (at most [`MAX_SILENCES`](Self::MAX_SILENCES)); the one
-    /// that lasts is not among them.
+    /// Times of at least [`MIN_SILENCE_NANOS`](Self::MIN_SILENCE_NANOS) in which no worker completed
+    /// an operation, oldest first (at most [`MAX_SILENCES`](Self::MAX_SILENCES): those of the last two
+    /// minutes, the longest if there are more); the one that lasts is not among them.
     pub silences: Vec<DiskSilence>,
     /// When the question was asked, in ns of the same clock as the silences.
     pub now_nanos: u64,

@@ -5,6 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use load_format::{DiskIoError, DiskOperation, DiskReport, DiskSilence, WrongBlock};
 use rustix::io::Errno;
 
+/// How long ago a silence may end for somebody to ask for it still: as long as a migration takes.
+const RECENT_NANOS: u64 = 120_000_000_000;
+
 /// The counts of all workers.
 #[derive(Debug)]
 pub(crate) struct Account(Mutex<Counts>);
@@ -83,7 +86,9 @@ impl Account {
         report.longest_silence_nanos = report.longest_silence_nanos.max(silence.nanos());
         if silence.nanos() >= DiskReport::MIN_SILENCE_NANOS {
             if report.silences.len() == DiskReport::MAX_SILENCES {
-                report.silences.remove(0);
+                report
+                    .silences
+                    .remove(to_forget(&report.silences, now_nanos));
             }
             report.silences.push(silence);
         }
@@ -159,6 +164,20 @@ impl Account {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which of the silences is of the least interest: one of long ago, else the shortest. A busy machine
+/// has many short ones after the one that is looked for.
+fn to_forget(silences: &[DiskSilence], now_nanos: u64) -> usize {
+    let oldest = silences.first();
+    if oldest.is_none_or(|oldest| now_nanos.saturating_sub(oldest.until_nanos) > RECENT_NANOS) {
+        return 0;
+    }
+    let shortest = silences
+        .iter()
+        .enumerate()
+        .min_by_key(|(_, one)| one.nanos());
+    shortest.map_or(0, |(index, _)| index)
 }
 
 fn count(report: &mut DiskReport, done: &Done<'_>) {
@@ -262,6 +281,26 @@ mod tests {
         assert_eq!((report.io_errors, report.operations), (0, 0));
         assert_eq!((report.oldest_pending_nanos, report.workers), (5, 1));
         assert_eq!(report.longest_silence_nanos, 6);
+    }
+
+    #[test]
+    fn a_long_silence_is_told_after_many_short_ones_and_forgotten_in_time() {
+        const MS: u64 = 1_000_000;
+        let account = Account::new(1, 0);
+        let mut now = 500 * MS;
+        account.done(0, &read(Ok(())), now);
+        for _ in 0..100 {
+            now += 20 * MS;
+            account.done(0, &read(Ok(())), now);
+        }
+        let silences = account.report(now).silences;
+        assert_eq!(silences.len(), DiskReport::MAX_SILENCES);
+        let longest = silences.iter().map(DiskSilence::nanos).max();
+        assert_eq!(longest, Some(500 * MS));
+        account.done(0, &read(Ok(())), now + 2 * RECENT_NANOS);
+        let silences = account.report(now).silences;
+        let first = silences.first().map(DiskSilence::nanos);
+        assert_eq!(first, Some(20 * MS));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::thread::CpuSet;
 
 use crate::direct::Direct;
 use crate::{now_nanos, pin};
@@ -126,10 +126,38 @@ fn split(path: &Path, pattern: Pattern, options: &DiskOptions) -> Result<Vec<Reg
     Ok(regions.collect())
 }
 
-/// Those that we may run on.
+/// All that are online. Those that the kernel keeps free of other work have queues too, though no
+/// program runs there unless it asks to.
 fn processors() -> Result<Vec<usize>> {
-    let allowed = sched_getaffinity(None).context("cannot tell the processors")?;
-    Ok((0..CpuSet::MAX_CPU)
-        .filter(|cpu| allowed.is_set(*cpu))
-        .collect())
+    let path = "/sys/devices/system/cpu/online";
+    let list = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    numbers(list.trim()).with_context(|| format!("{path} says {list:?}"))
+}
+
+/// A list as the kernel writes it (`Documentation/admin-guide/cputopology.rst`): `0-1,3`.
+fn numbers(list: &str) -> Option<Vec<usize>> {
+    let mut all = Vec::new();
+    for range in list.split(',') {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let (from, to) = (from.parse().ok()?, to.parse::<usize>().ok()?);
+        if to >= CpuSet::MAX_CPU {
+            return None;
+        }
+        all.extend(from..=to);
+    }
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_understood() {
+        assert_eq!(numbers("0"), Some(vec![0]));
+        assert_eq!(numbers("0-1,3"), Some(vec![0, 1, 3]));
+        assert_eq!(numbers(""), None);
+        assert_eq!(numbers("0-"), None);
+        assert_eq!(numbers("0-99999999"), None);
+    }
 }
