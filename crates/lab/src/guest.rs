@@ -138,6 +138,9 @@ impl VmBuilder<'_> {
         });
         let (qmp, stream) =
             connected.with_context(|| format!("{}: {}", self.name, evidence(&console, &log)))?;
+        // QEMU has it mapped; nobody else wants it, and a hundred guests would fill a disk.
+        let initrd = file("initrd");
+        fs::remove_file(&initrd).with_context(|| format!("cannot remove {}", initrd.display()))?;
         let control = Mutex::new(Line {
             control: Control::new(stream),
             ready: self.incoming,

@@ -16,7 +16,7 @@ const MODULE: &str = "/lib/modules/vferry.ko";
 /// the ftrace records are gone over several times.
 const CYCLES: u32 = 50;
 /// On each of the older ones.
-const CYCLES_ELSEWHERE: u32 = 20;
+const CYCLES_ELSEWHERE: u32 = 10;
 /// In one command, after which the guest is looked at.
 const AT_ONCE: u32 = 10;
 /// How often in the middle of a migration's steps.
@@ -53,12 +53,12 @@ fn comes_and_goes(cycles: u32, kernel: Kernel, checks: &str) -> Result<()> {
 }
 
 #[test]
-fn linux_6_1_loads_and_unloads_it_20_times_under_traffic() -> Result<()> {
+fn linux_6_1_loads_and_unloads_it_10_times_under_traffic() -> Result<()> {
     comes_and_goes(CYCLES_ELSEWHERE, Kernel::Linux6_1, STRICT)
 }
 
 #[test]
-fn linux_6_12_loads_and_unloads_it_20_times_under_traffic() -> Result<()> {
+fn linux_6_12_loads_and_unloads_it_10_times_under_traffic() -> Result<()> {
     comes_and_goes(CYCLES_ELSEWHERE, Kernel::Linux6_12, STRICT)
 }
 
