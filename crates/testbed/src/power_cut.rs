@@ -23,8 +23,6 @@ use crate::{Devices, Host, Options, Programs, Testbed};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// From when a migration begins to when it is over, on an idle machine.
-const MIGRATION: Duration = Duration::from_millis(2500);
 /// How long the journal is written before a cut without a migration.
 const ALONE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
@@ -76,9 +74,11 @@ pub fn power_cuts(
         testbed,
         image,
         dice: Dice(seed),
+        longest: Duration::ZERO,
         cuts: Cuts::default(),
     };
     bench.begin_journal()?;
+    bench.migrate_uncut()?;
     while bench.cuts.cuts < count {
         bench.cut()?;
         progress(&bench.cuts);
@@ -90,6 +90,8 @@ struct Bench {
     testbed: Testbed,
     image: PathBuf,
     dice: Dice,
+    /// How long after a migration has begun its source is cut at most.
+    longest: Duration,
     cuts: Cuts,
 }
 
@@ -103,6 +105,23 @@ impl Bench {
         wait_for_more(&self.testbed.host)
     }
 
+    /// Finds out how long a migration takes on this machine. Some cuts shall come after its end, the
+    /// others are spread over it.
+    fn migrate_uncut(&mut self) -> Result<()> {
+        let next = self.testbed.next_host()?;
+        let began = Instant::now();
+        let status = self.begin_migration(&next)?.wait()?;
+        let took = began.elapsed();
+        ensure!(
+            status.success(),
+            "a migration without a cut failed ({status}): {}",
+            self.testbed.host.log()
+        );
+        self.longest = took + took / 4;
+        wait_for_more(&next)?;
+        std::mem::replace(&mut self.testbed.host, next).end(PATIENCE)
+    }
+
     fn cut(&mut self) -> Result<()> {
         self.cuts.cuts += 1;
         let next = if self.dice.throw(4) == 0 {
@@ -113,7 +132,7 @@ impl Bench {
             self.cuts.in_migration += 1;
             let next = self.testbed.next_host()?;
             let mut migration = self.begin_migration(&next)?;
-            std::thread::sleep(self.dice.moment(MIGRATION));
+            std::thread::sleep(self.dice.moment(self.longest));
             self.testbed.host.kill();
             migration.wait()?;
             Some(next)
