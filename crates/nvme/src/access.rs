@@ -122,7 +122,6 @@ impl ControllerState {
             return;
         }
         registers.ready = true;
-        self.usage.power_cycles = self.usage.power_cycles.saturating_add(1);
         self.submission[0] = Some(SubmissionQueue::new(registers.asq, submission, 0));
         self.completion[0] = Some(CompletionQueue::new(registers.acq, completion, Some(0)));
     }

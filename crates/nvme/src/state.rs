@@ -5,6 +5,7 @@
 //! can finish them. The form in which it travels to another host is its own: see
 //! [`saved`](crate::saved).
 
+use crate::admin::identify::WARNING_TEMPERATURE;
 use crate::spec::commands::Submission;
 use crate::spec::logs::Event;
 use crate::spec::registers::QUEUES;
@@ -59,7 +60,10 @@ impl ControllerState {
             events: Events::default(),
             commands: [None; COMMANDS],
             errors: ErrorLog::default(),
-            usage: Usage::default(),
+            usage: Usage {
+                power_cycles: 1,
+                ..Usage::default()
+            },
         }
     }
 }
@@ -174,7 +178,7 @@ impl Default for Features {
     fn default() -> Self {
         Self {
             arbitration: 0,
-            temperature: [0xffff, 0],
+            temperature: [WARNING_TEMPERATURE, 0],
             error_recovery: 0,
             write_cache: true,
             coalescing: 0,
@@ -258,6 +262,6 @@ pub struct Usage {
     pub writes: u64,
     /// Errors of the backing.
     pub media_errors: u64,
-    /// Times that the controller was made ready.
+    /// Times that the machine was switched on: it is made with it.
     pub power_cycles: u64,
 }

@@ -21,7 +21,7 @@ pub(crate) const FIRMWARE: [u8; 8] = *b"1.0     ";
 
 const MODEL: [u8; 40] = *b"vferry NVMe controller                  ";
 /// In kelvins; nothing here becomes warm.
-const WARNING_TEMPERATURE: u16 = 343;
+pub(crate) const WARNING_TEMPERATURE: u16 = 343;
 const CRITICAL_TEMPERATURE: u16 = 358;
 
 /// AERL and ELPE: one less than there are.

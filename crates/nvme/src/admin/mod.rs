@@ -2,7 +2,7 @@
 //! submission queue, and to disable the write cache.
 
 mod features;
-mod identify;
+pub(crate) mod identify;
 mod logs;
 mod queues;
 

@@ -250,7 +250,8 @@ fn features_are_read_as_they_were_set() {
             "{id:#x}"
         );
     }
-    // Over and under, of the composite temperature.
+    // Over and under, of the composite temperature; WCTEMP at first (5.21.1.4).
+    assert_eq!(driver.admin_ok(&mut m, plain(0x0a, 0x04, 0)), 343);
     set(&mut driver, &mut m, 0x04, 300);
     set(&mut driver, &mut m, 0x04, 1 << 20 | 0xc8);
     assert_eq!(driver.admin_ok(&mut m, plain(0x0a, 0x04, 0)), 300);
