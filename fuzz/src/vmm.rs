@@ -154,7 +154,7 @@ pub fn config_space(mut data: &[u8]) {
     assert_eq!(copy.save(), image);
 
     let mut restored = function::config_space();
-    for step in pci::restore::plan(&space) {
+    for step in pci::restore::plan(&space, true) {
         if let pci::restore::Step::Config(write) = step {
             let bytes = write.value.to_le_bytes();
             let change = restored.write(write.offset.into(), &bytes[..write.size.into()]);

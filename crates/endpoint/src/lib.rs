@@ -153,7 +153,7 @@ impl Endpoint {
         let config = space(image)?;
         Ok(match before {
             Some(before) => pci::restore::changes(&space(before)?, &config, table),
-            None => pci::restore::plan(&config),
+            None => pci::restore::plan(&config, table),
         })
     }
 

@@ -80,7 +80,7 @@ pub fn program(
             .find(|slot| slot.endpoint.name() == function.name);
         let slot = slot.ok_or_else(|| RestoreError::UnknownDevice(function.name.clone()))?;
         let before = known.iter().find(|known| known.name == function.name);
-        program_one(qmp, &buses, slot, function, before)?;
+        program_one(qmp, &buses, slot, function, before, BusMaster::AsItWas)?;
         count += 1;
     }
     Ok(count)
@@ -96,14 +96,20 @@ pub(crate) fn program_anew(
     function: &Function,
 ) -> Result<(), RestoreError> {
     let buses = Buses::look(qmp, std::slice::from_ref(slot))?;
-    program_one(qmp, &buses, slot, function, None)?;
-    qmp.with_pci_config(|config| {
-        buses.reach(config, slot.place, |address| {
-            let command = config.read(address, COMMAND, Width::Half)?;
-            let command = command & !u32::from(pci::registers::COMMAND_BUS_MASTER);
-            Ok(config.write(address, COMMAND, Width::Half, command)?)
-        })
-    })
+    // Its driver writes the MSI-X table anew.
+    let function = Function {
+        table: None,
+        ..function.clone()
+    };
+    program_one(qmp, &buses, slot, &function, None, BusMaster::Off)
+}
+
+/// What of bus mastering is programmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BusMaster {
+    AsItWas,
+    /// Whatever it was.
+    Off,
 }
 
 /// What the guest has programmed into each function, with the MSI-X tables of those whose state goes
@@ -151,6 +157,7 @@ fn program_one(
     slot: &Slot,
     function: &Function,
     before: Option<&Function>,
+    bus_master: BusMaster,
 ) -> Result<(), RestoreError> {
     let name = || function.name.clone();
     let table =
@@ -172,7 +179,12 @@ fn program_one(
         buses.reach(config, slot.place, |address| {
             for step in steps {
                 match (step, tables) {
-                    (Step::Config(write), _) => config_write(config, address, write)?,
+                    (Step::Config(mut write), _) => {
+                        if bus_master == BusMaster::Off && write.offset == u16::from(COMMAND) {
+                            write.value &= !u32::from(pci::registers::COMMAND_BUS_MASTER);
+                        }
+                        config_write(config, address, write)?;
+                    }
                     (Step::MsixTable { at }, Some(table)) => {
                         write_table(&slot.endpoint, at, table)?;
                     }

@@ -31,9 +31,12 @@ pub struct ConfigWrite {
     pub value: u32,
 }
 
-/// The steps from power-on to the state that `space` is in.
-pub fn plan(space: &ConfigSpace) -> Vec<Step> {
-    steps(space, None, true)
+/// The steps from power-on to the state that `space` is in. The MSI-X table is among them if it is to
+/// be written, too.
+pub fn plan(space: &ConfigSpace, table: bool) -> Vec<Step> {
+    let mut fresh = space.clone();
+    fresh.reset();
+    steps(space, Some(&fresh), table)
 }
 
 /// The steps to the state that `space` is in from the one that `before` is in. The MSI-X table is
