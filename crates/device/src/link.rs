@@ -32,6 +32,23 @@ pub trait FrameLink: Send {
     /// Tells the network that `mac` is now reached through this link (RARP), as after a migration.
     fn announce(&mut self, mac: [u8; 6]);
 
+    /// What the guest's neighbours have said of themselves (ARP, neighbour discovery): the received
+    /// frames, at most a few dozen short ones.
+    fn heard(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    /// Takes over what was [heard](Self::heard) on another link. May be anything.
+    fn remember(&mut self, heard: &[Vec<u8>]) {
+        let _ = heard;
+    }
+
+    /// Shows what was [remembered](Self::remember) once more as received frames, before all others, but
+    /// for what is of those that the guest has sent something to since; says how many.
+    fn say_again(&mut self) -> usize {
+        0
+    }
+
     /// The descriptor to wait on for received frames, if the link has one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 

@@ -92,6 +92,24 @@ pub trait Model: Send {
     /// When the record is of another device or version, or does not hold together.
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError>;
 
+    /// What the guest was told by those that the device connects it with, and has to hear again when
+    /// its driver has started a fresh device: a network's neighbours. Of a bounded length.
+    fn heard(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    /// Takes over what was [heard](Self::heard) by the device of another host; if `again`, the
+    /// driver is told once it has started the device. May be anything.
+    fn remember(&mut self, heard: &[Vec<u8>], again: bool) {
+        let _ = (heard, again);
+    }
+
+    /// A count that grows whenever the device has done what it is there for: a frame sent or
+    /// received, a command carried out; not what a driver does to start it.
+    fn work_done(&self) -> u64 {
+        0
+    }
+
     /// What the model shows of itself in reports: counters, no guest data.
     fn inspect(&self) -> serde_json::Value {
         serde_json::Value::Null

@@ -135,6 +135,11 @@ impl Endpoint {
         self.lock_model().inspect()
     }
 
+    /// A count that grows with what the model [does](Model::work_done).
+    pub fn work_done(&self) -> u64 {
+        self.lock_model().work_done()
+    }
+
     /// The writes that bring the VMM's side of this function to where `image` has it, from where
     /// `before` has it, or from power-on. The MSI-X table is among them if `table`.
     ///

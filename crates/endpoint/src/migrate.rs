@@ -35,6 +35,9 @@ pub struct EndpointState {
     /// The model's state; `None` if it is left to its driver ([`Carry::Configuration`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<StateRecord>,
+    /// What the guest was told through it (see [`Model::heard`](device::Model::heard)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heard: Vec<Vec<u8>>,
 }
 
 /// Why an endpoint could not be saved, loaded or reached.
@@ -179,7 +182,7 @@ fn save(endpoint: &Endpoint, carry: Carry) -> Result<EndpointState, EndpointErro
     let model = endpoint.lock_model();
     let config = endpoint.lock_config().save();
     let name = endpoint.name().to_owned();
-    let (pending, model) = match carry {
+    let (pending, state) = match carry {
         Carry::State => match model.save() {
             Ok(state) => (endpoint.0.vectors.pending(), Some(state)),
             Err(error) => return Err(EndpointError::Model(name, error)),
@@ -191,7 +194,8 @@ fn save(endpoint: &Endpoint, carry: Carry) -> Result<EndpointState, EndpointErro
         name,
         config,
         pending,
-        model,
+        model: state,
+        heard: model.heard(),
     })
 }
 
@@ -211,6 +215,7 @@ fn load(endpoint: &Endpoint, state: &EndpointState) -> Result<(), EndpointError>
         endpoint.0.vectors.forget_pending();
         model.reset(Reset::Bus);
     }
+    model.remember(&state.heard, state.model.is_none());
     *config = changed;
     endpoint.0.bus.set_enabled(config.bus_master());
     for &vector in &state.pending {

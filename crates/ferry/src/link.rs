@@ -17,7 +17,7 @@ use crate::recovery::Recovered;
 use crate::root_port::RootPort;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// No message is longer, in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
 

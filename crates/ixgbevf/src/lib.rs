@@ -39,6 +39,7 @@ mod mailbox;
 mod offload;
 mod packet;
 mod receive;
+mod reminder;
 mod ring;
 pub mod saved;
 pub mod spec;

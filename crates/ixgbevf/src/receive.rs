@@ -114,6 +114,13 @@ fn running_queues(state: &VfState) -> u8 {
         .fold(0, |mask, queue| mask | 1 << queue)
 }
 
+impl VfState {
+    /// Whether the driver receives frames.
+    pub(crate) fn receives(&self) -> bool {
+        running_queues(self) != 0
+    }
+}
+
 /// Spreads flows over the running ones among the first `2^RQPL` queues. What is not IP goes to the
 /// lowest.
 fn choose_queue(running: u8, psrtype: u32, packet: &Packet<'_>) -> usize {

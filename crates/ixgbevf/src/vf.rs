@@ -9,6 +9,7 @@ use crate::budget::Budget;
 use crate::filter::is_unicast;
 use crate::interrupts::Throttle;
 use crate::receive::{Receive, Received};
+use crate::reminder::Reminder;
 use crate::saved;
 use crate::spec::pci::REGISTER_BAR;
 use crate::spec::registers::{QUEUES, txdctl};
@@ -54,6 +55,7 @@ pub struct Vf {
     scratch: Scratch,
     /// The link's next frame waits for the driver.
     pub(crate) rx_stalled: bool,
+    reminder: Reminder,
     /// A frame waits for the link.
     tx_blocked: bool,
     /// A register access has left work behind.
@@ -92,6 +94,7 @@ impl Vf {
             counters: Counters::default(),
             scratch: Scratch::default(),
             rx_stalled: false,
+            reminder: Reminder::default(),
             tx_blocked: false,
             work_left: true,
             told: Told::default(),
@@ -154,6 +157,9 @@ impl Vf {
             self.rx_stalled = true;
             return false;
         };
+        let receives = self.state.receives();
+        self.reminder
+            .run(&mut *self.link, receives, access.clock.now());
         let mut run = Receive {
             state: &mut self.state,
             counters: &mut self.counters,
@@ -227,10 +233,9 @@ impl Model for Vf {
         if more {
             return Progress::More;
         }
-        Progress::Idle(
-            self.throttle
-                .next(&self.state.interrupts, access.clock.now()),
-        )
+        let now = access.clock.now();
+        let due = self.throttle.next(&self.state.interrupts, now);
+        Progress::Idle(due.into_iter().chain(self.reminder.next(now)).min())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -271,6 +276,24 @@ impl Model for Vf {
             self.link.announce(*mac);
         }
         self.link.flush();
+    }
+
+    fn heard(&self) -> Vec<Vec<u8>> {
+        self.link.heard()
+    }
+
+    fn remember(&mut self, heard: &[Vec<u8>], again: bool) {
+        self.link.remember(heard);
+        self.reminder = if again {
+            Reminder::Waits
+        } else {
+            Reminder::NotNeeded
+        };
+    }
+
+    fn work_done(&self) -> u64 {
+        let frames = self.counters.received.frames + self.counters.sent.frames;
+        frames.saturating_sub(self.reminder.frames())
     }
 
     fn inspect(&self) -> serde_json::Value {

@@ -387,6 +387,10 @@ impl Model for Controller {
         self.work_left = true;
     }
 
+    fn work_done(&self) -> u64 {
+        self.counters.io_commands
+    }
+
     fn inspect(&self) -> serde_json::Value {
         // All keys are strings and all values numbers.
         let mut shown = serde_json::to_value(self.counters).unwrap_or_default();

@@ -12,6 +12,9 @@
 //! transfer running and says how long it heard nothing. When the VM moves, its new process
 //! [announces](device::FrameLink::announce) the MAC on another wire and the switch follows.
 //!
+//! [`Attentive`] is either of them with a memory: it keeps what the guest's neighbours said of
+//! themselves, for a guest that has to ask anew after its device was started anew.
+//!
 //! Nothing here trusts the far side: lengths are checked, queues are bounded, what cannot be
 //! delivered is dropped and counted, and no call blocks.
 //!
@@ -25,6 +28,7 @@ mod announce;
 mod error;
 pub mod far_side;
 mod framing;
+mod neighbours;
 pub mod peer;
 mod switch;
 mod tap;
@@ -33,6 +37,7 @@ mod wire;
 pub use announce::rarp;
 pub use error::UplinkError;
 pub use framing::{Deframer, FrameTooLong, MAX_FRAME};
+pub use neighbours::Attentive;
 pub use peer::{Peer, PeerConfig};
 pub use switch::{Port, PortReport, Switch, SwitchReport};
 pub use tap::Tap;

@@ -5,7 +5,7 @@ use anyhow::bail;
 use control_device::{Control, ControlDevice};
 use device::Model;
 use pci::ConfigSpace;
-use uplink::{Tap, Wire};
+use uplink::{Attentive, Tap, Wire};
 
 use crate::config::{Device, Settings, Uplink};
 
@@ -119,7 +119,7 @@ fn stream(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
 
 fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {
     Ok(match uplink {
-        Uplink::Tap(name) => Box::new(Tap::open(name)?),
-        Uplink::Wire(path) => Box::new(Wire::connect(path)?),
+        Uplink::Tap(name) => Box::new(Attentive::new(Tap::open(name)?)),
+        Uplink::Wire(path) => Box::new(Attentive::new(Wire::connect(path)?)),
     })
 }

@@ -25,6 +25,7 @@ pub(crate) struct Cable {
     pub(crate) room: Option<usize>,
     pub(crate) offloads: Offloads,
     pub(crate) announced: Vec<[u8; 6]>,
+    pub(crate) heard: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -181,6 +182,23 @@ impl FrameLink for TestLink {
 
     fn announce(&mut self, mac: [u8; 6]) {
         self.cable.lock().unwrap().announced.push(mac);
+    }
+
+    fn heard(&self) -> Vec<Vec<u8>> {
+        self.cable.lock().unwrap().heard.clone()
+    }
+
+    fn remember(&mut self, heard: &[Vec<u8>]) {
+        self.cable.lock().unwrap().heard = heard.to_vec();
+    }
+
+    fn say_again(&mut self) -> usize {
+        let mut cable = self.cable.lock().unwrap();
+        let heard = cable.heard.clone();
+        cable
+            .to_guest
+            .extend(heard.into_iter().map(|frame| (frame, false)));
+        cable.heard.len()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,6 @@
 //! Saving, loading, and going on elsewhere.
 
-use device::{Model, StateError, StateRecord};
+use device::{Model, Progress, StateError, StateRecord};
 use proptest::prelude::*;
 
 use crate::frames::{pattern, udp, udp_to};
@@ -42,6 +42,43 @@ fn busy() -> (Machine, Driver) {
     driver.send_plain(&mut m, 0, &udp(&pattern(100)));
     driver.send_plain(&mut m, 1, &udp(&pattern(200)));
     (m, driver)
+}
+
+/// What neighbours said is no frame that the network has brought.
+#[test]
+fn a_driver_that_starts_a_fresh_function_hears_again_what_the_guest_had_heard() {
+    for again in [true, false] {
+        let mut m = Machine::new();
+        let mut driver = Driver::probe(&mut m);
+        let said = udp_to(MAC, 9, b"said before");
+        m.vf.remember(std::slice::from_ref(&said), again);
+        assert_eq!(m.vf.heard(), std::slice::from_ref(&said));
+        m.settle();
+        driver.open(&mut m, Options::default());
+        m.settle();
+        let heard: Vec<_> = (0..2)
+            .filter_map(|queue| driver.receive(&mut m, queue))
+            .collect();
+        assert_eq!(heard.len(), usize::from(again));
+        assert_eq!(m.vf.work_done(), 0);
+        // The guest may have forgotten it before its link was up: again, for a while.
+        let mut times = 0;
+        while let Progress::Idle(Some(after)) = m.poll() {
+            m.clock.advance(after);
+            m.settle();
+            times += (0..2)
+                .filter(|queue| driver.receive(&mut m, *queue).is_some())
+                .count();
+        }
+        assert_eq!(times, if again { 6 } else { 0 });
+        assert_eq!(m.vf.work_done(), 0);
+        driver.close(&mut m);
+        driver.open(&mut m, Options::default());
+        m.arrive(&udp_to(MAC, 9, b"new"));
+        m.settle();
+        assert!((0..2).any(|queue| driver.receive(&mut m, queue).is_some()));
+        assert_eq!(m.vf.work_done(), 1);
+    }
 }
 
 #[test]
