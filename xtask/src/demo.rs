@@ -256,6 +256,14 @@ fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
         spread("  guest starts its device", &split.guest_restart_ms);
         spread("  the rest", &split.rest_ms);
     }
+    for (device, split) in &summary.recovery {
+        println!("{device}, from its halt on:");
+        spread("  it is halted", &split.devices_paused_ms);
+        spread("  the guest resets it", &split.guest_resets_ms);
+        spread("  it is programmed", &split.programmed_ms);
+        spread("  its driver starts it", &split.driver_starts_ms);
+        spread("  its first work", &split.first_work_ms);
+    }
     if let Some(Rehearsed { stop_ms, start_ms }) = rehearsed {
         println!(
             "  without a migration, the guest stops it in {stop_ms:.1} ms and starts it in {start_ms:.1} ms"

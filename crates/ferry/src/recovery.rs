@@ -28,6 +28,9 @@ use crate::root_port;
 /// How long a guest may take until all of its drivers have switched their devices on. Less than the
 /// source waits for the answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long after its driver has started it a device is watched for its first work. An idle one has
+/// none.
+const WORK: Duration = Duration::from_secs(1);
 /// How often devices are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -65,6 +68,9 @@ pub struct Times {
     pub answered_ms: f64,
     /// Until its driver let it be bus master.
     pub started_ms: f64,
+    /// Until it did its first work: a frame, a completed command. `None` if it was not asked to
+    /// within a second.
+    pub worked_ms: Option<f64>,
 }
 
 /// Why a VM's devices cannot be left to its guest's error recovery.
@@ -192,11 +198,13 @@ impl<'a> Recovery<'a> {
             let is_over = running.elapsed() > PATIENCE;
             waiting.retain_mut(|(slot, function, step)| {
                 let outcome = match go_on(self.qmp, slot, function, *step, running) {
-                    Ok(Progress::Started(times)) => Outcome::Started(times),
                     Ok(Progress::Restarted) => Outcome::Restarted,
                     Ok(Progress::Waiting(next)) if !is_over => {
                         *step = next;
                         return true;
+                    }
+                    Ok(Progress::Started(times) | Progress::Waiting(Step::Work { times, .. })) => {
+                        Outcome::Started(times)
                     }
                     Ok(Progress::Waiting(next)) => {
                         if let Step::Reset = next {
@@ -268,15 +276,21 @@ fn recovered(slot: &Slot, outcome: Outcome) -> Recovered {
 enum Step {
     /// The guest resets the bus.
     Reset,
-    /// Its driver lets the device be bus master.
-    Start { reset_ms: f64, answered_ms: f64 },
+    /// Its driver lets the device be bus master. The device had done so much work by the reset.
+    Start {
+        reset_ms: f64,
+        answered_ms: f64,
+        before: u64,
+    },
+    /// It works.
+    Work { times: Times, before: u64 },
 }
 
 impl Step {
     fn too_late(self) -> NotRecovered {
         match self {
             Self::Reset => NotRecovered::NoReset,
-            Self::Start { .. } => NotRecovered::NotStarted,
+            Self::Start { .. } | Self::Work { .. } => NotRecovered::NotStarted,
         }
     }
 }
@@ -317,6 +331,7 @@ fn go_on(
     match step {
         Step::Reset if slot.endpoint.has_left() => {
             let reset_ms = millis(running.elapsed());
+            let before = slot.endpoint.work_done();
             tracing::info!(device = name, after_ms = reset_ms, "reset by the guest");
             if !answer(qmp, slot, function)? {
                 return Ok(Progress::Restarted);
@@ -326,16 +341,40 @@ fn go_on(
             Ok(Progress::Waiting(Step::Start {
                 reset_ms,
                 answered_ms,
+                before,
             }))
         }
         Step::Start {
             reset_ms,
             answered_ms,
-        } if slot.endpoint.is_bus_master() => Ok(Progress::Started(Times {
-            reset_ms,
-            answered_ms,
-            started_ms: millis(running.elapsed()),
-        })),
+            before,
+        } if slot.endpoint.is_bus_master() => {
+            let started_ms = millis(running.elapsed());
+            tracing::info!(
+                device = name,
+                after_ms = started_ms,
+                "started by its driver"
+            );
+            let times = Times {
+                reset_ms,
+                answered_ms,
+                started_ms,
+                worked_ms: None,
+            };
+            Ok(Progress::Waiting(Step::Work { times, before }))
+        }
+        Step::Work { times, before } => {
+            let now = millis(running.elapsed());
+            let works = slot.endpoint.work_done() != before;
+            let is_idle = now > times.started_ms + millis(WORK);
+            if !works && !is_idle {
+                return Ok(Progress::Waiting(step));
+            }
+            Ok(Progress::Started(Times {
+                worked_ms: works.then_some(now),
+                ..times
+            }))
+        }
         step => Ok(Progress::Waiting(step)),
     }
 }

@@ -16,6 +16,7 @@ mod options;
 mod power_cut;
 mod programs;
 mod run;
+mod split;
 mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions};
@@ -24,4 +25,5 @@ pub use options::{Boot, Devices, Help, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;
 pub use run::{GUEST_IP, PEER_IP, Testbed};
-pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Split, Spread, Summary, summarise};
+pub use split::{RecoverySplit, Split};
+pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Spread, Summary, summarise};

@@ -201,10 +201,12 @@ impl Testbed {
         };
         let flows = flows.and_then(|()| self.wait_for_disk());
         flows.with_context(|| {
+            let guest = self.shell("dmesg | tail -n 40");
             format!(
-                "QEMU said:\n{}\nvferry said:\n{}",
+                "QEMU said:\n{}\nvferry said:\n{}\nthe guest said:\n{}",
                 self.host.vm.log(),
-                self.host.log()
+                self.host.log(),
+                guest.unwrap_or_else(|error| error.to_string())
             )
         })
     }

@@ -12,6 +12,7 @@ use uplink::peer::{Loss, PeerReport};
 use vferry::rehearsal::{Answer, DeviceRehearsal, Rehearsal};
 
 use crate::migration::Interrupts;
+use crate::split::{RecoverySplit, Split};
 use crate::{Migration, Testbed};
 
 /// How long a packet may be on its way before the silence begins or after it ends: between the
@@ -56,6 +57,8 @@ pub struct Summary {
     pub vm_pause_ms: Spread,
     /// Where the outage went, if the guest stopped and started its devices.
     pub split: Option<Split>,
+    /// The same of each device that the guest's error recovery started.
+    pub recovery: BTreeMap<String, RecoverySplit>,
     /// The NIC's interrupts.
     pub interrupts: Interrupts,
 }
@@ -91,19 +94,6 @@ pub struct DiskSummary {
     /// The longest time in which no operation was completed, around each migration: at most so long
     /// as the guest saw it by its own clock, which stands still while the VM is paused, and that pause.
     pub outage_ms: Spread,
-}
-
-/// The parts of an outage in which the guest stops its devices and starts them again.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Split {
-    /// What the guest took to stop them, by its own clock.
-    pub guest_quiesce_ms: Spread,
-    /// The VM's pause, as QEMU reports it.
-    pub vm_pause_ms: Spread,
-    /// What the guest took to start them, by its own clock.
-    pub guest_restart_ms: Spread,
-    /// What of the outage is none of these.
-    pub rest_ms: Spread,
 }
 
 /// What stopping and starting the slowest device took without a migration, by the guest's clock.
@@ -277,7 +267,8 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         dirtier_wrong_words: wrong_words,
         phases_ms: phases(migrations),
         vm_pause_ms: spread(&|m| Some(m.report.vm_pause_ms)),
-        split: split(migrations),
+        split: Split::of(migrations),
+        recovery: RecoverySplit::of(migrations),
         interrupts: migrations
             .iter()
             .fold(Interrupts::default(), |sum, m| Interrupts {
@@ -367,34 +358,6 @@ fn fallbacks(migration: &Migration) -> Vec<String> {
             Some(format!("{} by {}: {why}", device.name, device.strategy))
         })
         .collect()
-}
-
-/// The parts that the guest tells of its slowest device.
-fn split(migrations: &[Migration]) -> Option<Split> {
-    let slowest = |m: &Migration, of: fn(&DeviceReport) -> Option<f64>| {
-        let devices = m.report.devices.iter().filter_map(of);
-        devices.max_by(f64::total_cmp)
-    };
-    let mut parts = [const { Vec::new() }; 4];
-    for migration in migrations {
-        let stop = slowest(migration, |device| device.quiesce_ms);
-        let start = slowest(migration, |device| device.restart_ms);
-        if let (Some(stop), Some(start), Some(outage)) = (stop, start, migration.outage_ms()) {
-            let pause = migration.report.vm_pause_ms;
-            let rest = outage - stop - pause - start;
-            for (part, ms) in parts.iter_mut().zip([stop, pause, start, rest]) {
-                part.push(ms);
-            }
-        }
-    }
-    let any = !parts[0].is_empty();
-    let [stop, pause, start, rest] = parts.map(Spread::of);
-    any.then_some(Split {
-        guest_quiesce_ms: stop,
-        vm_pause_ms: pause,
-        guest_restart_ms: start,
-        rest_ms: rest,
-    })
 }
 
 /// Its shell answers, its load runs, and its kernel has no complaint about the device.

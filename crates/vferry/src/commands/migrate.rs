@@ -164,6 +164,10 @@ fn print_device(device: &DeviceReport) {
             ", reset by the guest after {:.1} ms, programmed after {:.1} ms, started after {:.1} ms",
             times.reset_ms, times.answered_ms, times.started_ms
         );
+        match times.worked_ms {
+            Some(ms) => print!(", at work after {ms:.1} ms"),
+            None => print!(", idle since"),
+        }
     }
     if let Some(why) = &device.why {
         print!(", as {why}");
