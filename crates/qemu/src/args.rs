@@ -18,7 +18,7 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// QEMU's command line is text.
-    #[error("socket path {path} is not UTF-8, and QEMU's arguments are; rename it", path = .0.display())]
+    #[error("path {path} is not UTF-8, and QEMU's arguments are; rename it", path = .0.display())]
     PathNotText(PathBuf),
     /// The kernel has no room for it.
     #[error(
@@ -205,6 +205,18 @@ impl QemuArgs {
                 format!("socket,id={chardev},path={path}"),
             ])
             .args(["-device".to_owned(), properties.to_string()]))
+    }
+
+    /// A file with an ACPI table for the guest beside QEMU's own, with its header.
+    ///
+    /// # Errors
+    ///
+    /// [`ArgsError`] if the path is none that QEMU takes.
+    pub fn acpi_table(self, file: &Path) -> Result<Self, ArgsError> {
+        let text = file.to_str();
+        let text = text.ok_or_else(|| ArgsError::PathNotText(file.to_owned()))?;
+        let file = option_value(text);
+        Ok(self.args(["-acpitable".to_owned(), format!("file={file}")]))
     }
 
     /// The arguments, one element each, for `execve`.

@@ -15,6 +15,8 @@
 //! [`args`] is the other end of the same knowledge: the command line that makes a QEMU which can
 //! be asked all this.
 //!
+//! [`acpi`] makes a table for that command line.
+//!
 //! [`guest_agent`] asks a program in the guest instead, over a socket of its own.
 //!
 //! A reader thread sorts what arrives. Replies go to the caller that waits for them, by the
@@ -28,6 +30,7 @@
 //! It starts no QEMU (the lab's own is started by `lab`). It passes no file descriptors and uses no
 //! out-of-band commands. It knows only the x86 way into PCI configuration space.
 
+pub mod acpi;
 mod aer;
 pub mod args;
 pub mod bridge;

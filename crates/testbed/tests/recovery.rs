@@ -5,6 +5,9 @@ use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
 use testbed::{Options, Plug, Programs, Testbed, summarise};
 
+/// Has the kernel tell how long it waits for a link.
+const TELL: &str = "dyndbg=\"file drivers/pci/pci.c +p\"";
+
 fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
     let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
     let options = Options {
@@ -18,7 +21,7 @@ fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
 }
 
 fn recovers(kernel: Kernel) -> Result<()> {
-    let mut testbed = start(kernel, "")?;
+    let mut testbed = start(kernel, TELL)?;
     let before = testbed.network_configuration()?;
     let migrations = [testbed.migrate()?, testbed.migrate()?];
     for migration in &migrations {
@@ -34,6 +37,11 @@ fn recovers(kernel: Kernel) -> Result<()> {
     assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
     assert_eq!(summary.stale_pages, Some(0));
     assert_eq!(testbed.network_configuration()?, before);
+    // It waits for a device that has yet to be programmed, as the ACPI table says.
+    let waits = testbed.shell("dmesg | grep -c 'waiting 1 ms for downstream link' || true")?;
+    assert_eq!(waits.trim(), "2");
+    let errors = testbed.shell("dmesg | grep -i 'acpi.*error' || true")?;
+    assert_eq!(errors, "");
     Ok(())
 }
 

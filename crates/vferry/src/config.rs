@@ -175,6 +175,24 @@ impl Config {
         format!("{name}-port")
     }
 
+    /// The root ports that devices are behind.
+    pub fn root_ports(&self) -> Vec<PciAddress> {
+        let places = self.devices.iter().map(|device| device.place);
+        let ports = places.filter_map(|place| match place {
+            Place::RootPort(at) => Some(at),
+            Place::MainBus(_) => None,
+        });
+        ports.collect()
+    }
+
+    /// Where `vferry run` puts the ACPI table of what is behind them, for QEMU: beside the sidecar's
+    /// socket.
+    pub fn acpi_table(&self) -> PathBuf {
+        let mut path = self.sidecar.clone().into_os_string();
+        path.push(".aml");
+        path.into()
+    }
+
     /// As [`load`](Self::load), of a text. For tests and fuzzers too.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `vferry run`: serves one VM's devices and sidecar until its QEMU ends.
 
+mod acpi;
 mod control;
 mod devices;
 mod link;
@@ -55,6 +56,7 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
     let (devices, guest) = devices::open(&config)?;
     let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
+    let table = acpi::write(&config)?;
     let endpoints = devices
         .iter()
         .map(|device| device.slot.endpoint.clone())
@@ -107,7 +109,7 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
     drop(serving);
     sidecar_stopper.stop();
     let _ = sidecar_thread.join();
-    drop((drainer, control, link));
+    drop((drainer, control, link, table));
     result
 }
 

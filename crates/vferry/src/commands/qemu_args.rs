@@ -46,6 +46,9 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
             message_timeout: None,
         })?;
     }
+    if !config.root_ports().is_empty() {
+        args = args.acpi_table(&config.acpi_table())?;
+    }
     args = args.vhost_user_fs(&VhostUserFs {
         id: "vferry".into(),
         socket: config.sidecar.clone(),
