@@ -3,6 +3,7 @@
 //! A benchmark compares variants of one thing in one run, in turn, so that what else the machine
 //! does meets all of them. It reports; it is no test, and no time makes it fail.
 
+mod doorbell;
 mod guest_module;
 
 use anyhow::Result;
@@ -26,6 +27,8 @@ pub(crate) struct Bench {
 enum Benchmark {
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
+    /// Doorbells of the `NVMe` controller: trapped, as they are, or in a page that is looked at.
+    Doorbell,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,10 +43,17 @@ enum Form {
 struct Report {
     /// The benchmark.
     name: &'static str,
-    /// What the values are, with their unit.
-    what: &'static str,
     /// What decides how far the values reach beyond this machine.
     machine: String,
+    /// One for each quantity; all of the same runs.
+    tables: Vec<Table>,
+}
+
+/// One quantity.
+#[derive(Debug, Serialize)]
+struct Table {
+    /// What the values are, with their unit.
+    what: &'static str,
     /// The first is what the others are compared with.
     variants: Vec<Variant>,
 }
@@ -66,6 +76,7 @@ struct Variant {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let report = match bench.benchmark {
         Benchmark::GuestModule => guest_module::run(bench.quick)?,
+        Benchmark::Doorbell => doorbell::run(bench.quick)?,
     };
     match bench.report {
         Form::Md => print_markdown(&report),
@@ -109,25 +120,26 @@ fn median(values: &[f64]) -> f64 {
 }
 
 fn print_markdown(report: &Report) {
-    println!(
-        "## {}\n\n{}; {}\n",
-        report.name, report.what, report.machine
-    );
-    println!(
-        "| variant | runs | min | median | max | ratio of medians | median of paired ratios |"
-    );
-    println!("|---|---|---|---|---|---|---|");
-    for variant in &report.variants {
+    println!("## {}\n\n{}", report.name, report.machine);
+    for table in &report.tables {
         println!(
-            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3} |",
-            variant.name,
-            variant.runs.len(),
-            variant.min,
-            variant.median,
-            variant.max,
-            variant.ratio,
-            variant.paired_ratio
+            "\n{}\n\n\
+             | variant | runs | min | median | max | ratio of medians | median of paired ratios |\n\
+             |---|---|---|---|---|---|---|",
+            table.what
         );
+        for variant in &table.variants {
+            println!(
+                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3} |",
+                variant.name,
+                variant.runs.len(),
+                variant.min,
+                variant.median,
+                variant.max,
+                variant.ratio,
+                variant.paired_ratio
+            );
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use testbed::{
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
 /// spends much of its time in the hooks.
 const TRACKED_QUIESCE: Duration = Duration::from_secs(10);
+/// UDP packets per second to a guest that has a disk to check as well: its two vCPUs are emulated.
+const PACKETS_BESIDE_DISK: u32 = 500;
 
 /// A live migration of a Linux guest with a device under load, on the lab.
 #[derive(Debug, Args)]
@@ -107,6 +109,11 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         },
         dirty_log_of_guest: blind,
         strategy: demo.strategy,
+        packets_per_second: if demo.devices() == Devices::NicAndDisk {
+            PACKETS_BESIDE_DISK
+        } else {
+            defaults.packets_per_second
+        },
         // Who reports the error that the guest recovers from.
         devices: demo.devices(),
         plug: if demo.strategy == Some(Strategy::Recovery) {

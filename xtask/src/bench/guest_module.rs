@@ -23,7 +23,7 @@ use testbed::{GUEST_IP, GuestOptions, Host, HostOptions, PEER_IP, Programs};
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 
-use super::{Report, variants};
+use super::{Report, Table, variants};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -81,14 +81,16 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let kernel = rigs[0].shell("uname -r")?;
     Ok(Report {
         name: "guest-module",
-        what: "TCP through the VF, MB per second of QEMU's processor time, both ways together",
         machine: format!(
             "{} by {:?}, three guests of one vCPU on one processor, a run is three windows of {} s",
             kernel.trim(),
             Accelerator::detect(),
             window.as_secs()
         ),
-        variants: variants(["no module", "loaded", "tracking"], runs),
+        tables: vec![Table {
+            what: "TCP through the VF, MB per second of QEMU's processor time, both ways together",
+            variants: variants(["no module", "loaded", "tracking"], runs),
+        }],
     })
 }
 
