@@ -380,7 +380,7 @@ impl Testbed {
     pub fn network_configuration(&self) -> Result<String> {
         let show = "(ip address show eth0; ip route)";
         self.shell(&format!(
-            "while {show} | grep -q tentative; do usleep 50000; done; {show}"
+            "while {show} | grep -qe tentative -e NO-CARRIER; do usleep 50000; done; {show}"
         ))
     }
 
