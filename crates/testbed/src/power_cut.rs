@@ -36,7 +36,7 @@ const RATE: u32 = 100;
 pub struct Cuts {
     /// Times that the source's power was cut.
     pub cuts: usize,
-    /// Of these, during a migration.
+    /// Of these, while a migration was under way; the others before one, or just after.
     pub in_migration: usize,
     /// Times that the VM ran at the destination afterwards.
     pub at_destination: usize,
@@ -129,10 +129,10 @@ impl Bench {
             self.testbed.host.kill();
             None
         } else {
-            self.cuts.in_migration += 1;
             let next = self.testbed.next_host()?;
             let mut migration = self.begin_migration(&next)?;
             std::thread::sleep(self.dice.moment(self.longest));
+            self.cuts.in_migration += usize::from(migration.try_wait()?.is_none());
             self.testbed.host.kill();
             migration.wait()?;
             Some(next)
