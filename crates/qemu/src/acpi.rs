@@ -16,6 +16,8 @@ const READINESS_DURATIONS: u8 = 9;
 const FUNCTIONS: u16 = 1 << READINESS_DURATIONS | 1;
 /// In microseconds, after a conventional reset.
 const RESET: u16 = 1000;
+/// In microseconds, from D3hot to D0: as without the table. Linux takes "not said" (all ones) for 0.
+const FROM_D3HOT: u16 = 10_000;
 
 /// Length of a table's header (ACPI 6.4, section 5.2.6), and our name in it.
 const HEADER: u32 = 36;
@@ -59,7 +61,7 @@ impl Aml for DeviceBehind {
         let port = name(self.0.device(), self.0.function());
         let path = format!("\\_SB_.PCI0.{port}.{}", name(0, 0));
         let functions = BufferData::new(FUNCTIONS.to_le_bytes().to_vec());
-        let durations = Package::new(vec![&RESET, &Ones {}, &Ones {}, &Ones {}, &Ones {}]);
+        let durations = Package::new(vec![&RESET, &Ones {}, &Ones {}, &FROM_D3HOT, &Ones {}]);
         let none = BufferData::new(vec![0]);
         let (uuid, function) = (Uuid::new(DSM), Arg(2));
         Scope::new(
