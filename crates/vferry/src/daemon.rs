@@ -106,10 +106,10 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
         End::Failed(error) => Err(error),
     };
     // Sockets go with their owners; the control and link threads hold only duplicates.
-    drop(serving);
+    drop((serving, table));
     sidecar_stopper.stop();
     let _ = sidecar_thread.join();
-    drop((drainer, control, link, table));
+    drop((drainer, control, link));
     result
 }
 

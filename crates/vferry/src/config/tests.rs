@@ -228,6 +228,14 @@ fn a_guest_is_put_to_sleep_by_the_key_unless_it_has_an_agent() {
 }
 
 #[test]
+fn a_colon_is_refused_where_qemu_takes_it_for_an_end() {
+    let colon = GOOD.replace("/tmp/sidecar.sock", "/tmp/vm:1.sock");
+    assert!(parse(&colon).is_ok());
+    let why = parse(&colon.replace("mac =", "root-port = true\nmac =")).unwrap_err();
+    assert!(why.to_string().contains("a path with a colon"), "{why}");
+}
+
+#[test]
 fn the_sidecar_may_sit_where_the_guest_does_not_look() {
     let hidden = parse(&GOOD.replace("00:06.0", "00:06.1")).unwrap();
     assert_eq!(hidden.sidecar_address.function(), 1);

@@ -51,6 +51,13 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let max_bandwidth = file.migration.max_bandwidth.as_ref();
     let max_bandwidth = max_bandwidth.map_or(Some(0), |text| check.size(text));
     let devices = check.devices(text, &file.device);
+    if file
+        .device
+        .iter()
+        .any(|device| device.get_ref().root_port == Some(true))
+    {
+        check.acpi_table(&file.sidecar.socket);
+    }
     if !check.problems.is_empty() {
         check.problems.sort_by_key(|problem| problem.line);
         return Err(check.problems);
@@ -190,6 +197,14 @@ impl Check<'_> {
             return self.wrong(socket, what, "a path of its own for each socket");
         }
         Some(path)
+    }
+
+    /// The ACPI table's path begins as the sidecar's, and to `-acpitable` a colon ends it.
+    fn acpi_table(&mut self, sidecar: &Spanned<String>) {
+        if sidecar.get_ref().contains(':') {
+            let what = "a path with a colon, beside which QEMU finds no ACPI table";
+            self.wrong::<(), _>(sidecar, what, "a path without, as a device has a root port");
+        }
     }
 
     /// Of a device that the guest shall see: function 0 is where it looks.
