@@ -44,8 +44,10 @@ pub trait FrameLink: Send {
     }
 
     /// Shows what was [remembered](Self::remember) once more as received frames, before all others, but
-    /// for what is of those that the guest has sent something to since; says how many.
-    fn say_again(&mut self) -> usize {
+    /// for what is of those that the guest has sent something to since, or since this was called last;
+    /// says how many. If it is the last time, nobody looks at what the guest sends any more.
+    fn say_again(&mut self, is_last: bool) -> usize {
+        let _ = is_last;
         0
     }
 

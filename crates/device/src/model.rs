@@ -104,8 +104,8 @@ pub trait Model: Send {
         let _ = (heard, again);
     }
 
-    /// A count that grows whenever the device has done what it is there for: a frame sent or
-    /// received, a command carried out; not what a driver does to start it.
+    /// A count that grows whenever the device has done what it is there for: a frame sent, a command
+    /// carried out; not what a driver does to start it, nor what it is told of its own accord.
     fn work_done(&self) -> u64 {
         0
     }

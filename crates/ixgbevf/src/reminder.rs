@@ -30,48 +30,34 @@ pub(crate) enum Reminder {
         since: Duration,
         /// How often it was said.
         times: usize,
-        /// How many frames that was in all.
-        frames: u64,
     },
 }
 
 impl Reminder {
-    /// Says again what is due; `receives` if the driver does.
-    pub(crate) fn run(&mut self, link: &mut dyn FrameLink, receives: bool, now: Duration) {
+    /// Says again what is due, and how many frames that is; `receives` if the driver does.
+    pub(crate) fn run(&mut self, link: &mut dyn FrameLink, receives: bool, now: Duration) -> u64 {
         if *self == Self::Waits && receives {
             *self = Self::Begun {
                 since: now,
                 times: 0,
-                frames: 0,
             };
         }
-        if let Self::Begun {
-            since,
-            times,
-            frames,
-        } = self
+        if let Self::Begun { since, times } = self
             && let Some(after) = AFTER.get(*times)
             && now >= *since + *after
         {
             *times += 1;
-            *frames += link.say_again() as u64;
+            return link.say_again(*times == AFTER.len()) as u64;
         }
+        0
     }
 
     /// How long until it is to be run again.
     pub(crate) fn next(&self, now: Duration) -> Option<Duration> {
-        let Self::Begun { since, times, .. } = self else {
+        let Self::Begun { since, times } = self else {
             return None;
         };
         let after = AFTER.get(*times)?;
         Some((*since + *after).saturating_sub(now))
-    }
-
-    /// How many frames the driver was given so.
-    pub(crate) fn frames(&self) -> u64 {
-        match self {
-            Self::Begun { frames, .. } => *frames,
-            Self::NotNeeded | Self::Waits => 0,
-        }
     }
 }

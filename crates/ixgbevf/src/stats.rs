@@ -43,6 +43,8 @@ impl Statistics {
 pub struct Counters {
     /// Frames put into the guest's memory.
     pub received: Traffic,
+    /// Frames of those that the driver was shown once more, after it has started a fresh function.
+    pub said_again: u64,
     /// Frames given to the link; every segment counts, also of those that the link cuts.
     pub sent: Traffic,
     /// Frames that were given up.

@@ -158,8 +158,9 @@ impl Vf {
             return false;
         };
         let receives = self.state.receives();
-        self.reminder
-            .run(&mut *self.link, receives, access.clock.now());
+        self.counters.said_again +=
+            self.reminder
+                .run(&mut *self.link, receives, access.clock.now());
         let mut run = Receive {
             state: &mut self.state,
             counters: &mut self.counters,
@@ -235,7 +236,9 @@ impl Model for Vf {
         }
         let now = access.clock.now();
         let due = self.throttle.next(&self.state.interrupts, now);
-        Progress::Idle(due.into_iter().chain(self.reminder.next(now)).min())
+        // Without DMA nothing is received, and said again once there is.
+        let again = access.memory.and_then(|_| self.reminder.next(now));
+        Progress::Idle(due.into_iter().chain(again).min())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -291,9 +294,9 @@ impl Model for Vf {
         };
     }
 
+    /// What is received may be what the guest is [reminded](Model::remember) of.
     fn work_done(&self) -> u64 {
-        let frames = self.counters.received.frames + self.counters.sent.frames;
-        frames.saturating_sub(self.reminder.frames())
+        self.counters.sent.frames
     }
 
     fn inspect(&self) -> serde_json::Value {

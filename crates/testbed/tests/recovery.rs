@@ -31,8 +31,12 @@ fn recovers(kernel: Kernel) -> Result<()> {
         eprintln!("{kernel}: {nic:?}, outage {:?} ms", migration.outage_ms());
         assert_eq!(nic.strategy, Strategy::Recovery);
         assert_eq!(nic.fault, None);
-        assert!(nic.recovered.is_some());
+        let times = nic.recovered.expect("it was recovered");
+        assert!(times.worked_ms.is_some(), "{times:?}");
     }
+    // What the guest had heard of its neighbour, it hears again.
+    let said_again = testbed.host.status()?.devices[0].model["said_again"].as_u64();
+    assert!(said_again > Some(0), "{said_again:?}");
     let summary = summarise(&testbed, &migrations)?;
     assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
     assert_eq!(summary.stale_pages, Some(0));

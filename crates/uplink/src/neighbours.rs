@@ -12,8 +12,10 @@ use device::{FrameLink, Offloads, RxFrame, Sent, TxFrame};
 
 /// How many neighbours are remembered; the one heard of longest ago is forgotten for a new one.
 const NEIGHBOURS: usize = 32;
-/// How many questions to everybody are kept until it shows whether the guest answers them.
+/// How many questions are kept until it shows whether the guest answers them.
 const QUESTIONS: usize = 8;
+/// From how many addresses of its own a guest is known to send.
+const OWN: usize = 4;
 /// Longest frame that is: neighbour discovery with a tag and one more option than it needs.
 const LONGEST: usize = 128;
 
@@ -32,13 +34,15 @@ const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
 /// A link that remembers its neighbours: those that spoke to the guest, and those that asked
-/// everybody and were answered by it.
+/// and were answered by it.
 pub struct Attentive<L> {
     link: L,
+    /// What the guest has sent from, the newest last.
+    own: VecDeque<[u8; 6]>,
     heard: Frames,
-    /// To everybody, from those who are not known.
+    /// To everybody, or to whom the guest has not been seen to be, from those who are not known.
     asked: Frames,
-    /// Those of the heard that the guest has sent nothing to since they were remembered.
+    /// Those of the heard that the guest has sent nothing to since they were remembered or said again.
     unreached: Vec<Neighbour>,
     /// What is said again, in order.
     again: VecDeque<Vec<u8>>,
@@ -65,11 +69,23 @@ impl<L: FrameLink> Attentive<L> {
     pub fn new(link: L) -> Self {
         Self {
             link,
+            own: VecDeque::new(),
             heard: Frames::new(),
             asked: Frames::new(),
             unreached: Vec::new(),
             again: VecDeque::new(),
         }
+    }
+
+    fn sends_from(&mut self, address: &[u8]) {
+        let Ok(address) = address.try_into() else {
+            return;
+        };
+        self.own.retain(|own| *own != address);
+        if self.own.len() == OWN {
+            self.own.pop_front();
+        }
+        self.own.push_back(address);
     }
 }
 
@@ -82,9 +98,10 @@ impl<L: FrameLink> FrameLink for Attentive<L> {
             });
         }
         let frame = self.link.peek()?;
-        if let Some((speaker, is_to_one)) = speaker(frame.bytes) {
+        if let Some(speaker) = speaker(frame.bytes) {
             let is_known = self.heard.iter().any(|(known, _)| *known == speaker);
-            if is_to_one || is_known {
+            let to = frame.bytes.get(..6);
+            if is_known || self.own.iter().any(|own| to == Some(own)) {
                 keep(&mut self.heard, NEIGHBOURS, speaker, frame.bytes);
             } else {
                 keep(&mut self.asked, QUESTIONS, speaker, frame.bytes);
@@ -100,6 +117,11 @@ impl<L: FrameLink> FrameLink for Attentive<L> {
     }
 
     fn send(&mut self, frame: TxFrame<'_>) -> Sent {
+        if let Some(from) = frame.bytes.get(6..12)
+            && self.own.back().is_none_or(|own| own != from)
+        {
+            self.sends_from(from);
+        }
         if !self.asked.is_empty()
             && let Some(listener) = listener(frame.bytes)
             && let Some(at) = self.asked.iter().position(|(one, _)| *one == listener)
@@ -150,17 +172,24 @@ impl<L: FrameLink> FrameLink for Attentive<L> {
     fn remember(&mut self, heard: &[Vec<u8>]) {
         self.heard.clear();
         for frame in heard {
-            if let Some((speaker, _)) = speaker(frame) {
+            if let Some(speaker) = speaker(frame) {
                 keep(&mut self.heard, NEIGHBOURS, speaker, frame);
             }
         }
         self.unreached = self.heard.iter().map(|(one, _)| *one).collect();
     }
 
-    fn say_again(&mut self) -> usize {
+    fn say_again(&mut self, is_last: bool) -> usize {
         let unreached = |(one, _): &&(Neighbour, Vec<u8>)| self.unreached.contains(one);
         let due = self.heard.iter().filter(unreached);
         self.again = due.map(|(_, frame)| frame.clone()).collect();
+        // What a guest sends first waited in its queue, and tells nothing of what it knows after
+        // it has seen its link go.
+        self.unreached.clear();
+        if !is_last {
+            self.unreached
+                .extend(self.heard.iter().map(|(one, _)| *one));
+        }
         self.again.len()
     }
 }
@@ -184,8 +213,8 @@ fn keep(frames: &mut Frames, limit: usize, of: Neighbour, frame: &[u8]) {
     frames.push_back((of, frame.to_vec()));
 }
 
-/// Whose address a received frame tells, and whether it is to one station only.
-fn speaker(frame: &[u8]) -> Option<(Neighbour, bool)> {
+/// Whose address a received frame tells.
+fn speaker(frame: &[u8]) -> Option<Neighbour> {
     let (tag, message) = message(frame)?;
     let address = match message {
         Message::Arp(arp) => v4(arp.get(14..18)?)?,
@@ -195,7 +224,7 @@ fn speaker(frame: &[u8]) -> Option<(Neighbour, bool)> {
             _ => return None,
         },
     };
-    Some((Neighbour { tag, address }, frame[0] & 1 == 0))
+    Some(Neighbour { tag, address })
 }
 
 /// Whose question a frame of the guest answers.
@@ -325,6 +354,7 @@ mod tests {
 
     fn listen(frames: &[Vec<u8>]) -> Attentive<Script> {
         let mut link = Attentive::new(Script(frames.iter().cloned().collect()));
+        say(&mut link, &arp([0xff; 6], [10, 0, 0, 99], 1));
         assert_eq!(all(&mut link), frames);
         link
     }
@@ -342,7 +372,7 @@ mod tests {
         let here = listen(&said);
         let mut there = Attentive::new(Script(VecDeque::from([vec![0xee; 60]])));
         there.remember(&here.heard());
-        assert_eq!(there.say_again(), 4);
+        assert_eq!(there.say_again(false), 4);
         let mut expected = said[1..].to_vec();
         expected.push(vec![0xee; 60]);
         assert_eq!(all(&mut there), expected);
@@ -351,8 +381,12 @@ mod tests {
         // Those that the guest has reached need not say it once more.
         say(&mut there, &arp([2, 0, 0, 0, 0, 8], [10, 0, 0, 99], 1));
         say(&mut there, &arp([2, 0, 0, 0, 0, 5], [10, 0, 0, 99], 1));
-        assert_eq!(there.say_again(), 2);
+        assert_eq!(there.say_again(false), 2);
         assert_eq!(all(&mut there), said[2..4]);
+        // It may have forgotten them since.
+        assert_eq!(there.say_again(true), 4);
+        all(&mut there);
+        assert_eq!(there.say_again(true), 0);
     }
 
     /// The guest sends this.
@@ -369,6 +403,7 @@ mod tests {
     fn answer(to: u8, v6: bool) -> Vec<u8> {
         if v6 {
             let mut frame = discovery(ADVERTISEMENT, 1, 1);
+            frame[6..12].copy_from_slice(&GUEST);
             frame[38..54].fill(to);
             return frame;
         }
@@ -417,6 +452,7 @@ mod tests {
         long.resize(LONGEST + 1, 0);
         let all = [
             arp([0xff; 6], [10, 0, 0, 1], 7),
+            arp([2, 0, 0, 0, 0, 2], [10, 0, 0, 1], 7),
             arp(GUEST, [0; 4], 7),
             discovery(ADVERTISEMENT, 3, 0),
             discovery(SOLICITATION, 0, 3),

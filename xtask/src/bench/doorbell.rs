@@ -36,7 +36,8 @@
 //!
 //! The vCPU's way to QEMU and through it, which each trapped doorbell takes in a VM and a mapped
 //! one does not: it is the same for whoever serves, and comes on top. Interrupts, which are alike
-//! in all variants.
+//! in all variants. The trapped variant's client is a thread more than the others have, which counts on
+//! two processors.
 
 mod client;
 mod driver;

@@ -192,7 +192,7 @@ impl FrameLink for TestLink {
         self.cable.lock().unwrap().heard = heard.to_vec();
     }
 
-    fn say_again(&mut self) -> usize {
+    fn say_again(&mut self, _: bool) -> usize {
         let mut cable = self.cable.lock().unwrap();
         let heard = cable.heard.clone();
         cable
