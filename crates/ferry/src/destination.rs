@@ -1,5 +1,7 @@
 //! The destination's part of a migration.
 
+pub(crate) mod memory;
+
 use std::time::{Duration, Instant};
 
 use qemu::migration::{MigrationSettings, MigrationStatus};
@@ -8,7 +10,6 @@ use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
 use crate::cooperative::end::Ending;
-use crate::digest::MemoryDigest;
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
 use crate::recovery::Recovery;
 use crate::report::millis;
@@ -83,7 +84,7 @@ impl Destination<'_> {
         };
         let arrived = self
             .prepare(link, &asked)
-            .and_then(|()| self.arrive(link, &asked.functions));
+            .and_then(|()| self.arrive(link, &asked));
         match arrived {
             Ok(arrival) => {
                 self.answer(link, asked.verify);
@@ -141,7 +142,7 @@ impl Destination<'_> {
         // QEMU shall not start the VM by itself when it has it: the source says when.
         self.qmp.stop()?;
         self.vm
-            .expect_arrival(&asked.migration, asked.verify)
+            .expect_arrival(&asked.migration, asked.verify, asked.compare)
             .map_err(ReceiveError::Other)?;
         root_port::program(self.qmp, self.slots, &asked.root_ports)?;
         restore::program(self.qmp, self.slots, &asked.functions, &[])?;
@@ -151,20 +152,13 @@ impl Destination<'_> {
         Ok(link.send(&Message::Prepared { uri }, ANSWER)?)
     }
 
-    fn arrive(&self, link: &mut Link, prepared: &[Function]) -> Result<Arrival, ReceiveError> {
+    fn arrive(&self, link: &mut Link, asked: &Asked) -> Result<Arrival, ReceiveError> {
+        let prepared = &asked.functions[..];
         let mut events = self.qmp.events();
-        let (functions, then) = self.wait_for_word(link)?;
+        let (functions, then) = self.wait_for_word(link, asked)?;
         let told = Instant::now();
         // Somebody's `cont` may have come before the word.
-        let arrived = self.vm.wait_stage(REACT, |stage| {
-            use StageName::{Arrived, Ready, Running};
-            matches!(stage, Arrived | Ready | Running)
-        });
-        if !arrived {
-            return Err(ReceiveError::Other(
-                "the devices' state did not arrive".into(),
-            ));
-        }
+        self.wait_arrived(&[StageName::Arrived, StageName::Ready, StageName::Running])?;
         let changed = functions != prepared;
         if changed || then == Afterwards::Recover {
             self.wait_loaded(&mut events)?;
@@ -215,10 +209,20 @@ impl Destination<'_> {
     }
 
     /// The source's word to run and what is to be done then, looking after QEMU meanwhile.
-    fn wait_for_word(&self, link: &mut Link) -> Result<(Vec<Function>, Afterwards), ReceiveError> {
+    fn wait_for_word(
+        &self,
+        link: &mut Link,
+        asked: &Asked,
+    ) -> Result<(Vec<Function>, Afterwards), ReceiveError> {
         loop {
             match link.receive(LOOK) {
                 Ok(Message::Run { functions, then }) => return Ok((functions, then)),
+                Ok(question) if asked.compare => {
+                    // All of memory has come before the devices' state.
+                    self.wait_arrived(&[StageName::Arrived])?;
+                    let answer = |session: &mut _| memory::compare(session, link, &question);
+                    self.vm.with_session(answer)?;
+                }
                 Ok(other) => return Err(link::unexpected(&other).into()),
                 // A QEMU that is slow to answer loads a large state, or is looked at.
                 Err(LinkError::Timeout(_)) => match self.qmp.run_status() {
@@ -228,6 +232,14 @@ impl Destination<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn wait_arrived(&self, stages: &[StageName]) -> Result<(), ReceiveError> {
+        let arrived = self.vm.wait_stage(REACT, |stage| stages.contains(&stage));
+        let why = "the devices' state did not arrive";
+        arrived
+            .then_some(())
+            .ok_or_else(|| ReceiveError::Other(why.into()))
     }
 
     /// QEMU's own completion follows the source's at once, but not before.
@@ -298,21 +310,14 @@ impl Destination<'_> {
                 Message::Recover => Message::Recovered {
                     devices: std::mem::take(&mut session.recovered),
                 },
-                Message::Digests { file } => Message::BlockDigests {
-                    digests: session.digests.get(file).map(MemoryDigest::blocks),
+                Message::Goodbye => return,
+                question => match memory::tell(&session, link, &question) {
+                    Ok(()) => continue,
+                    Err(error) => return not_known(&error),
                 },
-                Message::BlockPages { file, block } => Message::PageDigests {
-                    pages: session
-                        .digests
-                        .get(file)
-                        .map(|d| d.block_pages(block))
-                        .unwrap_or_default(),
-                },
-                _ => return,
             };
             if let Err(error) = link.send(&answer, ANSWER) {
-                tracing::warn!(%error, "the source will not know how the VM has arrived");
-                return;
+                return not_known(&error);
             }
         }
     }
@@ -328,6 +333,8 @@ struct Asked {
     root_ports: Vec<RootPort>,
     /// Whether to compare memory.
     verify: bool,
+    /// Whether it may be compared before the word.
+    compare: bool,
 }
 
 fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
@@ -337,14 +344,20 @@ fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
             functions,
             root_ports,
             verify,
+            compare,
         } if link::is_name(&migration) => Ok(Asked {
             migration,
             functions,
             root_ports,
             verify,
+            compare,
         }),
         other => Err(link::unexpected(&other).into()),
     }
+}
+
+fn not_known(error: &LinkError) {
+    tracing::warn!(%error, "the source will not know how the VM has arrived");
 }
 
 fn tell(link: &mut Link, error: ReceiveError) -> ReceiveError {

@@ -2,18 +2,19 @@
 //!
 //! A page's digest is XXH3-128 of its 4096 bytes; a block's (512 pages, 2 MiB) is XXH3-128 of its
 //! pages' digests, so that two sides first compare few blocks and then only the pages of those
-//! that differ. The hash finds what was lost by mistake; it is no defence against an adversary.
+//! that differ. Both hash with a secret of the one migration ([`Secret`]): who has a page written to
+//! (a guest, a peer on its network) cannot choose one that is taken for another. It is no proof against
+//! the other host.
 //!
 //! At the destination digests are taken inside of the pause, so the memory is mapped and touched
 //! beforehand ([`GuestRam::touch`]): what remains is one copy of each page into a buffer that stays
 //! in the nearest cache, and the hash of it.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use device::MemoryFile;
-use serde::{Deserialize, Serialize};
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
     set_thread_priority_and_policy, thread_native_id,
@@ -26,7 +27,11 @@ pub const PAGE: usize = 4096;
 /// Pages of a block.
 pub const BLOCK_PAGES: usize = 512;
 
-/// One file of guest memory, mapped for reading.
+/// Bytes of a cache line, and of those that are copied at once.
+const LINE: usize = 64;
+const LINES: usize = 1024;
+
+/// One file of guest memory, mapped.
 #[derive(Debug)]
 pub struct GuestRam {
     mapping: MmapRegion,
@@ -64,6 +69,33 @@ impl GuestRam {
         self.of.address_of(offset).unwrap_or(offset)
     }
 
+    /// The bytes of page `page`; none beyond the end.
+    pub fn read_page(&self, page: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.page_len(page)];
+        if let Ok(slice) = self
+            .mapping
+            .get_slice(page.saturating_mul(PAGE), bytes.len())
+        {
+            slice.copy_to(&mut bytes);
+        }
+        bytes
+    }
+
+    /// Puts `bytes` into page `page`; `false` if they are not as many as the page has.
+    pub fn write_page(&self, page: usize, bytes: &[u8]) -> bool {
+        if bytes.is_empty() || bytes.len() != self.page_len(page) {
+            return false;
+        }
+        let slice = self.mapping.get_slice(page * PAGE, bytes.len());
+        slice.map(|slice| slice.copy_from(bytes)).is_ok()
+    }
+
+    /// Bytes of page `page`: the last one may be cut short, and beyond the end there are none.
+    pub fn page_len(&self, page: usize) -> usize {
+        let at = page.saturating_mul(PAGE);
+        self.mapping.size().saturating_sub(at).min(PAGE)
+    }
+
     /// Looks at every page once, so that a later digest takes no page fault. Makes pages of holes;
     /// a VMM that receives memory does the same.
     pub fn touch(&self) {
@@ -80,7 +112,7 @@ impl GuestRam {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn digest(&self, urgency: Urgency) -> io::Result<MemoryDigest> {
+    pub fn digest(&self, urgency: Urgency, secret: &Secret) -> io::Result<MemoryDigest> {
         let mut pages = vec![0; self.pages()];
         let workers = match urgency {
             Urgency::Now => thread::available_parallelism().map_or(1, usize::from),
@@ -95,7 +127,7 @@ impl GuestRam {
                 step_back();
             }
             while let Some((block, digests)) = next() {
-                self.digest_block(block, digests);
+                self.digest_block(block, digests, secret);
             }
         };
         thread::scope(|scope| {
@@ -105,19 +137,52 @@ impl GuestRam {
             }
             io::Result::Ok(())
         })?;
-        Ok(MemoryDigest { pages })
+        let secret = secret.clone();
+        Ok(MemoryDigest { pages, secret })
     }
 
-    fn digest_block(&self, block: usize, digests: &mut [u128]) {
+    fn digest_block(&self, block: usize, digests: &mut [u128], secret: &Secret) {
         let mut buffer = [0; PAGE];
         for (page, digest) in (block * BLOCK_PAGES..).zip(digests) {
-            // A last page that is cut short is hashed as far as it goes.
-            let at = page * PAGE;
-            let len = PAGE.min(self.mapping.size() - at);
-            let slice = self.mapping.get_slice(at, len).expect("within the mapping");
-            slice.copy_to(&mut buffer[..len]);
-            *digest = XxHash3_128::oneshot(&buffer[..len]);
+            *digest = if self.page_len(page) == PAGE {
+                self.copy_page(page, &mut buffer);
+                secret.hash(&buffer)
+            } else {
+                // A last page that is cut short is hashed as far as it goes.
+                secret.hash(&self.read_page(page))
+            };
         }
+    }
+
+    /// Copies a whole page, and has the next one fetched meanwhile, line by line: it would else
+    /// be waited for when the hash of this one is done.
+    fn copy_page(&self, page: usize, buffer: &mut [u8; PAGE]) {
+        let slice = self.mapping.get_slice(page * PAGE, PAGE);
+        let slice = slice.expect("within the mapping");
+        for (at, copy) in (0..).step_by(LINES).zip(buffer.chunks_mut(LINES)) {
+            for line in (at..at + LINES).step_by(LINE) {
+                self.prefetch((page + 1) * PAGE + line);
+            }
+            let lines = slice.subslice(at, LINES).expect("within the page");
+            lines.copy_to(copy);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "there is no safe prefetch")]
+    fn prefetch(&self, at: usize) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = self.mapping.as_ptr().wrapping_add(at);
+        // SAFETY: a hint for the processor, which reads nothing and takes no fault at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn prefetch(&self, _: usize) {}
+
+    /// How many blocks it has.
+    pub fn blocks(&self) -> usize {
+        self.pages().div_ceil(BLOCK_PAGES)
     }
 
     fn pages(&self) -> usize {
@@ -133,70 +198,85 @@ fn step_back() {
     let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
 }
 
+/// What both sides of one migration hash with. Nobody else knows it, so nobody can write pages whose
+/// digests are the same.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<[u8; 12 * size_of::<u128>()]>);
+
+impl Secret {
+    /// That of the migration of this name.
+    pub fn of(migration: &str) -> Self {
+        let mut secret = [0; _];
+        for (number, part) in (0..).zip(secret.as_chunks_mut().0) {
+            *part = XxHash3_128::oneshot_with_seed(number, migration.as_bytes()).to_le_bytes();
+        }
+        Self(Arc::new(secret))
+    }
+
+    fn hash(&self, bytes: &[u8]) -> u128 {
+        let digest = XxHash3_128::oneshot_with_secret(&*self.0, bytes);
+        digest.expect("it is longer than the 136 bytes that are needed")
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// The digests of one memory file at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryDigest {
     pages: Vec<u128>,
-}
-
-/// What a side tells the other first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockDigests {
-    /// Bytes of the file.
-    pub len: u64,
-    /// One digest per block, as 32 hexadecimal digits.
-    pub blocks: Vec<String>,
+    secret: Secret,
 }
 
 impl MemoryDigest {
+    /// Bytes of the file, in whole pages.
+    pub fn len(&self) -> u64 {
+        (self.pages.len() * PAGE) as u64
+    }
+
+    /// Whether there is no memory in the file.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     /// The digests of the blocks.
-    pub fn blocks(&self) -> BlockDigests {
+    pub fn blocks(&self) -> Vec<u128> {
         let digest = |pages: &[u128]| {
             let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
-            hex(XxHash3_128::oneshot(&bytes))
+            self.secret.hash(&bytes)
         };
-        BlockDigests {
-            len: (self.pages.len() * PAGE) as u64,
-            blocks: self.pages.chunks(BLOCK_PAGES).map(digest).collect(),
-        }
+        self.pages.chunks(BLOCK_PAGES).map(digest).collect()
     }
 
     /// The digests of block `index`'s pages; empty if there is no such block.
-    pub fn block_pages(&self, index: usize) -> Vec<String> {
-        let pages = self
-            .pages
-            .chunks(BLOCK_PAGES)
-            .nth(index)
-            .unwrap_or_default();
-        pages.iter().map(|page| hex(*page)).collect()
+    pub fn block_pages(&self, index: usize) -> &[u128] {
+        let pages = self.pages.chunks(BLOCK_PAGES).nth(index);
+        pages.unwrap_or_default()
     }
 
-    /// The blocks that differ from `other`'s. All, if the lengths differ.
-    pub fn differing_blocks(&self, other: &BlockDigests) -> Vec<usize> {
-        let own = self.blocks();
-        let same_len = own.len == other.len && own.blocks.len() == other.blocks.len();
-        (0..own.blocks.len())
-            .filter(|&i| !same_len || own.blocks[i] != other.blocks[i])
-            .collect()
+    /// The blocks whose digests differ from `others`.
+    pub fn differing_blocks(&self, others: &[u128]) -> Vec<usize> {
+        differing(&self.blocks(), others).collect()
     }
 
-    /// The pages (by number in the file) of block `index` that differ from `other`'s.
-    pub fn differing_pages(&self, index: usize, other: &[String]) -> Vec<usize> {
-        let own = self.block_pages(index);
-        let differs = |i: &usize| other.get(*i) != Some(&own[*i]);
-        (0..own.len())
-            .filter(differs)
-            .map(|i| index * BLOCK_PAGES + i)
-            .collect()
+    /// The pages (by number in the file) of block `index` whose digests differ from `others`.
+    pub fn differing_pages(&self, index: usize, others: &[u128]) -> Vec<usize> {
+        let pages = differing(self.block_pages(index), others);
+        pages.map(|page| index * BLOCK_PAGES + page).collect()
     }
 }
 
-fn hex(digest: u128) -> String {
-    format!("{digest:032x}")
+fn differing(own: &[u128], others: &[u128]) -> impl Iterator<Item = usize> {
+    let own = own.iter().enumerate();
+    own.filter_map(|(index, own)| (others.get(index) != Some(own)).then_some(index))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
@@ -204,7 +284,7 @@ mod tests {
 
     use super::*;
 
-    fn memory(pages: usize) -> File {
+    pub(crate) fn memory(pages: usize) -> File {
         let fd = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = File::from(fd);
         file.set_len((pages * PAGE) as u64).unwrap();
@@ -212,7 +292,7 @@ mod tests {
     }
 
     /// `file` as guest memory from address `iova` on.
-    fn ram(file: &File, iova: u64) -> GuestRam {
+    pub(crate) fn ram(file: &File, iova: u64) -> GuestRam {
         let size = file.metadata().unwrap().len();
         let request = MapRequest {
             iova,
@@ -229,7 +309,7 @@ mod tests {
     fn digest(file: &File) -> MemoryDigest {
         let ram = ram(file, 0);
         ram.touch();
-        ram.digest(Urgency::Now).unwrap()
+        ram.digest(Urgency::Now, &Secret::of("m1")).unwrap()
     }
 
     #[test]
@@ -244,7 +324,7 @@ mod tests {
         let blocks = a.differing_blocks(&b.blocks());
         blocks
             .into_iter()
-            .flat_map(|i| a.differing_pages(i, &b.block_pages(i)))
+            .flat_map(|i| a.differing_pages(i, b.block_pages(i)))
             .collect()
     }
 
@@ -288,19 +368,45 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_written_whole_and_within_the_memory_only() {
+        let memory = memory(2);
+        let ram = ram(&memory, 0);
+        assert!(ram.write_page(1, &[7; PAGE]));
+        assert_eq!(ram.read_page(1), [7; PAGE]);
+        assert_eq!(ram.read_page(0), [0; PAGE]);
+        for (page, len) in [(1, PAGE - 1), (1, PAGE + 1), (2, PAGE), (2, 0)] {
+            assert!(!ram.write_page(page, &vec![9; len]));
+        }
+        assert!(!ram.write_page(usize::MAX, &[9; PAGE]));
+        assert!(ram.read_page(usize::MAX).is_empty());
+        assert_eq!(ram.read_page(1), [7; PAGE]);
+    }
+
+    #[test]
     fn the_background_comes_to_the_same() {
         let memory = memory(700);
         memory.write_all_at(&[3; 9], 5 * PAGE as u64).unwrap();
-        let background = ram(&memory, 0).digest(Urgency::Background).unwrap();
+        let background = ram(&memory, 0);
+        let background = background
+            .digest(Urgency::Background, &Secret::of("m1"))
+            .unwrap();
         assert_eq!(background, digest(&memory));
     }
 
     #[test]
-    fn another_length_differs_everywhere() {
+    fn what_is_not_known_of_the_other_side_differs() {
         let own = digest(&memory(1024));
         let other = digest(&memory(512));
-        assert_eq!(own.differing_blocks(&other.blocks()), [0, 1]);
+        assert_eq!(own.differing_blocks(&other.blocks()), [1]);
         assert_eq!(own.differing_pages(0, &[]).len(), 512);
         assert!(own.block_pages(99).is_empty());
+    }
+
+    #[test]
+    fn another_migration_has_other_digests() {
+        let ram = ram(&memory(1), 0);
+        let of = |name| ram.digest(Urgency::Now, &Secret::of(name)).unwrap();
+        assert_eq!(of("m1"), of("m1"));
+        assert_eq!(of("m1").differing_pages(0, of("m2").block_pages(0)), [0]);
     }
 }

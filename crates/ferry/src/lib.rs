@@ -7,6 +7,7 @@
 //! | [`cooperative`] | what is asked of the guest, and what its answers are good for |
 //! | [`recovery`], [`sleep`] | a device that the guest's kernel starts anew; a guest that is moved asleep |
 //! | [`vm`] | one VM's devices between QEMU's hooks and the migration: who may halt, mark, hand over |
+//! | [`comparison`] | memory in which nobody knows what devices wrote |
 //! | [`check`] | what must agree on both sides before anything is touched |
 //! | [`link`] | the messages between the two vferry processes |
 //! | [`source`], [`destination`] | the two sides' part of a migration |
@@ -24,6 +25,7 @@
 //! device model and no file format of configuration.
 
 pub mod check;
+pub mod comparison;
 pub mod cooperative;
 pub mod destination;
 pub mod digest;

@@ -1,8 +1,8 @@
 //! The control link between the vferry processes of the two hosts.
 //!
 //! A thin conversation beside QEMU's stream: each message is a length (32 bits, big endian) and
-//! that many bytes of JSON. The source speaks first and asks; the destination answers each message
-//! with one.
+//! that many bytes of JSON; two of them say that so many bytes of memory or digests follow. The source speaks
+//! first and asks; the destination answers each message with one.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -12,14 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Facts;
 use crate::cooperative::end::Restarts;
-use crate::digest::BlockDigests;
 use crate::recovery::Recovered;
 use crate::root_port::RootPort;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 5;
-/// No message is longer, in bytes.
+pub const PROTOCOL: u32 = 6;
+/// No message is longer, in bytes, and nothing that follows one.
 pub const MAX_MESSAGE: usize = 16 << 20;
+/// Blocks in one question.
+pub const MAX_BLOCKS: usize = 1024;
+/// Pages in one message.
+pub const MAX_PAGES: usize = 1024;
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,8 @@ pub enum Message {
         root_ports: Vec<RootPort>,
         /// Take digests of memory at LOAD.
         verify: bool,
+        /// Memory may be compared before the word to run, and what differs be sent over this link.
+        compare: bool,
     },
     /// Destination: QEMU listens there.
     Prepared {
@@ -62,23 +67,32 @@ pub enum Message {
         /// Number of the file.
         file: usize,
     },
-    /// Destination: here.
+    /// Destination: those of its blocks follow, 16 bytes each, little endian.
     BlockDigests {
-        /// `None` if there is no such file.
-        digests: Option<BlockDigests>,
+        /// Bytes of the file, in whole pages; `None` if there is no such file.
+        len: Option<u64>,
     },
-    /// Source: the digests of the pages of one block.
+    /// Source: the digests of the pages of these blocks, at most [`MAX_BLOCKS`].
     BlockPages {
         /// Number of the file.
         file: usize,
-        /// Number of the block.
-        block: usize,
+        /// Numbers of the blocks.
+        blocks: Vec<usize>,
     },
-    /// Destination: here.
+    /// Destination: they follow, 16 bytes each, little endian, block after block.
     PageDigests {
-        /// One per page; none if there is no such block.
-        pages: Vec<String>,
+        /// How many.
+        count: usize,
     },
+    /// Source: this is what is in these pages, at most [`MAX_PAGES`]. Their bytes follow.
+    Pages {
+        /// Number of the file.
+        file: usize,
+        /// Numbers of the pages.
+        pages: Vec<usize>,
+    },
+    /// Destination: so it is here now.
+    PagesWritten,
     /// Source: what became of the devices that were left to the guest's error recovery?
     Recover,
     /// Destination: this.
@@ -228,6 +242,28 @@ impl Link {
         parse(&message[4..])
     }
 
+    /// Sends bytes that the message before has announced, within `limit`.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn send_bytes(&mut self, bytes: &[u8], limit: Duration) -> Result<(), LinkError> {
+        self.stream.set_timeout(Some(limit))?;
+        self.stream.write_all(bytes).map_err(|e| ended(e, limit))
+    }
+
+    /// Waits up to `limit` for `len` bytes that the message before has announced.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn receive_bytes(&mut self, len: usize, limit: Duration) -> Result<Vec<u8>, LinkError> {
+        if len > MAX_MESSAGE {
+            return Err(LinkError::TooLong(len));
+        }
+        self.fill(len, Instant::now() + limit, limit)?;
+        let rest = self.inbox.split_off(len);
+        Ok(std::mem::replace(&mut self.inbox, rest))
+    }
+
     /// Sends `question` and waits for the answer, `limit` for each.
     ///
     /// # Errors
@@ -367,10 +403,6 @@ mod tests {
             config,
             table: Some(MsixTable(vec![])),
         };
-        let digests = BlockDigests {
-            len: 4096,
-            blocks: vec!["00".into()],
-        };
         let messages = [
             Message::Check {
                 protocol: 1,
@@ -390,6 +422,7 @@ mod tests {
                     has_reported: false,
                 }],
                 verify: true,
+                compare: false,
             },
             Message::Prepared {
                 uri: "unix:/run/mig".into(),
@@ -414,14 +447,18 @@ mod tests {
                 devices: vec![Restart::Done(1.0), Restart::Failed("error 5".into())],
             }),
             Message::Digests { file: 0 },
-            Message::BlockDigests {
-                digests: Some(digests),
+            Message::BlockDigests { len: Some(4096) },
+            Message::BlockDigests { len: None },
+            Message::BlockPages {
+                file: 0,
+                blocks: vec![7],
             },
-            Message::BlockDigests { digests: None },
-            Message::BlockPages { file: 0, block: 7 },
-            Message::PageDigests {
-                pages: vec!["00".into()],
+            Message::PageDigests { count: 512 },
+            Message::Pages {
+                file: 0,
+                pages: vec![3],
             },
+            Message::PagesWritten,
             Message::Goodbye,
         ];
         for message in messages {

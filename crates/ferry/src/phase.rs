@@ -25,6 +25,8 @@ pub enum Phase {
     Copy,
     /// The destination loads the state, and compares memory when asked.
     Restore,
+    /// Memory is compared, as nobody knows all that devices wrote, and what differs is sent.
+    Compare,
     /// The destination runs; the network is told.
     Resume,
     /// The guest is told to start the devices that it has stopped, its kernel recovers them, or it is
@@ -34,7 +36,7 @@ pub enum Phase {
 
 impl Phase {
     /// All, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Check,
         Self::Prepare,
         Self::Precopy,
@@ -44,6 +46,7 @@ impl Phase {
         Self::Mark,
         Self::Copy,
         Self::Restore,
+        Self::Compare,
         Self::Resume,
         Self::Recover,
     ];
@@ -60,6 +63,7 @@ impl Phase {
             Self::Mark => "mark",
             Self::Copy => "copy",
             Self::Restore => "restore",
+            Self::Compare => "compare",
             Self::Resume => "resume",
             Self::Recover => "recover",
         }

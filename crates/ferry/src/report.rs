@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::comparison::Compared;
 use crate::link::Arrival;
 use crate::recovery::Times;
 use crate::vm::Timeline;
@@ -26,13 +27,15 @@ pub struct Report {
     pub devices_paused_ms: f64,
     /// Pages that devices had written, by who found them.
     pub pages_marked: BTreeMap<String, Marks>,
+    /// What was compared and sent at the end, if that was needed.
+    pub compared: Option<Compared>,
     /// Bytes of memory that QEMU sent.
     pub transferred: u64,
     /// Passes over memory.
     pub passes: u64,
     /// Functions whose PCI configuration changed while memory was copied.
     pub functions_corrected: usize,
-    /// Pages of guest memory that differed at LOAD; `None` when not verified.
+    /// Pages of guest memory that differed when the VM was about to run; `None` when not verified.
     pub stale_pages: Option<usize>,
     /// Where they are: guest-physical address and bytes of each run of them.
     pub stale_ranges: Vec<[u64; 2]>,
@@ -131,6 +134,7 @@ impl Stopwatch {
         source: &Timeline,
         completed: Instant,
         arrival: &Arrival,
+        compared: Option<Compared>,
         running: Instant,
     ) -> (BTreeMap<Phase, f64>, f64) {
         self.leave(Instant::now());
@@ -153,7 +157,11 @@ impl Stopwatch {
             completed.checked_sub(restore).unwrap_or(marked).max(marked),
         );
         self.phases.insert(Phase::Restore, arrival.restore_ms);
-        let resumed = millis(running.saturating_duration_since(completed));
+        let mut resumed = millis(running.saturating_duration_since(completed));
+        if let Some(Compared { took_ms, .. }) = compared {
+            self.phases.insert(Phase::Compare, took_ms);
+            resumed -= took_ms;
+        }
         self.phases.insert(Phase::Resume, resumed);
         (
             self.phases,

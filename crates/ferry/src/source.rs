@@ -15,6 +15,7 @@ use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
+use crate::comparison::{self, Compared, Comparison, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
 use crate::driverless::{self, StartError};
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
@@ -28,14 +29,14 @@ use crate::{Phase, Report, Strategy, Vm, root_port};
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the destination may take to let the VM run, once told to.
 const RUN: Duration = Duration::from_secs(30);
-/// How long digests of all memory may take.
-const DIGESTS: Duration = Duration::from_mins(10);
 
 /// What to do.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Compare all guest memory at the destination with the source's.
     pub verify: bool,
+    /// Compare it before it runs there, and send what differs.
+    pub comparison: Comparison,
     /// Use this strategy and no other.
     pub strategy: Option<Strategy>,
     /// Limits for QEMU.
@@ -184,7 +185,11 @@ impl Source<'_> {
         };
         let sleep = sleep.as_ref();
         // QEMU has completed: from here on the VM must not run on this host.
-        if let Err(why) = self.vm.hand_over() {
+        let (whole, compared) = match self.make_whole(link, options, progress) {
+            Ok(made) => made,
+            Err(error) => return Err(self.give_up(link, Phase::Compare, error.into(), sleep)),
+        };
+        if let Err(why) = self.vm.hand_over(whole) {
             return Err(self.give_up(link, Phase::Copy, StepError::Other(why), sleep));
         }
         progress(Progress::Phase {
@@ -207,7 +212,7 @@ impl Source<'_> {
         self.vm.has_left();
         let timeline = self.vm.timeline();
         let (mut phases_ms, devices_paused_ms) =
-            watch.finish(&timeline, sent.completed, &arrival, running);
+            watch.finish(&timeline, sent.completed, &arrival, compared, running);
         let mut devices = self.device_reports(strategy, cooperation.as_ref());
         if recovers {
             progress(Progress::Phase {
@@ -238,12 +243,31 @@ impl Source<'_> {
             vm_pause_ms: sent.downtime_ms,
             devices_paused_ms,
             pages_marked: self.pages_marked(),
+            compared,
             transferred: sent.transferred,
             passes: sent.passes,
             functions_corrected: arrival.corrected,
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
         })
+    }
+
+    /// Memory of which something is not known to have arrived is compared.
+    fn make_whole(
+        &self,
+        link: &mut Link,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Whole, Option<Compared>), LinkError> {
+        let memory = match Whole::marked(self.vm) {
+            Ok(whole) => return Ok((whole, None)),
+            Err(memory) => memory,
+        };
+        progress(Progress::Phase {
+            phase: Phase::Compare,
+        });
+        let (whole, compared) = comparison::run(&memory, options.verify, link)?;
+        Ok((whole, Some(compared)))
     }
 
     fn compare_memory(&self, link: &mut Link) -> Result<verify::Stale, MigrateError> {
@@ -296,11 +320,12 @@ impl Source<'_> {
             reasons.push(error.to_string());
         }
         if options.strategy == Some(Strategy::Recovery)
+            && options.comparison == Comparison::Never
             && let Some((_, name)) = self.vm.without_log().first()
         {
             reasons.push(format!(
-                "device `{name}` keeps no log of what it writes, so its guest helps, and can stop and \
-                 start it as well: use --strategy cooperative"
+                "device `{name}` keeps no log of what it writes, so memory has to be compared: use \
+                 --compare if-needed, or --strategy cooperative"
             ));
         }
         if options.strategy != Some(Strategy::Recovery) && self.vm.has_late() {
@@ -354,7 +379,8 @@ impl Source<'_> {
         }
         let (_, name) = self.vm.without_log().into_iter().next()?;
         let not_known = self.vm.unknown_writer().is_some();
-        not_known.then(|| NoHelp::NoControlDevice(name).to_string())
+        (not_known && options.comparison == Comparison::Never)
+            .then(|| NoHelp::NoControlDevice(name).to_string())
     }
 
     /// How each device went over, so far as is known here.
@@ -425,11 +451,22 @@ impl Source<'_> {
                 .set_to_recover(recovery::prepare(self.qmp, self.slots, self.vm.guest())?);
         }
         let functions = restore::read(self.qmp, self.slots, &[])?;
+        let compare = match options.comparison {
+            Comparison::Never => false,
+            Comparison::IfNeeded => !self.vm.without_log().is_empty(),
+            Comparison::Always => true,
+        };
+        if compare {
+            let always = options.comparison == Comparison::Always;
+            let allowed = self.vm.allow_comparison(always);
+            allowed.map_err(|error| StepError::Other(format!("mapping guest memory: {error}")))?;
+        }
         let question = Message::Prepare {
             migration,
             functions,
             root_ports,
             verify: options.verify,
+            compare,
         };
         match link.ask(&question, RUN)? {
             Message::Prepared { uri } => Ok(uri),

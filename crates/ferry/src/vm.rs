@@ -27,10 +27,11 @@ use endpoint::{Carry, Endpoint, EndpointError, Endpoints};
 use qemu::Qmp;
 use sidecar::LogHandle;
 
+use crate::comparison::{Comparing, ToCompare, Whole};
 use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::cooperative::help::{Help, Step};
-use crate::digest::{GuestRam, MemoryDigest, Urgency};
+use crate::digest::{GuestRam, MemoryDigest, Secret, Urgency};
 use crate::recovery::{self, Late, Recovered};
 use crate::report::Marks;
 use crate::restore::{RestoreError, Slot};
@@ -71,6 +72,8 @@ struct State {
     late: Vec<Late>,
     /// What of each device goes over, decided when they were halted.
     carry: Vec<Carry>,
+    /// What is compared before the VM runs elsewhere.
+    comparing: Comparing,
     logging: bool,
     /// A migration away from here was begun by [`Vm::begin_migration`].
     outgoing: bool,
@@ -95,13 +98,33 @@ pub(crate) struct Timeline {
 }
 
 /// An incoming migration that was agreed on over the link.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Session {
-    /// Guest memory to be digested at LOAD; empty if it is not to be verified.
+    /// Guest memory; empty if it is neither to be verified nor compared.
     pub(crate) ram: Arc<Vec<GuestRam>>,
+    /// It is to be digested at LOAD.
+    pub(crate) verify: bool,
+    /// What it is digested with.
+    pub(crate) secret: Option<Secret>,
+    /// Of each, once taken.
     pub(crate) digests: Vec<MemoryDigest>,
+    /// It was written to since.
+    pub(crate) changed: bool,
     /// What became of the devices that were left to the guest's error recovery.
     pub(crate) recovered: Vec<Recovered>,
+}
+
+impl Session {
+    /// Takes the digests, if none were taken yet.
+    pub(crate) fn digest(&mut self) -> std::io::Result<()> {
+        if let Some(secret) = &self.secret
+            && self.digests.is_empty()
+        {
+            let digests = self.ram.iter().map(|ram| ram.digest(Urgency::Now, secret));
+            self.digests = digests.collect::<Result<_, _>>()?;
+        }
+        Ok(())
+    }
 }
 
 /// Laws switched off on purpose, to prove that the checks can fail. **Unsound: for tests only.**
@@ -312,6 +335,7 @@ impl Vm {
         state.ending = None;
         state.carry = Vec::new();
         state.to_recover = Vec::new();
+        state.comparing = Comparing::default();
         state.refusal = None;
         state.timeline = Timeline::default();
         state.marks = Marks::default();
@@ -323,6 +347,7 @@ impl Vm {
     pub(crate) fn end_migration(&self) {
         let mut state = self.lock();
         state.outgoing = false;
+        state.comparing = Comparing::default();
         if state.stage.name() == StageName::Running {
             state.help = None;
         }
@@ -338,8 +363,14 @@ impl Vm {
     }
 
     /// An incoming migration was agreed on: the devices stand still and wait for their state.
-    pub(crate) fn expect_arrival(&self, name: &str, verify: bool) -> Result<(), String> {
-        let ram = if verify {
+    /// Its memory may be verified, or compared before it runs.
+    pub(crate) fn expect_arrival(
+        &self,
+        name: &str,
+        verify: bool,
+        compare: bool,
+    ) -> Result<(), String> {
+        let ram = if verify || compare {
             self.guest_ram().map_err(|e| e.to_string())?
         } else {
             Vec::new()
@@ -351,17 +382,34 @@ impl Vm {
         name.clone_into(&mut state.migration);
         state.session = Some(Session {
             ram: Arc::clone(&ram),
+            verify,
+            secret: Some(Secret::of(name)),
             ..Session::default()
         });
         state.timeline = Timeline::default();
         drop(state);
-        // While memory comes in, in the background; what is not done by LOAD is done there.
-        let touch = move || ram.iter().for_each(GuestRam::touch);
-        std::thread::Builder::new()
-            .name("touch".into())
-            .spawn(touch)
-            .map_err(|e| e.to_string())?;
+        // While memory comes in; what is not done by LOAD is done there.
+        touch(ram).map_err(|e| e.to_string())
+    }
+
+    /// Where nobody knows what a device wrote, memory may be compared before the VM runs elsewhere;
+    /// it is in any case, if `always`.
+    pub(crate) fn allow_comparison(&self, always: bool) -> std::io::Result<()> {
+        let ram = self.guest_ram()?;
+        let mut state = self.lock();
+        let memory = ToCompare::new(ram, &state.migration)?;
+        touch(memory.ram())?;
+        state.comparing = Comparing::allow(memory, always);
         Ok(())
+    }
+
+    pub(crate) fn may_compare(&self) -> bool {
+        self.lock().comparing.is_allowed()
+    }
+
+    /// The memory that has to be compared before the VM may run elsewhere.
+    pub(crate) fn to_compare(&self) -> Option<ToCompare> {
+        self.lock().comparing.due()
     }
 
     /// The VM starts here: its devices take what only one host may have.
@@ -391,7 +439,7 @@ impl Vm {
     /// # Errors
     /// When the state cannot have left, as the devices run, or one cannot let go. They stay as
     /// they were.
-    pub(crate) fn hand_over(&self) -> Result<(), String> {
+    pub(crate) fn hand_over(&self, _: Whole) -> Result<(), String> {
         let mut state = self.lock();
         let State {
             stage, migration, ..
@@ -476,11 +524,21 @@ impl Vm {
         self.lock().session.take().unwrap_or_default()
     }
 
+    /// Does something with the session of a VM that has arrived and does not run yet.
+    pub(crate) fn with_session<T>(&self, f: impl FnOnce(&mut Session) -> T) -> T {
+        // Without the lock: whoever looks at the VM meanwhile must not wait for it.
+        let mut session = self.take_session();
+        let result = f(&mut session);
+        self.lock().session = Some(session);
+        result
+    }
+
     /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
     /// writes it.
     pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<(GuestRam, MemoryDigest)>> {
+        let secret = Secret::of(&self.lock().migration);
         let digest = |ram: GuestRam| {
-            let digest = ram.digest(Urgency::Background)?;
+            let digest = ram.digest(Urgency::Background, &secret)?;
             Ok((ram, digest))
         };
         self.guest_ram()?.into_iter().map(digest).collect()
@@ -510,4 +568,11 @@ impl Vm {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Maps all of it in the background.
+fn touch(ram: Arc<Vec<GuestRam>>) -> std::io::Result<()> {
+    let touch = move || ram.iter().for_each(GuestRam::touch);
+    let named = std::thread::Builder::new().name("touch".into());
+    named.spawn(touch).map(drop)
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ferry::comparison::Comparison;
 use ferry::{Controls, Strategy};
 
 use crate::config::Config;
@@ -66,6 +67,26 @@ struct QemuArgs {
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compare {
+    /// A device whose writes nobody knows keeps the VM here.
+    Never,
+    /// If there is a device whose writes nobody knows.
+    IfNeeded,
+    /// Whatever is known.
+    Always,
+}
+
+impl From<Compare> for Comparison {
+    fn from(compare: Compare) -> Self {
+        match compare {
+            Compare::Never => Self::Never,
+            Compare::IfNeeded => Self::IfNeeded,
+            Compare::Always => Self::Always,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct Migrate {
     /// The configuration file of the VM on this host.
@@ -76,6 +97,10 @@ struct Migrate {
     /// Compare every page of guest memory at the destination with the source. Lengthens the pause.
     #[arg(long)]
     verify: bool,
+    /// Whether guest memory is compared before the VM runs there, and what differs is sent: the last
+    /// means to find what a device wrote. Lengthens the pause.
+    #[arg(long, value_enum, default_value_t = Compare::IfNeeded)]
+    compare: Compare,
     /// How the devices' state goes over; chosen by the check if left out.
     #[arg(long)]
     strategy: Option<Strategy>,

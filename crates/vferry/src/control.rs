@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::rehearsal::Rehearsal;
+use ferry::comparison::Comparison;
 use ferry::report::Progress;
 use ferry::{Report, Strategy};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -25,6 +26,9 @@ pub enum Request {
         to: String,
         /// Compare memory.
         verify: bool,
+        /// Compare it before the VM runs there, and send what differs.
+        #[serde(default)]
+        compare: Comparison,
         /// Which strategy; vferry chooses if `None`.
         strategy: Option<Strategy>,
         /// Instead of the configuration's.

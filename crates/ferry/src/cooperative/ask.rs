@@ -23,7 +23,7 @@ pub(crate) const WATCH: Duration = Duration::from_millis(10);
 pub(crate) enum NoHelp {
     /// The VM has no control device.
     #[error(
-        "device `{0}` keeps no log of what it writes, and the VM has no control device through which its guest could tell: add a [guest] section to the configuration"
+        "device `{0}` keeps no log of what it writes, and the VM has no control device through which its guest could tell: add a [guest] section to the configuration, or let memory be compared (--compare if-needed)"
     )]
     NoControlDevice(String),
     /// The guest cannot be asked.
@@ -88,8 +88,8 @@ impl<'a> Cooperation<'a> {
         }
         let Some(guest) = vm.guest() else {
             return match without_log.first() {
-                Some((_, name)) => Err(NoHelp::NoControlDevice(name.clone())),
-                None => Ok(None),
+                Some((_, name)) if !vm.may_compare() => Err(NoHelp::NoControlDevice(name.clone())),
+                _ => Ok(None),
             };
         };
         let mut this = Self {
@@ -107,25 +107,41 @@ impl<'a> Cooperation<'a> {
         };
         // A promise for the time when the device has been stopped needs that it is.
         let ask = strategy == Strategy::Cooperative;
-        if let Some((_, name)) = without_log.first() {
-            let asked = guest.control.track(guest.deadlines.track);
-            let asked = asked.map_err(|why| NoHelp::Unavailable(name.clone(), why))?;
-            let end = guest.endpoint.bus().look().end();
-            let tracked = asked.wait(end, || guest.memory());
-            for (index, name) in &without_log {
-                promised(&tracked, *index).map_err(|why| NoHelp::NotKnown(name.clone(), why))?;
+        let mut hopeless = false;
+        match this.track(&without_log) {
+            Err(why) if vm.may_compare() => {
+                tracing::info!(%why, "memory will be compared");
+                hopeless = true;
             }
-            let help = this.help(Step::Tracked(tracked));
-            vm.set_help(help);
+            tracked => tracked?,
         }
         let unknown = vm.unknown_writer();
-        if ask || unknown.is_some() {
+        if ask || (unknown.is_some() && !hopeless) {
             this.prepare_to_ask()?;
         }
         match (this.unavailable, unknown) {
-            (Some(why), Some((_, name))) => Err(NoHelp::Unavailable(name, why)),
+            (Some(why), Some((_, name))) if !vm.may_compare() => {
+                Err(NoHelp::Unavailable(name, why))
+            }
             _ => Ok(Some(this)),
         }
+    }
+
+    /// Asks the guest to let the host know what these devices write.
+    fn track(&self, without_log: &[(usize, String)]) -> Result<(), NoHelp> {
+        let Some((_, name)) = without_log.first() else {
+            return Ok(());
+        };
+        let guest = self.guest;
+        let asked = guest.control.track(guest.deadlines.track);
+        let asked = asked.map_err(|why| NoHelp::Unavailable(name.clone(), why))?;
+        let end = guest.endpoint.bus().look().end();
+        let tracked = asked.wait(end, || guest.memory());
+        for (index, name) in without_log {
+            promised(&tracked, *index).map_err(|why| NoHelp::NotKnown(name.clone(), why))?;
+        }
+        self.vm.set_help(self.help(Step::Tracked(tracked)));
+        Ok(())
     }
 
     /// How often [`Cooperation::is_its_turn`] wants to be asked, if it does.
@@ -235,11 +251,11 @@ impl<'a> Cooperation<'a> {
             Err(why) => self.unavailable = Some(why),
         }
         match self.vm.unknown_writer() {
-            Some((index, name)) => {
+            Some((index, name)) if !self.vm.may_compare() => {
                 let why = self.why_not(self.outcomes.get(index));
                 Err(NoHelp::NotKnown(name, why))
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

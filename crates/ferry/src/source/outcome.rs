@@ -1,6 +1,7 @@
 //! What became of devices that were left to their drivers: asked at the destination.
 
 use super::RUN;
+use crate::Strategy;
 use crate::cooperative::end::Restart;
 use crate::link::{self, Link, Message};
 use crate::recovery::Outcome;
@@ -16,10 +17,7 @@ pub(super) fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option
                 Ok(message) => link::unexpected(&message).to_string(),
                 Err(error) => error.to_string(),
             };
-            for device in devices
-                .iter_mut()
-                .filter(|device| device.is_left_to_driver())
-            {
+            for device in devices.iter_mut().filter(|device| is_stopped(device)) {
                 device.fault = Some(format!("not known whether the guest has started it: {why}"));
             }
             return None;
@@ -30,16 +28,21 @@ pub(super) fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option
         match answers.next() {
             Some(Restart::Done(ms)) => device.restart_ms = Some(ms),
             Some(Restart::Failed(why)) => device.fault = Some(link::printable(&why)),
-            Some(Restart::Silent(why)) if device.is_left_to_driver() => {
+            Some(Restart::Silent(why)) if is_stopped(device) => {
                 device.fault = Some(link::printable(&why));
             }
-            None | Some(Restart::Declined) if device.is_left_to_driver() => {
+            None | Some(Restart::Declined) if is_stopped(device) => {
                 device.fault = Some("the guest was not told to start it".into());
             }
             _ => {}
         }
     }
     Some(restarts.recover_ms)
+}
+
+/// One that the guest's error recovery starts is none of them.
+fn is_stopped(device: &DeviceReport) -> bool {
+    device.strategy == Strategy::Cooperative
 }
 
 /// Asks the destination what became of the devices that were left to the guest's error recovery, and
@@ -53,7 +56,7 @@ pub(super) fn recovered(link: &mut Link, devices: &mut [DeviceReport]) -> Option
     let mut last = None;
     for device in devices
         .iter_mut()
-        .filter(|device| device.is_left_to_driver())
+        .filter(|device| device.strategy == Strategy::Recovery)
     {
         let outcome = match &outcomes {
             Ok(outcomes) => {

@@ -1,10 +1,9 @@
 //! Comparing guest memory: the source's, which stands still since the stop, with digests that the
-//! destination took at LOAD.
+//! destination took at LOAD, or when memory had been compared.
 
-use super::{ANSWER, DIGESTS};
-use crate::Vm;
-use crate::digest::{BlockDigests, MemoryDigest, PAGE};
-use crate::link::{self, Link, LinkError, Message};
+use crate::digest::PAGE;
+use crate::link::{Link, LinkError};
+use crate::{Vm, comparison};
 
 /// What differs.
 #[derive(Debug, Default)]
@@ -17,11 +16,9 @@ pub(super) struct Stale {
 pub(super) fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> {
     let mut stale = Stale::default();
     for (file, (ram, own)) in vm.digest_memory()?.iter().enumerate() {
-        let blocks = ask_blocks(link, file)?;
-        for block in own.differing_blocks(&blocks) {
-            for page in differing_pages(link, file, block, own)? {
-                stale.add(ram.address_of(page));
-            }
+        let theirs = comparison::ask_blocks(link, file, ram.blocks())?;
+        for page in comparison::differing_pages(link, file, own, &theirs)? {
+            stale.add(ram.address_of(page));
         }
     }
     Ok(stale)
@@ -34,30 +31,6 @@ impl Stale {
             Some([start, len]) if start.checked_add(*len) == Some(address) => *len += PAGE as u64,
             _ => self.ranges.push([address, PAGE as u64]),
         }
-    }
-}
-
-fn ask_blocks(link: &mut Link, file: usize) -> Result<BlockDigests, LinkError> {
-    match link.ask(&Message::Digests { file }, DIGESTS)? {
-        Message::BlockDigests {
-            digests: Some(blocks),
-        } => Ok(blocks),
-        Message::BlockDigests { digests: None } => {
-            Err(LinkError::Unexpected("no digest of this memory".into()))
-        }
-        other => Err(link::unexpected(&other)),
-    }
-}
-
-fn differing_pages(
-    link: &mut Link,
-    file: usize,
-    block: usize,
-    own: &MemoryDigest,
-) -> Result<Vec<usize>, LinkError> {
-    match link.ask(&Message::BlockPages { file, block }, ANSWER)? {
-        Message::PageDigests { pages } => Ok(own.differing_pages(block, &pages)),
-        other => Err(link::unexpected(&other)),
     }
 }
 

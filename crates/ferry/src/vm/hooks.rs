@@ -1,6 +1,5 @@
 //! What QEMU does to the VM, and what follows for its devices.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use device::DirtySink;
@@ -9,8 +8,8 @@ use endpoint::{Carry, Endpoint, Endpoints};
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
 use super::{StageName, State, Vm};
+use crate::comparison::Comparing;
 use crate::cooperative::help::Help;
-use crate::digest::Urgency;
 use crate::state;
 
 const NOT_AGREED: &str = "this migration was not agreed on by the two vferry processes, so PCI \
@@ -98,27 +97,26 @@ impl Hooks for VmHooks {
     fn load(&mut self, blob: Vec<u8>) -> Result<(), Veto> {
         let began = Instant::now();
         let states = state::unpack(&blob).map_err(|error| Veto::new(error.to_string()))?;
-        let ram = {
+        let mut session = {
             let mut state = self.0.lock();
             state.timeline.load_began = Some(began);
-            let session = state
-                .session
-                .as_ref()
-                .ok_or_else(|| Veto::new(NOT_AGREED))?;
-            Arc::clone(&session.ram)
+            let session = state.session.as_ref();
+            session.ok_or_else(|| Veto::new(NOT_AGREED))?.clone()
         };
         // Without the lock: whoever looks at the VM meanwhile must not wait for it.
-        let digests = ram.iter().map(|ram| ram.digest(Urgency::Now));
-        let digests = digests.collect::<Result<_, _>>();
-        let digests = digests.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
+        if session.verify {
+            let digested = session.digest();
+            digested.map_err(|e| Veto::new(format!("reading guest memory: {e}")))?;
+        }
         let mut state = self.0.lock();
-        if !ram.is_empty() {
+        if session.verify {
             state.timeline.digested = Some(Instant::now());
         }
-        let session = state.session.as_mut();
-        session
+        state
+            .session
+            .as_mut()
             .ok_or_else(|| Veto::new("this migration was given up"))?
-            .digests = digests;
+            .digests = session.digests;
         state.stage.load(states).map_err(|error| match error {
             Some(error) => Veto::new(error.to_string()),
             None => Veto::new(format!(
@@ -168,12 +166,14 @@ fn halt_and_mark(
         marks_by_guest,
         to_recover,
         carry,
+        comparing,
         ..
     } = state;
     *marks_by_guest = 0;
     let result = stage.halt_and_mark(sink, |halted, sink| {
         timeline.halted = Some(Instant::now());
-        *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink)?;
+        comparing.begin();
+        *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink, comparing)?;
         *carry = carries(help.as_ref(), to_recover, endpoints);
         Ok(())
     });
@@ -190,13 +190,14 @@ fn halt_and_mark(
     }
 }
 
-/// Marks what devices without a log wrote, as far as the guest says, which must be all. Returns the
-/// number of pages that were not marked yet.
+/// Marks what devices without a log wrote, as far as the guest says, which must be all unless memory
+/// is compared. Returns the number of pages that were not marked yet.
 fn mark_by_guest(
     help: Option<&Help>,
     halted: &Halted<Endpoints>,
     endpoints: &Endpoints,
     sink: &mut Sink<'_>,
+    comparing: &mut Comparing,
 ) -> Result<u64, Veto> {
     let without_log = |(_, device): &(usize, &Endpoint)| !device.keeps_log();
     let mut blind = endpoints
@@ -211,6 +212,7 @@ fn mark_by_guest(
     let known = |index, device| help.is_some_and(|help| help.knows(index, device));
     if let Some((_, device)) = blind.find(|(index, device)| !known(*index, device))
         && !sink.lose
+        && !comparing.take()
     {
         return Err(Veto::new(format!(
             "device `{}` keeps no log of what it writes, and when the VM was stopped the guest had \
@@ -220,7 +222,11 @@ fn mark_by_guest(
     }
     if let Some(help) = help {
         let marked = help.mark(halted, &mut sink.marker());
-        marked.map_err(|error| Veto::new(error.to_string()))?;
+        if let Err(error) = marked
+            && !comparing.take()
+        {
+            return Err(Veto::new(error.to_string()));
+        }
     }
     Ok(sink.marker.tally().newly_marked)
 }

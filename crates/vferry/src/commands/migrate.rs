@@ -17,6 +17,7 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
     writer.send(&Request::Migrate {
         to: options.to.clone(),
         verify: options.verify,
+        compare: options.compare.into(),
         strategy: options.strategy,
         downtime_limit_ms: options.downtime_limit_ms,
     })?;
@@ -198,6 +199,12 @@ fn print_report(report: &Report) {
             "  pages marked        {:8} by {source} ({} after the halt)",
             marks.total(),
             marks.at_halt
+        );
+    }
+    if let Some(compared) = &report.compared {
+        println!(
+            "  pages differing     {:8}, compared and sent in {:.1} ms, which QEMU does not count",
+            compared.pages, compared.took_ms
         );
     }
     println!(

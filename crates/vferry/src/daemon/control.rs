@@ -57,11 +57,13 @@ fn answer(shared: &Shared, mut control: Control) {
         Ok(Some(Request::Migrate {
             to,
             verify,
+            compare,
             strategy,
             downtime_limit_ms,
         })) => {
             let mut options = Options {
                 verify,
+                comparison: compare,
                 strategy,
                 settings: shared.settings(),
                 bedtime: shared.config.bedtime.clone(),

@@ -1,0 +1,92 @@
+//! What the source asks of the destination's memory: digests, and to take over what differs.
+
+use std::time::Duration;
+
+use crate::digest::MemoryDigest;
+use crate::link::{self, Link, LinkError, MAX_BLOCKS, MAX_PAGES, Message};
+use crate::vm::Session;
+
+/// How long an answer may take to send, and what was announced to come.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Answers a question for digests.
+pub(super) fn tell(
+    session: &Session,
+    link: &mut Link,
+    question: &Message,
+) -> Result<(), LinkError> {
+    match question {
+        Message::Digests { file } => {
+            let digest = session.digests.get(*file);
+            let len = digest.map(MemoryDigest::len);
+            link.send(&Message::BlockDigests { len }, ANSWER)?;
+            let blocks = digest.map(MemoryDigest::blocks).unwrap_or_default();
+            link.send_bytes(&to_bytes(&blocks), ANSWER)
+        }
+        Message::BlockPages { file, blocks } if blocks.len() <= MAX_BLOCKS => {
+            let digest = session.digests.get(*file);
+            let pages = blocks
+                .iter()
+                .filter_map(|block| Some(digest?.block_pages(*block)));
+            let pages = pages.collect::<Vec<_>>().concat();
+            let count = pages.len();
+            link.send(&Message::PageDigests { count }, ANSWER)?;
+            link.send_bytes(&to_bytes(&pages), ANSWER)
+        }
+        other => Err(link::unexpected(other)),
+    }
+}
+
+fn to_bytes(digests: &[u128]) -> Vec<u8> {
+    digests.iter().flat_map(|one| one.to_le_bytes()).collect()
+}
+
+/// Answers what the source asks while the VM stands still on both sides.
+pub(crate) fn compare(
+    session: &mut Session,
+    link: &mut Link,
+    question: &Message,
+) -> Result<(), LinkError> {
+    match question {
+        Message::Digests { file } => {
+            // The source begins anew when it has sent what differed.
+            if *file == 0 && std::mem::take(&mut session.changed) {
+                session.digests.clear();
+            }
+            session.digest()?;
+        }
+        Message::Pages { file, pages } => return take_over(session, link, *file, pages),
+        _ => {}
+    }
+    tell(session, link, question)
+}
+
+fn take_over(
+    session: &mut Session,
+    link: &mut Link,
+    file: usize,
+    pages: &[usize],
+) -> Result<(), LinkError> {
+    let ram = session.ram.get(file);
+    let known = ram.filter(|ram| {
+        let mut lens = pages.iter().map(|page| ram.page_len(*page));
+        pages.len() <= MAX_PAGES && lens.all(|len| len > 0)
+    });
+    let Some(ram) = known else {
+        let what = format!(
+            "{} pages that this side's memory does not have",
+            pages.len()
+        );
+        return Err(LinkError::Malformed(what));
+    };
+    let len = pages.iter().map(|page| ram.page_len(*page)).sum();
+    let bytes = link.receive_bytes(len, ANSWER)?;
+    let mut rest = &bytes[..];
+    for page in pages {
+        let (own, others) = rest.split_at(ram.page_len(*page));
+        ram.write_page(*page, own);
+        rest = others;
+    }
+    session.changed = true;
+    link.send(&Message::PagesWritten, ANSWER)
+}
