@@ -71,6 +71,8 @@ enum Tracking {
     Table,
     /// The guest alone, by its dummy writes.
     Touch,
+    /// Nobody: both hosts compare memory at the end.
+    Digests,
     /// LOSES DATA: nobody. The demo must fail then, and see stale pages.
     Nobody,
 }
@@ -108,6 +110,7 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
             defaults.quiesce_deadline
         },
         dirty_log_of_guest: blind,
+        compare: (blind && demo.tracking != Tracking::Digests).then_some("never"),
         strategy: demo.strategy,
         packets_per_second: if demo.devices() == Devices::NicAndDisk {
             PACKETS_BESIDE_DISK
@@ -168,7 +171,7 @@ impl Demo {
         match self.tracking {
             Tracking::Table => Help::Module("method=table".into()),
             Tracking::Touch => Help::Module("method=touch".into()),
-            Tracking::Nobody => Help::NoDriver,
+            Tracking::Digests | Tracking::Nobody => Help::NoDriver,
             Tracking::Device if self.strategy == Some(Strategy::Cooperative) => {
                 Help::Module(String::new())
             }
@@ -281,6 +284,9 @@ fn print(summary: &Summary, rehearsed: Option<&Rehearsed>) {
     }
     if let Some(disk) = &summary.disk {
         print_disk(&disk.load);
+    }
+    if let Some(pages) = summary.pages_compared {
+        println!("pages compared and sent   {pages:9}");
     }
     for (source, [precopy, at_halt]) in &summary.pages_marked_by {
         println!("pages marked by {source}: {precopy} while the VM ran, {at_halt} after the halt");

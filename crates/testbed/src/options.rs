@@ -45,6 +45,8 @@ pub struct Options {
     pub stream: Option<String>,
     /// The devices keep no log of what they write: only the guest knows.
     pub dirty_log_of_guest: bool,
+    /// When memory is compared before the VM runs elsewhere; vferry chooses if `None`.
+    pub compare: Option<&'static str>,
     /// The strategy asked for; vferry chooses if `None`.
     pub strategy: Option<Strategy>,
     /// How long the guest may take to stop its devices. vferry's own default is for processors
@@ -127,6 +129,7 @@ impl Default for Options {
             guest: Help::NoDevice,
             stream: None,
             dirty_log_of_guest: false,
+            compare: None,
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),
             load: true,

@@ -322,6 +322,9 @@ impl Testbed {
         if let Some(strategy) = strategy {
             command.args(["--strategy", strategy.name()]);
         }
+        if let Some(compare) = self.options.compare {
+            command.args(["--compare", compare]);
+        }
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stdout.take().context("stdout is piped")?);
         let mut last = None;

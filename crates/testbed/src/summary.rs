@@ -46,6 +46,8 @@ pub struct Summary {
     pub pages_marked: u64,
     /// The same, by who found them: while the VM ran, and after the halt.
     pub pages_marked_by: BTreeMap<String, [u64; 2]>,
+    /// Pages that differed at the end and were sent, in all migrations; `null` if none compared.
+    pub pages_compared: Option<usize>,
     /// Pages that the streaming test device wrote and its driver found wrong; `null` without one
     /// that has its driver.
     pub stream_wrong_pages: Option<u64>,
@@ -263,6 +265,10 @@ pub fn summarise(testbed: &Testbed, migrations: &[Migration]) -> Result<Summary>
         disk: guest.disk.clone().map(|load| disk(load, migrations)),
         pages_marked: migrations.iter().map(marked).sum(),
         pages_marked_by: marked_by(migrations),
+        pages_compared: migrations
+            .iter()
+            .filter_map(|m| m.report.compared.map(|compared| compared.pages))
+            .reduce(|sum, pages| sum + pages),
         stream_wrong_pages: testbed.stream_count("wrong")?,
         dirtier_wrong_words: wrong_words,
         phases_ms: phases(migrations),

@@ -3,21 +3,31 @@
 use anyhow::Result;
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
-use testbed::{Options, Plug, Programs, Testbed, summarise};
+use testbed::{Help, Options, Plug, Programs, Testbed, summarise};
 
 /// Has the kernel tell how long it waits for a link.
 const TELL: &str = "dyndbg=\"file drivers/pci/pci.c +p\"";
 
-fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
-    let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
-    let options = Options {
+fn options() -> Options {
+    Options {
         packets_per_second: 200,
         plug: Plug::RootPort,
         strategy: Some(Strategy::Recovery),
-        append: append.into(),
         ..Options::default()
-    };
-    Testbed::start(lab, Programs::build()?, options)
+    }
+}
+
+fn start(kernel: Kernel, append: &str) -> Result<Testbed> {
+    let lab = Lab::ensure(&progress_on_stderr)?.with_kernel(kernel, &progress_on_stderr)?;
+    let append = append.into();
+    Testbed::start(
+        lab,
+        Programs::build()?,
+        Options {
+            append,
+            ..options()
+        },
+    )
 }
 
 fn recovers(kernel: Kernel) -> Result<()> {
@@ -62,6 +72,29 @@ fn linux_6_12_recovers_its_nic_there_and_back() -> Result<()> {
 #[test]
 fn linux_6_1_recovers_its_nic_there_and_back() -> Result<()> {
     recovers(Kernel::Linux6_1)
+}
+
+/// Memory is compared, and the device goes over as any other.
+#[test]
+fn a_device_of_which_nobody_knows_what_it_writes_is_recovered() -> Result<()> {
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let options = Options {
+        dirty_log_of_guest: true,
+        guest: Help::NoDriver,
+        ..options()
+    };
+    let mut testbed = Testbed::start(lab, Programs::build()?, options)?;
+    let migration = testbed.migrate()?;
+    let [nic] = &migration.report.devices[..] else {
+        panic!("one device, not {:?}", migration.report.devices);
+    };
+    assert_eq!((nic.strategy, &nic.fault), (Strategy::Recovery, &None));
+    assert!(nic.recovered.is_some());
+    assert!(migration.report.compared.expect("it was compared").pages > 0);
+    let summary = summarise(&testbed, &[migration])?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    Ok(())
 }
 
 /// It would lose its device.

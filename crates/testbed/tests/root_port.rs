@@ -47,6 +47,7 @@ fn a_guest_finds_it_to_help() -> Result<()> {
     let mut testbed = start(Options {
         guest: Help::Module(String::new()),
         dirty_log_of_guest: true,
+        compare: Some("never"),
         strategy: Some(Strategy::Cooperative),
         ..Options::default()
     })?;

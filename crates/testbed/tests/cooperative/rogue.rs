@@ -86,6 +86,7 @@ fn a_driver_that_breaks_the_protocol_cannot_make_a_page_stale() -> Result<()> {
 fn a_table_that_cannot_be_is_refused_and_the_vm_runs_on() -> Result<()> {
     let mut testbed = start(Options {
         dirty_log_of_guest: true,
+        compare: Some("never"),
         // Slow enough for what a script does in between.
         max_bandwidth: Some(50 << 20),
         ..options()
@@ -117,6 +118,31 @@ fn a_table_that_cannot_be_is_refused_and_the_vm_runs_on() -> Result<()> {
          && sleep 1 && put 0x0c 0x80000007",
     ))?;
     refused(&mut testbed, "net0")
+}
+
+/// A guest that promises to tell and does not is not needed.
+#[test]
+fn what_a_guest_fails_to_tell_is_found_by_comparing_memory() -> Result<()> {
+    let mut testbed = start(Options {
+        dirty_log_of_guest: true,
+        ..options()
+    })?;
+    for answer in [
+        "put 0x20 0x1001; put 0x24 0; put 0x28 4; put 0x108 'request | 1'",
+        "[ $command = 1 ] && put 0x20 0x1000 && put 0x24 0 && put 0x28 1 && put 0x108 'request | 2'",
+    ] {
+        testbed.shell(&rogue(answer))?;
+        let migration = testbed.migrate()?;
+        let report = &migration.report;
+        assert!(report.compared.is_some(), "{answer}: {report:#?}");
+        assert_eq!(report.stale_pages, Some(0));
+        let device = device(&migration, "net0");
+        assert_eq!(
+            (device.strategy, &device.fault),
+            (Strategy::Transparent, &None)
+        );
+    }
+    Ok(())
 }
 
 fn refused(testbed: &mut Testbed, why: &str) -> Result<()> {

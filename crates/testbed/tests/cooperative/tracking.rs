@@ -2,7 +2,7 @@
 //! with its stock driver, and a device that writes in all the ways in which drivers map memory.
 
 use anyhow::Result;
-use ferry::Strategy;
+use ferry::{Phase, Strategy};
 use testbed::{Help, Options};
 
 use crate::{device, left_to_its_driver, start};
@@ -12,6 +12,7 @@ fn without_log(guest: Help) -> Options {
         guest,
         stream: Some(String::new()),
         dirty_log_of_guest: true,
+        compare: Some("never"),
         ..Options::default()
     }
 }
@@ -62,10 +63,44 @@ fn a_table_that_is_always_kept_is_enough_for_devices_that_run() -> Result<()> {
     Ok(())
 }
 
+/// Nobody says anything of what the devices write: both sides find it out.
+#[test]
+fn memory_that_is_compared_is_enough_for_devices_of_which_nobody_tells() -> Result<()> {
+    let mut testbed = start(Options {
+        compare: None,
+        ..without_log(Help::NoDriver)
+    })?;
+    for _ in 0..2 {
+        let migration = testbed.migrate()?;
+        let report = &migration.report;
+        assert_eq!(report.stale_pages, Some(0), "{report:#?}");
+        assert_eq!(report.pages_marked["device-log"].total(), 0);
+        let compared = report.compared.expect("it was compared");
+        assert!(compared.pages > 0);
+        assert!(report.phases_ms[&Phase::Compare] > 0.0);
+        assert_eq!(device(&migration, "net0").strategy, Strategy::Transparent);
+    }
+    assert_eq!(testbed.stream_count("wrong")?.unwrap_or(0), 0);
+    Ok(())
+}
+
+/// The log is lost on purpose, and it shows that it would have been needed.
+#[test]
+fn memory_that_is_compared_needs_no_log() -> Result<()> {
+    let mut testbed = start(Options {
+        unsound_control: Some("no-log".into()),
+        compare: Some("always"),
+        ..Options::default()
+    })?;
+    let migration = testbed.migrate()?;
+    assert_eq!(migration.report.stale_pages, Some(0));
+    assert!(migration.report.compared.expect("it was compared").pages > 0);
+    Ok(())
+}
+
 #[test]
 fn with_neither_it_is_refused_or_pages_are_stale() -> Result<()> {
     let mut testbed = start(Options {
-        unsound_control: None,
         ..without_log(Help::NoDriver)
     })?;
     let next = testbed.next_host()?;

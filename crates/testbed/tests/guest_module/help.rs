@@ -16,6 +16,7 @@ fn helps(kernel: Kernel, parameters: &str) -> Result<()> {
         Options {
             strategy: Some(Strategy::Cooperative),
             dirty_log_of_guest: true,
+            compare: Some("never"),
             ..with_module(parameters)
         },
     )?;

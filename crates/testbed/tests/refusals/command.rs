@@ -58,22 +58,26 @@ impl Command {
 
     /// Waits until memory is being copied, as the command and `qmp`, the source's QEMU, say.
     pub(crate) fn wait_precopy(&mut self, qmp: &Qmp) -> Result<()> {
-        let precopy = Reply::Progress(Progress::Phase {
-            phase: Phase::Precopy,
-        });
+        self.wait_phase(Phase::Precopy)?;
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.next(deadline)? {
-                Some(reply) if reply == precopy => break,
-                Some(Reply::Progress(_)) => {}
-                other => bail!("no precopy but {other:?}: {}", self.stderr()?),
-            }
-        }
         while qmp.migration()?.status != MigrationStatus::Active {
             ensure!(Instant::now() < deadline, "QEMU copies no memory");
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Waits until this phase begins, as the command says.
+    pub(crate) fn wait_phase(&mut self, phase: Phase) -> Result<()> {
+        let begins = Reply::Progress(Progress::Phase { phase });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.next(deadline)? {
+                Some(reply) if reply == begins => return Ok(()),
+                Some(Reply::Progress(_)) => {}
+                other => bail!("no phase {phase} but {other:?}: {}", self.stderr()?),
+            }
+        }
     }
 
     /// What Ctrl-C does.

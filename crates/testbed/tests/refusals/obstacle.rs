@@ -6,6 +6,7 @@ use std::process::Command as Process;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ferry::Phase;
 use lab::Guarded;
 use qemu::Qmp;
 use qemu::migration::{MigrationSettings, MigrationStatus};
@@ -14,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use testbed::{Host, HostOptions, Testbed};
 
-use crate::PATIENCE;
 use crate::command::Command;
+use crate::{PATIENCE, let_go};
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
@@ -30,11 +31,12 @@ pub(crate) enum Obstacle {
     Cancel,
     DestinationsQemuDies,
     DestinationsVferryDies,
+    DestinationDiesInComparison,
     NotAgreedOn,
 }
 
 impl Obstacle {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::NobodyListens,
         Self::DestinationDoesNotWait,
         Self::OtherMemory,
@@ -45,6 +47,7 @@ impl Obstacle {
         Self::Cancel,
         Self::DestinationsQemuDies,
         Self::DestinationsVferryDies,
+        Self::DestinationDiesInComparison,
         Self::NotAgreedOn,
     ];
 
@@ -61,6 +64,7 @@ impl Obstacle {
             Self::Cancel => cancel(testbed),
             Self::DestinationsQemuDies => destinations_qemu_dies(testbed),
             Self::DestinationsVferryDies => destinations_vferry_dies(testbed),
+            Self::DestinationDiesInComparison => destination_dies_in_comparison(testbed),
             Self::NotAgreedOn => not_agreed_on(testbed),
         }
     }
@@ -220,6 +224,21 @@ fn destinations_vferry_dies(testbed: &mut Testbed) -> Result<()> {
         "closed the control link",
         RUNS_ON,
     ])
+}
+
+/// The source's QEMU has completed, and lets the VM run again.
+fn destination_dies_in_comparison(testbed: &mut Testbed) -> Result<()> {
+    let destination = testbed.next_host()?;
+    let mut command = testbed.host.command("migrate");
+    command.args(["--json", "--compare", "always", "--to", &destination.link]);
+    let mut migration = Command::spawn(command)?;
+    migration.wait_precopy(testbed.host.vm.qmp())?;
+    let_go(&testbed.host)?;
+    migration.wait_phase(Phase::Compare)?;
+    kill(destination.process().id())?;
+    migration
+        .wait()?
+        .refused(&["failed in phase compare", RUNS_ON])
 }
 
 /// A migration that somebody started with QMP, past vferry.
