@@ -3,6 +3,7 @@
 //! A benchmark compares variants of one thing in one run, in turn, so that what else the machine
 //! does meets all of them. It reports; it is no test, and no time makes it fail.
 
+mod digest;
 mod doorbell;
 mod guest_module;
 
@@ -27,6 +28,8 @@ pub(crate) struct Bench {
 enum Benchmark {
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
+    /// Digests of guest memory, beside reading it.
+    Digest,
     /// Doorbells of the `NVMe` controller: trapped, as they are, or in a page that is looked at.
     Doorbell,
 }
@@ -76,6 +79,7 @@ struct Variant {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let report = match bench.benchmark {
         Benchmark::GuestModule => guest_module::run(bench.quick)?,
+        Benchmark::Digest => digest::run(bench.quick)?,
         Benchmark::Doorbell => doorbell::run(bench.quick)?,
     };
     match bench.report {
