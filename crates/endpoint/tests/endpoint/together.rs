@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use device::lifecycle::{Halted, Running};
+use device::lifecycle::{Halted, Marked, Running};
 use device::{Access, Claim, Model, Progress, Reset, State, StateError, StateRecord};
 use endpoint::{Carry, Endpoint, Endpoints};
-use pci::{ConfigSpace, Identity};
+use pci::ConfigSpace;
 use serde::{Deserialize, Serialize};
+
+use crate::IDENTITY;
 
 /// One host's device, seen from beside it.
 #[derive(Clone, Default)]
@@ -92,21 +94,19 @@ impl Model for Device {
 
 /// A VM's two devices on one host.
 fn host() -> ([Device; 2], Endpoints) {
-    let identity = Identity {
-        vendor: 0x1af4,
-        device: 1,
-        revision: 0,
-        class: 0xff_00_00,
-        subsystem_vendor: 0,
-        subsystem: 0,
-    };
     let devices = [Device::default(), Device::default()];
     let endpoints = ["a", "b"].iter().zip(&devices).map(|(name, device)| {
-        let space = ConfigSpace::builder(identity).build();
+        let space = ConfigSpace::builder(IDENTITY).build();
         Endpoint::new(name, space, Box::new(device.clone())).unwrap()
     });
     let endpoints = Endpoints(endpoints.collect());
     (devices, endpoints)
+}
+
+/// The source's, at the end of its part.
+fn marked(endpoints: Endpoints) -> Marked<Endpoints> {
+    let halted = Running::new(endpoints).halt().unwrap();
+    halted.mark(&mut |_| {}).unwrap()
 }
 
 fn have_it(devices: &[Device; 2]) -> [bool; 2] {
@@ -120,8 +120,7 @@ fn a_source_whose_one_device_cannot_let_go_keeps_both() {
         for device in &devices {
             device.seen().has_it = true;
         }
-        let halted = Running::new(endpoints).halt().unwrap();
-        let marked = halted.mark(&mut |_| {}).unwrap();
+        let marked = marked(endpoints);
         devices[failing].seen().fails = true;
         let failed = marked.hand_over("m1").unwrap_err();
         assert!(failed.error.to_string().contains("it fails"));
@@ -133,8 +132,7 @@ fn a_source_whose_one_device_cannot_let_go_keeps_both() {
 fn a_destination_whose_one_device_gets_nothing_leaves_both() {
     for failing in 0..2 {
         let (_, endpoints) = host();
-        let halted = Running::new(endpoints).halt().unwrap();
-        let marked = halted.mark(&mut |_| {}).unwrap();
+        let marked = marked(endpoints);
         let state = marked.save(&Vec::new()).unwrap();
         let (devices, endpoints) = host();
         let arrived = Halted::waiting(endpoints).unwrap().load(state).unwrap();
@@ -151,8 +149,7 @@ fn what_a_guest_was_told_goes_along_and_is_said_again_of_a_fresh_device_only() {
     for (name, device) in (0..).zip(&devices) {
         device.seen().heard = vec![vec![name]];
     }
-    let halted = Running::new(endpoints).halt().unwrap();
-    let marked = halted.mark(&mut |_| {}).unwrap();
+    let marked = marked(endpoints);
     let carry = vec![Carry::State, Carry::Configuration];
     let state = marked.save(&carry).unwrap();
     let (there, endpoints) = host();

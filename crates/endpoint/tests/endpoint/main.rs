@@ -1,6 +1,8 @@
 //! An endpoint as a vfio-user connection and a migration see it, with a model that does one thing:
 //! a write to its register makes it store a word in guest memory and raise vector 0.
 
+mod together;
+
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -106,15 +108,17 @@ impl Model for Store {
     }
 }
 
+/// Of no driver's.
+const IDENTITY: Identity = Identity {
+    vendor: 0x1af4,
+    device: 1,
+    revision: 0,
+    class: 0xff_00_00,
+    subsystem_vendor: 0,
+    subsystem: 0,
+};
+
 fn space() -> ConfigSpace {
-    let identity = Identity {
-        vendor: 0x1af4,
-        device: 1,
-        revision: 0,
-        class: 0xff_00_00,
-        subsystem_vendor: 0,
-        subsystem: 0,
-    };
     let bar = |index| Bar {
         index,
         size: 0x1000,
@@ -126,7 +130,7 @@ fn space() -> ConfigSpace {
         table_offset: 0,
         pba_offset: 0x800,
     };
-    ConfigSpace::builder(identity)
+    ConfigSpace::builder(IDENTITY)
         .bar(bar(0))
         .bar(bar(1))
         .msix(0x40, msix)
