@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::Vm;
-use crate::digest::{BLOCK_PAGES, GuestRam, MemoryDigest, PAGE, Secret, Urgency};
+use crate::digest::{BLOCK_PAGES, GuestRam, MemoryDigest, PAGE, Secret, Urgency, from_bytes};
 use crate::link::{self, Link, LinkError, MAX_BLOCKS, MAX_MESSAGE, MAX_PAGES, Message};
 use crate::report::millis;
 
@@ -78,19 +78,19 @@ pub(crate) fn run(
         }
         pages += differing.len();
     }
-    let nothing = LinkError::Malformed("another number of memory files".into());
-    match link.ask(
-        &Message::Digests {
-            file: memory.ram.len(),
-        },
-        ANSWER,
-    )? {
-        Message::BlockDigests { len: None } if pages == 0 || !verify => {}
-        Message::BlockDigests { len: None } => {
-            // All is digested again with the first, as it was written to.
-            ask_blocks(link, 0, memory.ram.first().map_or(0, GuestRam::blocks))?;
-        }
-        _ => return Err(nothing),
+    let beyond = Message::Digests {
+        file: memory.ram.len(),
+    };
+    if link.ask(&beyond, ANSWER)? != (Message::BlockDigests { len: None }) {
+        let what = "another number of memory files";
+        return Err(LinkError::Malformed(what.into()));
+    }
+    if verify
+        && pages > 0
+        && let Some(first) = memory.ram.first()
+    {
+        // All is digested again with the first, as it was written to.
+        ask_blocks(link, 0, first.blocks())?;
     }
     let took_ms = millis(began.elapsed());
     tracing::info!(pages, took_ms, "memory compared");
@@ -110,7 +110,7 @@ fn both(
             .name("digest".into())
             .spawn_scoped(scope, || ram.digest(Urgency::Now, &memory.secret))?;
         // Read as it comes: what the other side has to say may be more than a connection holds.
-        let theirs = blocks(link, DIGESTS, ram.blocks())?;
+        let theirs = blocks(link, ram.blocks())?;
         let own = own.join().map_err(|_| io::Error::other("a digest"))??;
         Ok((own, theirs))
     })
@@ -123,11 +123,11 @@ pub(crate) fn ask_blocks(
     count: usize,
 ) -> Result<Vec<u128>, LinkError> {
     link.send(&Message::Digests { file }, ANSWER)?;
-    blocks(link, DIGESTS, count)
+    blocks(link, count)
 }
 
-fn blocks(link: &mut Link, limit: Duration, count: usize) -> Result<Vec<u128>, LinkError> {
-    let len = match link.receive(limit)? {
+fn blocks(link: &mut Link, count: usize) -> Result<Vec<u128>, LinkError> {
+    let len = match link.receive(DIGESTS)? {
         Message::BlockDigests { len: Some(len) } => len,
         Message::BlockDigests { len: None } => {
             return Err(LinkError::Unexpected("no digest of this memory".into()));
@@ -143,11 +143,7 @@ fn blocks(link: &mut Link, limit: Duration, count: usize) -> Result<Vec<u128>, L
 
 fn receive_digests(link: &mut Link, count: usize) -> Result<Vec<u128>, LinkError> {
     let bytes = link.receive_bytes(count * size_of::<u128>(), ANSWER)?;
-    let (digests, _) = bytes.as_chunks();
-    Ok(digests
-        .iter()
-        .map(|bytes| u128::from_le_bytes(*bytes))
-        .collect())
+    Ok(from_bytes(&bytes))
 }
 
 /// The pages of memory file `file` in which the other side, whose blocks have the digests `theirs`,

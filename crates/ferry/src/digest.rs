@@ -234,21 +234,13 @@ pub struct MemoryDigest {
 
 impl MemoryDigest {
     /// Bytes of the file, in whole pages.
-    pub fn len(&self) -> u64 {
+    pub fn file_len(&self) -> u64 {
         (self.pages.len() * PAGE) as u64
-    }
-
-    /// Whether there is no memory in the file.
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
     }
 
     /// The digests of the blocks.
     pub fn blocks(&self) -> Vec<u128> {
-        let digest = |pages: &[u128]| {
-            let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
-            self.secret.hash(&bytes)
-        };
+        let digest = |pages: &[u128]| self.secret.hash(&to_bytes(pages));
         self.pages.chunks(BLOCK_PAGES).map(digest).collect()
     }
 
@@ -268,6 +260,18 @@ impl MemoryDigest {
         let pages = differing(self.block_pages(index), others);
         pages.map(|page| index * BLOCK_PAGES + page).collect()
     }
+}
+
+/// Digests as they travel: 16 bytes each, little endian.
+pub(crate) fn to_bytes(digests: &[u128]) -> Vec<u8> {
+    digests.iter().flat_map(|one| one.to_le_bytes()).collect()
+}
+
+/// The digests that [`to_bytes`] has made these bytes of.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<u128> {
+    let (digests, _) = bytes.as_chunks();
+    let digests = digests.iter();
+    digests.map(|one| u128::from_le_bytes(*one)).collect()
 }
 
 fn differing(own: &[u128], others: &[u128]) -> impl Iterator<Item = usize> {

@@ -1,13 +1,9 @@
 //! What the source asks of the destination's memory: digests, and to take over what differs.
 
-use std::time::Duration;
-
-use crate::digest::MemoryDigest;
+use super::ANSWER;
+use crate::digest::{MemoryDigest, to_bytes};
 use crate::link::{self, Link, LinkError, MAX_BLOCKS, MAX_PAGES, Message};
 use crate::vm::Session;
-
-/// How long an answer may take to send, and what was announced to come.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Answers a question for digests.
 pub(super) fn tell(
@@ -18,7 +14,7 @@ pub(super) fn tell(
     match question {
         Message::Digests { file } => {
             let digest = session.digests.get(*file);
-            let len = digest.map(MemoryDigest::len);
+            let len = digest.map(MemoryDigest::file_len);
             link.send(&Message::BlockDigests { len }, ANSWER)?;
             let blocks = digest.map(MemoryDigest::blocks).unwrap_or_default();
             link.send_bytes(&to_bytes(&blocks), ANSWER)
@@ -35,10 +31,6 @@ pub(super) fn tell(
         }
         other => Err(link::unexpected(other)),
     }
-}
-
-fn to_bytes(digests: &[u128]) -> Vec<u8> {
-    digests.iter().flat_map(|one| one.to_le_bytes()).collect()
 }
 
 /// Answers what the source asks while the VM stands still on both sides.
