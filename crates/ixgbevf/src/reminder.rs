@@ -47,9 +47,18 @@ impl Reminder {
             && now >= *since + *after
         {
             *times += 1;
-            return link.say_again(*times == AFTER.len()) as u64;
+            let is_last = *times == AFTER.len();
+            if is_last {
+                *self = Self::NotNeeded;
+            }
+            return link.say_again(is_last) as u64;
         }
         0
+    }
+
+    /// Whether there is anything to be run for, now or later.
+    pub(crate) fn is_needed(&self) -> bool {
+        *self != Self::NotNeeded
     }
 
     /// How long until it is to be run again.

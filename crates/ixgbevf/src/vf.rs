@@ -157,10 +157,11 @@ impl Vf {
             self.rx_stalled = true;
             return false;
         };
-        let receives = self.state.receives();
-        self.counters.said_again +=
-            self.reminder
-                .run(&mut *self.link, receives, access.clock.now());
+        if self.reminder.is_needed() {
+            let receives = self.state.receives();
+            let now = access.clock.now();
+            self.counters.said_again += self.reminder.run(&mut *self.link, receives, now);
+        }
         let mut run = Receive {
             state: &mut self.state,
             counters: &mut self.counters,
