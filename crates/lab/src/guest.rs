@@ -331,7 +331,7 @@ impl Vm {
 }
 
 /// The guest's next serial port, and what is at its other end.
-fn serial(id: &str, kind: &str, path: &Path, options: &str) -> Result<[String; 4]> {
+pub(crate) fn serial(id: &str, kind: &str, path: &Path, options: &str) -> Result<[String; 4]> {
     let path = option_value(text(path)?);
     let chardev = format!("{kind},id={id},path={path}{options}");
     Ok([
@@ -386,7 +386,7 @@ fn tail(text: &str) -> &str {
     &text[from..]
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str()
         .with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -9,6 +9,8 @@
 //! ([`Lab::guest_module`], [`Lab::build_module`]); that does take a chroot, and root or a user
 //! namespace.
 //!
+//! [`Lab::for_hosts`] has a [`Host`] run, a machine with SR-IOV, an IOMMU and KVM, and guests in it.
+//!
 //! [`Vm`] boots a guest from it: an initrd made on the spot ([`Initrd`]), a console log, a QMP
 //! connection, and a shell on a serial line that keeps working when the guest has moved to another
 //! QEMU. When a `Vm` is dropped, or the process that made it dies in whatever way, its QEMU dies.
@@ -28,6 +30,7 @@ mod cpio;
 mod dynamic;
 mod emulator;
 mod guest;
+mod host;
 mod initrd;
 mod kernel;
 mod modules;
@@ -40,6 +43,7 @@ mod workshop;
 pub use control::Output;
 pub use emulator::{Accelerator, Emulator};
 pub use guest::{Vm, VmBuilder};
+pub use host::{Function, Guest, Host, SHARE};
 pub use initrd::Initrd;
 pub use kernel::Kernel;
 pub use process::Guarded;

@@ -23,6 +23,8 @@ const GUEST_PACKAGES: [&str; 4] = [
     "ovmf",
 ];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
+/// A kernel with drivers for what hosts have, and what they run.
+const HOST_PACKAGES: [&str; 4] = ["base-files", "linux-image-amd64", "iproute2", QEMU_PACKAGE];
 /// A kernel, its headers with the compiler that they depend on, and what the kernel's build system
 /// calls besides.
 const KERNEL_PACKAGES: [&str; 15] = [
@@ -56,6 +58,11 @@ impl Recipe {
     pub(crate) fn new(with_qemu: bool) -> Self {
         let qemu = with_qemu.then_some(QEMU_PACKAGE);
         Self::of(SUITE, GUEST_PACKAGES.into_iter().chain(qemu))
+    }
+
+    /// For hosts that run guests of their own.
+    pub(crate) fn for_hosts() -> Self {
+        Self::of(SUITE, HOST_PACKAGES)
     }
 
     /// A kernel for guests, and all that it takes to build modules for it.

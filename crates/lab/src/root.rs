@@ -29,6 +29,8 @@ pub struct Lab {
     pub(crate) kernel: KernelFiles,
     emulator: Emulator,
     packages: BTreeMap<String, String>,
+    /// Where the packages of hosts are unpacked, if there are to be any.
+    host_root: Option<PathBuf>,
 }
 
 impl Lab {
@@ -66,6 +68,7 @@ impl Lab {
             kernel,
             emulator,
             packages: stamp.versions,
+            host_root: None,
         })
     }
 
@@ -77,6 +80,27 @@ impl Lab {
     /// As [`Lab::ensure`].
     pub fn with_kernel(self, kernel: Kernel, progress: Progress<'_>) -> Result<Self> {
         self.kernel_from(kernel, false, progress)
+    }
+
+    /// The same lab with the kernel of hosts, which guests in them run as well. It is unpacked now if
+    /// it is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::ensure`].
+    pub fn for_hosts(self, progress: Progress<'_>) -> Result<Self> {
+        let root = self.folder.join("host");
+        let whole = |root: &Path| {
+            make_mount_points(root, &["proc", "dev", "sys", "run", "tmp"])?;
+            KernelFiles::find(root).map(drop)
+        };
+        let recipe = Recipe::for_hosts();
+        ensure_root(&recipe, &self.folder, &root, false, &whole, progress)?;
+        Ok(Self {
+            kernel: KernelFiles::find(&root)?,
+            host_root: Some(root),
+            ..self
+        })
     }
 
     /// As [`Lab::with_kernel`], with the mirror's latest packages. What was built for the kernel
@@ -133,6 +157,12 @@ impl Lab {
         &self.root
     }
 
+    /// Where the packages of hosts are unpacked.
+    pub(crate) fn host_root(&self) -> Result<&Path> {
+        let root = self.host_root.as_deref();
+        root.context("this lab has no hosts; make it by `Lab::for_hosts`")
+    }
+
     /// A file that its packages install at `path`, if they do.
     pub fn file(&self, path: &str) -> Option<PathBuf> {
         let file = self.root.join(path.trim_start_matches('/'));
@@ -176,7 +206,11 @@ fn complete(root: &Path) -> Result<()> {
             symlink(to, &link).with_context(|| format!("cannot make {}", link.display()))?;
         }
     }
-    for folder in ["proc", "dev"] {
+    make_mount_points(root, &["proc", "dev"])
+}
+
+fn make_mount_points(root: &Path, folders: &[&str]) -> Result<()> {
+    for folder in folders {
         fs::create_dir_all(root.join(folder))?;
     }
     Ok(())

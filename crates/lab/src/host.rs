@@ -1,0 +1,266 @@
+//! A host of the lab: a machine with an SR-IOV NIC behind an IOMMU, in which KVM guests run.
+//!
+//! The machine is QEMU's: an emulated 82576 (`igb`) with virtual functions, an emulated Intel IOMMU, and
+//! a processor with virtualisation, which QEMU's translator has, too. Kernel, drivers and the
+//! QEMU inside are Debian's own. So what is done here with VFIO and KVM is done by a real Linux,
+//! though on no hardware.
+//!
+//! The lab's packages are the host's `/r`, read-only by 9p; a folder that the caller shares is below
+//! it, at [`SHARE`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use qemu::args::{QemuArgs, option_value};
+
+use crate::control::Control;
+use crate::guest::{serial, text};
+use crate::{Initrd, Lab, Output, Vm};
+
+/// Where programs that are run by [`Host::run`] find the shared folder.
+pub const SHARE: &str = "/run/share";
+/// How long a command may take that takes a second on an idle machine.
+const COMMAND: Duration = Duration::from_mins(1);
+/// How often a guest that boots is asked whether it is there.
+const ASK: Duration = Duration::from_secs(3);
+/// Memory in bytes, for itself and a guest.
+const MEMORY: u64 = 2 << 30;
+/// Of the last two the one fits that is for the processor.
+const MODULES: [&str; 7] = [
+    "9pnet_virtio",
+    "9p",
+    "igb",
+    "vfio_iommu_type1",
+    "vfio_pci",
+    "kvm_amd",
+    "kvm_intel",
+];
+/// There when the guest's QEMU has ended.
+const ENDED: &str = "guest.ended";
+/// The host's third serial line, the guest's second.
+const LINE: &str = "/dev/ttyS2";
+
+/// A running host.
+#[derive(Debug)]
+pub struct Host {
+    vm: Vm,
+    folder: PathBuf,
+    name: String,
+    share: PathBuf,
+}
+
+/// A virtual function of the host's NIC, bound to `vfio-pci`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// `DOMAIN:BUS:DEVICE.FUNCTION`.
+    pub address: String,
+    /// Its number.
+    pub number: u32,
+}
+
+/// The one guest of the host. Its QEMU is one of the host's processes.
+#[derive(Debug)]
+pub struct Guest {
+    control: Control,
+}
+
+impl Host {
+    /// Boots a host whose files go into `folder` under names that begin with `name`, with its NIC at
+    /// the end of `wire` (the socket of a switch that speaks as QEMU's `-netdev stream` does) or
+    /// of nothing, and waits until it is up. `lab` is one of [`Lab::for_hosts`].
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up within `limit`, with what it said.
+    pub fn start(
+        lab: &Lab,
+        folder: &Path,
+        name: &str,
+        wire: Option<&Path>,
+        limit: Duration,
+    ) -> Result<Self> {
+        let deadline = Instant::now() + limit;
+        let share = folder.join(format!("{name}.share"));
+        fs::create_dir_all(&share).with_context(|| format!("cannot create {}", share.display()))?;
+        let line = folder.join(format!("{name}.guest"));
+        let network = match wire {
+            Some(wire) => {
+                let path = option_value(text(wire)?);
+                format!("stream,id=wire,server=off,addr.type=unix,addr.path={path}")
+            }
+            None => "hubport,id=wire,hubid=0".to_owned(),
+        };
+        let folder_of = |path: &Path, tag: &str, more: &str| {
+            let path = option_value(text(path)?);
+            Ok::<_, anyhow::Error>(format!(
+                "local,path={path},mount_tag={tag},security_model=none{more}"
+            ))
+        };
+        let initrd = MODULES
+            .iter()
+            .fold(Initrd::new(), |initrd, module| initrd.module(module));
+        let vm = Vm::builder(lab, folder, name)
+            .initrd(initrd)
+            .machine_from_args()
+            .append("intel_iommu=on iommu=pt")
+            .args(["-machine", "q35,kernel-irqchip=off"])
+            .args(["-cpu".to_owned(), "max".to_owned()])
+            .args(["-m".to_owned(), format!("{}M", MEMORY >> 20)])
+            .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
+            .args(["-netdev", &network])
+            .args(["-device", "igb,netdev=wire,id=pf"])
+            .args([
+                "-virtfs",
+                &folder_of(lab.host_root()?, "root", ",readonly=on")?,
+            ])
+            .args(["-virtfs", &folder_of(&share, "share", "")?])
+            .args(serial("guest", "socket", &line, ",server=on,wait=off")?)
+            .spawn()?;
+        let host = Self {
+            vm,
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            share,
+        };
+        host.vm
+            .wait_ready(deadline.saturating_duration_since(Instant::now()))?;
+        host.shell(&format!(
+            "set -e
+            mount_9p() {{ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,$3 $1 $2; }}
+            mkdir /r
+            mount_9p root /r ro,cache=loose
+            for tmp in tmp run; do mount -t tmpfs $tmp /r/$tmp; done
+            for bound in proc sys dev; do mount --bind /$bound /r/$bound; done
+            mkdir /r{SHARE}
+            mount_9p share /r{SHARE} rw
+            ip link set eth0 up"
+        ))?;
+        Ok(host)
+    }
+
+    /// Runs a command in the host's shell, which must succeed.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, with what it says.
+    pub fn shell(&self, command: &str) -> Result<String> {
+        self.vm.shell(command, COMMAND)?.success()
+    }
+
+    /// The same, among the lab's packages.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn run(&self, command: &str) -> Result<String> {
+        self.shell(&format!("chroot /r {command}"))
+    }
+
+    /// The shared folder, as the caller sees it.
+    pub fn share(&self) -> &Path {
+        &self.share
+    }
+
+    /// Makes `macs.len()` virtual functions with these addresses, and binds them to `vfio-pci`.
+    ///
+    /// # Errors
+    ///
+    /// When the host does not.
+    pub fn functions(&self, macs: &[&str]) -> Result<Vec<Function>> {
+        let count = macs.len();
+        self.shell(&format!(
+            "echo {count} > /sys/class/net/eth0/device/sriov_numvfs"
+        ))?;
+        let function = |(number, mac): (u32, &&str)| {
+            self.run(&format!("/sbin/ip link set eth0 vf {number} mac {mac}"))?;
+            let link = format!("/sys/class/net/eth0/device/virtfn{number}");
+            let address = self.shell(&format!("basename $(readlink -f {link})"))?;
+            let address = address.trim().to_owned();
+            self.shell(&format!(
+                "echo vfio-pci > {link}/driver_override
+                test ! -e {link}/driver || echo {address} > {link}/driver/unbind
+                echo {address} > /sys/bus/pci/drivers_probe
+                test $(basename $(readlink -f {link}/driver)) = vfio-pci"
+            ))?;
+            Ok(Function { address, number })
+        };
+        (0..).zip(macs).map(function).collect()
+    }
+
+    /// Starts a guest with this machine and these devices, and waits until it is up.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up within `limit`, with what it said.
+    pub fn guest(
+        &self,
+        lab: &Lab,
+        initrd: &Initrd,
+        args: &QemuArgs,
+        limit: Duration,
+    ) -> Result<Guest> {
+        let deadline = Instant::now() + limit;
+        fs::write(self.share.join("guest.initrd"), initrd.build(lab)?)?;
+        let kernel = lab.kernel();
+        let kernel = text(kernel.strip_prefix(lab.host_root()?)?)?.to_owned();
+        let stream = std::os::unix::net::UnixStream::connect(
+            self.folder.join(format!("{}.guest", self.name)),
+        )?;
+        let args = args.shell_line();
+        self.shell(&format!(
+            "rm -f /r{SHARE}/{ENDED}; (chroot /r /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -nodefaults \
+             -no-user-config -display none -no-reboot \
+             -chardev file,id=console,path={SHARE}/guest.console -serial chardev:console \
+             -chardev serial,id=line,path={LINE} -serial chardev:line \
+             -kernel /{kernel} -initrd {SHARE}/guest.initrd \
+             -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/guest.log 2>&1 < /dev/null; \
+             echo > /r{SHARE}/{ENDED}) &"
+        ))?;
+        let mut control = Control::new(stream);
+        // Its first word may be lost while its driver sets the host's line up.
+        loop {
+            let soon = deadline.min(Instant::now() + ASK);
+            match control.run("true", soon, || self.alive()) {
+                Ok(_) => break,
+                Err(_) if Instant::now() < deadline && self.alive().is_ok() => {}
+                Err(error) => return Err(error).with_context(|| self.guest_said()),
+            }
+        }
+        Ok(Guest { control })
+    }
+
+    /// Runs a command in the guest's shell, which must succeed.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, with what it says.
+    pub fn guest_shell(&self, guest: &mut Guest, command: &str) -> Result<String> {
+        let deadline = Instant::now() + COMMAND;
+        let output = guest.control.run(command, deadline, || self.alive());
+        output
+            .and_then(Output::success)
+            .with_context(|| self.guest_said())
+    }
+
+    fn alive(&self) -> Result<()> {
+        ensure!(
+            !self.share.join(ENDED).exists(),
+            "the guest's QEMU has ended"
+        );
+        self.vm.check()
+    }
+
+    fn guest_said(&self) -> String {
+        let said = |file: &str| {
+            let said = fs::read(self.share.join(file)).unwrap_or_default();
+            String::from_utf8_lossy(&said).into_owned()
+        };
+        format!(
+            "the guest's QEMU said: {}; the guest's console: {}",
+            said("guest.log"),
+            said("guest.console")
+        )
+    }
+}
