@@ -375,15 +375,23 @@ impl Testbed {
         Ok(rehearsal)
     }
 
-    /// Addresses and routes of the guest's interface, from when IPv6 has found out that nobody else
-    /// has its address.
+    /// Addresses and routes of the guest's interface, once they are [`settled`](Self::settled).
     ///
     /// # Errors
     /// When the guest does not answer.
     pub fn network_configuration(&self) -> Result<String> {
-        let show = "(ip address show eth0; ip route)";
+        self.settled("ip address show eth0; ip route")
+    }
+
+    /// What `show` prints of the guest's interfaces, from when their links are up, of which the kernel
+    /// takes up to a second to tell, and IPv6 has found out that nobody else has its addresses.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn settled(&self, show: &str) -> Result<String> {
         self.shell(&format!(
-            "while {show} | grep -qe tentative -e NO-CARRIER; do usleep 50000; done; {show}"
+            "while ({show}) | grep -qe tentative -e NO-CARRIER; do usleep 50000; done; \
+             ({show})"
         ))
     }
 

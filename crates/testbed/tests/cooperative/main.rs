@@ -77,16 +77,16 @@ fn a_guest_with_the_module_stops_its_device_and_starts_it_there_and_back() -> Re
          ip route add 10.99.0.0/16 via 10.77.0.1 && \
          ip link add link eth0 name eth0.7 type vlan id 7 && ip link set eth0.7 up",
     )?;
-    let settings = "ip -o link show eth0 | grep -o 'qlen [0-9]*'; ip -o -4 addr show eth0; \
-                    ip route; ip -o link show eth0.7 | grep -o 'LOWER_UP'";
-    let before = testbed.shell(settings)?;
+    let settings =
+        "ip -o link show eth0; ip -o -4 addr show eth0; ip route; ip -o link show eth0.7";
+    let before = testbed.settled(settings)?;
     // Packets that this has cost are nobody's migration.
     testbed.reset_counts()?;
     let migrations = [testbed.migrate()?, testbed.migrate()?];
     for migration in &migrations {
         left_to_its_driver(device(migration, "net0"));
     }
-    assert_eq!(testbed.shell(settings)?, before);
+    assert_eq!(testbed.settled(settings)?, before);
     arrived_whole(&testbed, &migrations)
 }
 
