@@ -66,6 +66,7 @@ pub mod pci {
                 vectors: MSIX_VECTORS,
                 bar: MSIX_BAR,
                 table_offset: MSIX_TABLE_OFFSET,
+                pba_bar: MSIX_BAR,
                 pba_offset: MSIX_PBA_OFFSET,
             },
         ),

@@ -37,8 +37,29 @@ pub struct Bar {
 pub enum BarKind {
     /// 32-bit memory, not prefetchable.
     Memory32,
+    /// 32-bit memory, prefetchable.
+    Memory32Prefetchable,
+    /// 64-bit memory, not prefetchable.
+    Memory64,
     /// 64-bit memory, prefetchable.
     Memory64Prefetchable,
+}
+
+impl BarKind {
+    /// It takes two registers.
+    pub const fn is_64_bit(self) -> bool {
+        matches!(self, Self::Memory64 | Self::Memory64Prefetchable)
+    }
+
+    /// The bits of the first register that say so.
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Memory32 => 0,
+            Self::Memory32Prefetchable => reg::BAR_PREFETCHABLE,
+            Self::Memory64 => reg::BAR_MEMORY_64,
+            Self::Memory64Prefetchable => reg::BAR_MEMORY_64 | reg::BAR_PREFETCHABLE,
+        }
+    }
 }
 
 /// What a write to configuration space changed, for the function's owner to act on.
@@ -113,6 +134,11 @@ impl ConfigSpace {
         self.bytes[bars].copy_from_slice(&kept);
     }
 
+    /// Vendor and device ID.
+    pub fn ids(&self) -> (u16, u16) {
+        (self.u16(reg::VENDOR_ID), self.u16(reg::DEVICE_ID))
+    }
+
     /// Bus Master Enable.
     pub fn bus_master(&self) -> bool {
         self.command() & reg::COMMAND_BUS_MASTER != 0
@@ -147,9 +173,10 @@ impl ConfigSpace {
         let bar = self.bars.iter().find(|bar| bar.index == index)?;
         let at = reg::BAR0 + 4 * usize::from(index);
         let low = u64::from(self.u32(at) & !0xf);
-        let high = match bar.kind {
-            BarKind::Memory32 => 0,
-            BarKind::Memory64Prefetchable => u64::from(self.u32(at + 4)),
+        let high = if bar.kind.is_64_bit() {
+            u64::from(self.u32(at + 4))
+        } else {
+            0
         };
         let address = high << 32 | low;
         let decoded = self.command() & reg::COMMAND_MEMORY != 0;
@@ -263,10 +290,10 @@ impl ConfigBuilder {
         let mask = !(bar.size - 1);
         let [low, high] = [mask & 0xffff_fff0, mask >> 32]
             .map(|half| u32::try_from(half).expect("masked or shifted to 32 bits"));
+        self.put32(at, bar.kind.bits());
         self.writable32(at, low);
-        if bar.kind == BarKind::Memory64Prefetchable {
+        if bar.kind.is_64_bit() {
             assert!(bar.index < 5, "a 64-bit BAR takes two registers");
-            self.put32(at, reg::BAR_MEMORY_64 | reg::BAR_PREFETCHABLE);
             self.writable32(at + 4, high);
         }
         self.space.bars.push(bar);
@@ -286,8 +313,14 @@ impl ConfigBuilder {
             at + msix::CONTROL,
             msix::CONTROL_ENABLE | msix::CONTROL_MASK_ALL,
         );
-        self.put32(at + 4, layout.table_offset | u32::from(layout.bar));
-        self.put32(at + 8, layout.pba_offset | u32::from(layout.bar));
+        self.put32(
+            at + msix::TABLE,
+            layout.table_offset | u32::from(layout.bar),
+        );
+        self.put32(
+            at + msix::PENDING,
+            layout.pba_offset | u32::from(layout.pba_bar),
+        );
         self.space.msix = Some((at, layout));
         self
     }
@@ -325,6 +358,37 @@ impl ConfigBuilder {
         );
         self.writable16(at + express::DEVICE_CONTROL_2, 0x001f);
         self.space.express = Some(at);
+        self
+    }
+
+    /// Adds the Express capability at offset `at` as a real function has it, with function-level
+    /// reset.
+    ///
+    /// # Panics
+    /// When `capability` has not the capability's length.
+    #[must_use]
+    pub fn express_as(mut self, at: usize, capability: &[u8]) -> Self {
+        assert_eq!(capability.len(), express::LEN);
+        self.capability(at, reg::CAPABILITY_EXPRESS, express::LEN);
+        self.space.bytes[at + 2..at + express::LEN].copy_from_slice(&capability[2..]);
+        let offered = self.space.u32(at + express::DEVICE_CAPABILITIES);
+        let offered = offered | express::DEVICE_CAPABILITIES_FLR;
+        self.put32(at + express::DEVICE_CAPABILITIES, offered);
+        let control = self.space.u16(at + express::DEVICE_CONTROL);
+        let control = control & !express::DEVICE_CONTROL_FLR;
+        self.put16(at + express::DEVICE_CONTROL, control);
+        self.put16(at + express::DEVICE_STATUS, 0);
+        self.writable16(at + express::DEVICE_CONTROL, 0xffff);
+        self.writable16(at + express::DEVICE_CONTROL_2, 0x001f);
+        self.space.express = Some(at);
+        self
+    }
+
+    /// Adds capability `id` at offset `at`, of whose bytes after the link, `rest`, none can be written.
+    #[must_use]
+    pub fn read_only(mut self, at: usize, id: u8, rest: &[u8]) -> Self {
+        self.capability(at, id, 2 + rest.len());
+        self.space.bytes[at + 2..at + 2 + rest.len()].copy_from_slice(rest);
         self
     }
 

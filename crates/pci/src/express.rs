@@ -18,6 +18,8 @@ pub const DEVICE_CONTROL_RESET: u16 = 0x2810;
 pub const DEVICE_CONTROL_FLR: u16 = 1 << 15;
 /// Offset of Device Status.
 pub const DEVICE_STATUS: usize = 0x0a;
+/// Device Status: the function waits for completions of its requests.
+pub const DEVICE_STATUS_PENDING: u16 = 1 << 5;
 /// Offset of Link Capabilities.
 pub const LINK_CAPABILITIES: usize = 0x0c;
 /// Link Capabilities: 5 GT/s, eight lanes.

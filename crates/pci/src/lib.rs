@@ -3,7 +3,7 @@
 //! [`ConfigSpace`] is a 4 KiB image with a mask of the bits that the guest may write, built from a
 //! [`Layout`]: identity, BARs and capabilities. A write returns what it changed ([`Change`]), so that the
 //! owner can act on bus mastering, function-level reset and MSI-X. [`ConfigImage`] is its saved
-//! form, and [`restore`] says which writes bring a fresh VMM-side function to the same point.
+//! form, [`guest_view`] makes one of a function of the host, and [`restore`] says which writes bring a fresh VMM-side function to the same point.
 //!
 //! Section numbers are those of the PCI Local Bus Specification 3.0 ("PCI") and the PCI Express
 //! Base Specification 4.0 ("PCIe").
@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod express;
+pub mod guest_view;
 pub mod image;
 pub mod layout;
 pub mod msix;

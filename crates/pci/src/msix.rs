@@ -10,6 +10,14 @@ pub const CONTROL: usize = 2;
 pub const CONTROL_ENABLE: u16 = 1 << 15;
 /// Message Control: all vectors are masked.
 pub const CONTROL_MASK_ALL: u16 = 1 << 14;
+/// Message Control: number of vectors less one.
+pub const CONTROL_SIZE: u16 = 0x7ff;
+/// Offset of the register that says where the table is.
+pub const TABLE: usize = 4;
+/// Offset of the register that says where the pending-bit array is.
+pub const PENDING: usize = 8;
+/// The part of both that is the BAR; the rest is the offset in it.
+pub const BAR: u32 = 0b111;
 /// Bytes of a table entry.
 pub const ENTRY_LEN: usize = 16;
 
@@ -18,11 +26,13 @@ pub const ENTRY_LEN: usize = 16;
 pub struct MsixCapability {
     /// Number of vectors, 1 to 2048.
     pub vectors: u16,
-    /// BAR of the table and of the pending bits.
+    /// BAR of the table.
     pub bar: u8,
     /// Offset of the table in the BAR, in units of 8 bytes as the register has it.
     pub table_offset: u32,
-    /// Offset of the pending-bit array in the BAR.
+    /// BAR of the pending-bit array.
+    pub pba_bar: u8,
+    /// Offset of the pending-bit array in its BAR.
     pub pba_offset: u32,
 }
 

@@ -12,6 +12,10 @@ pub const STATUS: usize = 0x06;
 pub const REVISION_ID: usize = 0x08;
 /// Cache Line Size, 8 bits.
 pub const CACHE_LINE_SIZE: usize = 0x0c;
+/// Header Type, 8 bits.
+pub const HEADER_TYPE: usize = 0x0e;
+/// Header Type: what follows; the bit above says that the device has several functions.
+pub const HEADER_TYPE_LAYOUT: u8 = 0x7f;
 /// First of six Base Address Registers, 32 bits each.
 pub const BAR0: usize = 0x10;
 /// Bytes of all six.
@@ -48,11 +52,17 @@ pub const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 /// Capability ID of Power Management.
 pub const CAPABILITY_POWER: u8 = 0x01;
+/// Capability ID of what the vendor has added. Its third byte is its length.
+pub const CAPABILITY_VENDOR: u8 = 0x09;
 /// Capability ID of PCI Express.
 pub const CAPABILITY_EXPRESS: u8 = 0x10;
 /// Capability ID of MSI-X.
 pub const CAPABILITY_MSIX: u8 = 0x11;
 
+/// BAR: I/O ports.
+pub const BAR_IO: u32 = 0b1;
+/// BAR: which memory.
+pub const BAR_TYPE: u32 = 0b110;
 /// BAR: 64-bit memory.
 pub const BAR_MEMORY_64: u32 = 0b100;
 /// BAR: prefetchable memory.

@@ -5,7 +5,7 @@
 //! writes in the right order is all it takes; they can be made before the VM runs.
 
 use crate::registers as reg;
-use crate::{BarKind, ConfigSpace, express, msix, power};
+use crate::{ConfigSpace, express, msix, power};
 
 /// One thing to do, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ fn steps(space: &ConfigSpace, before: Option<&ConfigSpace>, table: bool) -> Vec<
     for bar in space.bars() {
         let at = reg::BAR0 + 4 * usize::from(bar.index);
         plan.copy32(at);
-        if bar.kind == BarKind::Memory64Prefetchable {
+        if bar.kind.is_64_bit() {
             plan.copy32(at + 4);
         }
     }

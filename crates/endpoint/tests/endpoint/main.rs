@@ -128,6 +128,7 @@ fn space() -> ConfigSpace {
         vectors: 2,
         bar: 1,
         table_offset: 0,
+        pba_bar: 1,
         pba_offset: 0x800,
     };
     ConfigSpace::builder(IDENTITY)

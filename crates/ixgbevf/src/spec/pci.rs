@@ -67,6 +67,7 @@ pub const LAYOUT: Layout = Layout {
             vectors: MSIX_VECTORS,
             bar: MSIX_BAR,
             table_offset: MSIX_TABLE_OFFSET,
+            pba_bar: MSIX_BAR,
             pba_offset: MSIX_PBA_OFFSET,
         },
     ),

@@ -22,6 +22,7 @@ fn space() -> ConfigSpace {
         vectors: 3,
         bar: 3,
         table_offset: 0,
+        pba_bar: 3,
         pba_offset: 0x2000,
     };
     ConfigSpace::builder(identity)
