@@ -3,7 +3,7 @@
 //! A model is driven through [`Model`] and reaches outwards only through the traits here: guest
 //! memory ([`GuestMemory`]), interrupts ([`Interrupts`]), time ([`Clock`]) and, for a NIC, its
 //! network ([`FrameLink`]). Unit tests, fuzzers, an in-process driver and QEMU therefore all drive
-//! the same code.
+//! the same code. A model that stands for a real device is told what others ask for ([`Hardware`]).
 //!
 //! The other half is the order of migration: [`BusMaster`] is the gate through which all DMA goes
 //! and which `halt` closes, and [`lifecycle`] holds the types that make *halt, then mark, then
@@ -16,6 +16,7 @@
 
 pub mod bus_master;
 pub mod clock;
+pub mod hardware;
 pub mod interrupts;
 pub mod lifecycle;
 pub mod link;
@@ -25,6 +26,7 @@ pub mod state;
 
 pub use bus_master::{BusMaster, Look};
 pub use clock::{Clock, ManualClock, MonotonicClock};
+pub use hardware::{Hardware, Mappable};
 pub use interrupts::Interrupts;
 pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
 pub use memory::{

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::{Clock, GuestMemory, Interrupts, StateError, StateRecord};
+use crate::{Clock, GuestMemory, Hardware, Interrupts, StateError, StateRecord};
 
 /// A PCI device's function without its configuration space.
 ///
@@ -78,6 +78,18 @@ pub trait Model: Send {
     fn release(&mut self, migration: &str) -> io::Result<()> {
         let _ = migration;
         Ok(())
+    }
+
+    /// The real device that this stands for, if it does. Such a one asks for no memory and raises no
+    /// interrupts through [`Access`].
+    fn hardware(&mut self) -> Option<&mut dyn Hardware> {
+        None
+    }
+
+    /// Whether [`save`](Self::save) has anything to say. A device whose state nobody can read is left
+    /// to its driver, which starts a fresh one.
+    fn has_state(&self) -> bool {
+        true
     }
 
     /// The state that [`load`](Self::load) needs to go on from here on another host.

@@ -76,6 +76,11 @@ pub enum StateError {
         /// Name of this device.
         expected: &'static str,
     },
+    /// Nobody can read the device's state.
+    #[error(
+        "the state of device `{0}` cannot be read, so its driver has to start a fresh one: use --strategy recovery or cooperative"
+    )]
+    NotReadable(&'static str),
     /// The record's version is not known here.
     #[error(
         "version {found} of `{name}`'s saved state is not known here: update vferry on this side"

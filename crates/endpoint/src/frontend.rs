@@ -8,7 +8,7 @@ use vfio_user::{
     Backend, Client, DeviceInfo, DmaMap, DmaUnmap, IrqChange, IrqEvent, IrqInfo, IrqSet, Region,
 };
 
-use crate::{Endpoint, presence};
+use crate::{Endpoint, presence, real};
 
 /// `VFIO_PCI_CONFIG_REGION_INDEX` (linux/vfio.h).
 const CONFIG_REGION: u32 = 7;
@@ -30,6 +30,9 @@ impl Frontend {
             self.0.reset(Reset::Function);
         } else if let Some(on) = change.bus_master {
             self.0.0.bus.set_enabled(on);
+            if let Err(error) = self.0.follow_gate() {
+                tracing::error!(device = self.0.name(), %error, "bus mastering not switched");
+            }
             // What was left undone for want of bus mastering may go on now.
             self.0.0.kick.kick();
         }
@@ -45,12 +48,12 @@ impl Backend for Frontend {
         if index == CONFIG_REGION {
             return Some(Region::trapped(pci::registers::CONFIG_SIZE as u64));
         }
-        let config = self.0.lock_config();
-        let bar = config
-            .bars()
-            .iter()
-            .find(|bar| u32::from(bar.index) == index)?;
-        Some(Region::trapped(bar.size))
+        let bars = self.0.lock_config().bars().to_vec();
+        let bar = bars.iter().find(|bar| u32::from(bar.index) == index)?;
+        Some(Region {
+            mapping: self.0.mapping(index),
+            ..Region::trapped(bar.size)
+        })
     }
 
     fn irq_info(&self, index: u32) -> IrqInfo {
@@ -106,20 +109,39 @@ impl Backend for Frontend {
             offset,
             writable,
         };
-        self.0.0.bus.map(request, fd).map_err(|error| {
+        let refused = |error: MapError| {
             tracing::warn!(device = self.0.name(), %error, "guest memory not mapped");
             match error {
                 MapError::Overlap(_) => Errno::EXIST,
                 MapError::System(_) => Errno::NOMEM,
                 _ => Errno::INVAL,
             }
+        };
+        let bus = &self.0.0.bus;
+        let same = fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let same = same.map_err(|_| Errno::MFILE)?;
+        bus.map(request, fd).map_err(refused)?;
+        self.0.map_hardware(request, same).map_err(|error| {
+            if let Err(error) = bus.unmap(iova, size) {
+                tracing::warn!(device = self.0.name(), %error, "guest memory stays mapped");
+            }
+            refused(error)
         })
     }
 
     fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno> {
+        // Where a real device does not let go, nobody else does.
         match unmap {
-            DmaUnmap::All => self.0.0.bus.unmap_all(),
+            DmaUnmap::All => {
+                self.0.with_hardware(|hardware| hardware.unmap_all());
+                self.0.0.bus.unmap_all();
+            }
             DmaUnmap::Range { iova, size } => {
+                let unmapped = self.0.with_hardware(|hardware| hardware.unmap(iova, size));
+                unmapped.unwrap_or(Ok(())).map_err(|error| match error {
+                    MapError::NotMapped { .. } => Errno::NOENT,
+                    _ => Errno::IO,
+                })?;
                 self.0.0.bus.unmap(iova, size).map_err(|_| Errno::NOENT)?;
             }
         }
@@ -127,16 +149,19 @@ impl Backend for Frontend {
     }
 
     fn set_irqs(&mut self, set: IrqSet<'_>) -> Result<(), Errno> {
+        // QEMU connects the error and request interrupts where a device has them; this has none.
+        if set.index != MSIX_INDEX {
+            return Err(Errno::INVAL);
+        }
+        if let Some(hardware) = self.0.lock_model().hardware() {
+            return real::set_irqs(hardware, set);
+        }
         let IrqSet {
-            index,
             start,
             count,
             change,
+            ..
         } = set;
-        // QEMU connects the error and request interrupts where a device has them; this has none.
-        if index != MSIX_INDEX {
-            return Err(Errno::INVAL);
-        }
         let vectors = &self.0.0.vectors;
         let all = start..start.saturating_add(count).min(vectors.count());
         match change {
@@ -188,6 +213,7 @@ impl Backend for Frontend {
     fn disconnected(&mut self) {
         tracing::info!(device = self.0.name(), "VMM gone");
         self.0.set_client(None);
+        self.0.with_hardware(|hardware| hardware.abandon());
         self.0.0.bus.unmap_all();
         self.0.0.vectors.clear();
     }

@@ -16,6 +16,7 @@ pub mod engine;
 mod frontend;
 mod migrate;
 mod presence;
+mod real;
 mod vectors;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -218,10 +219,18 @@ impl Endpoint {
     }
 
     /// Whether a driver has it at work: it may be bus master and interrupt, and is not powered down.
-    /// A driver that was suspended may leave it bus master, but not the other two.
+    /// A driver that was suspended may leave it bus master, but not the other two. One that polls
+    /// has no interrupts: a device whose state can be read goes over by that, of any other it counts
+    /// that it may be bus master.
     pub fn is_in_use(&self) -> bool {
+        let may_poll = !self.has_state();
         let config = self.lock_config();
-        config.bus_master() && config.is_msix_enabled() && !config.is_powered_down()
+        config.bus_master() && (config.is_msix_enabled() || may_poll) && !config.is_powered_down()
+    }
+
+    /// Vendor and device ID.
+    pub fn ids(&self) -> (u16, u16) {
+        self.lock_config().ids()
     }
 
     /// Where the MSI-X table lies in guest-physical memory, and its number of entries; `None`
@@ -248,6 +257,9 @@ impl Endpoint {
             Reset::Function => self.lock_config().reset_function(),
         }
         self.0.bus.set_enabled(false);
+        if let Err(error) = self.follow(model.as_mut()) {
+            tracing::error!(device = self.name(), %error, "bus mastering not switched off");
+        }
         self.0.vectors.forget_pending();
         model.reset(kind);
     }

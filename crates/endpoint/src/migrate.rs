@@ -88,16 +88,21 @@ impl Migratable for Endpoints {
         for endpoint in &self.0 {
             endpoint.0.bus.halt();
         }
-        for endpoint in &self.0 {
-            let drained = endpoint.lock_model().drain();
-            drained.map_err(|error| endpoint.hold_error(error))?;
-        }
-        Ok(())
+        let each = |step: &dyn Fn(&Endpoint) -> std::io::Result<()>| {
+            let mut all = self.0.iter();
+            all.try_for_each(|endpoint| step(endpoint).map_err(|e| endpoint.hold_error(e)))
+        };
+        each(&Endpoint::follow_gate)?;
+        each(&|endpoint| endpoint.lock_model().drain())
     }
 
     fn unhalt(&mut self) {
         for endpoint in &self.0 {
             endpoint.0.bus.unhalt();
+            if let Err(error) = endpoint.follow_gate() {
+                tracing::error!(device = endpoint.name(), %error, "bus mastering not switched on");
+            }
+            endpoint.with_hardware(|hardware| hardware.raise_what_was_lost());
             endpoint.0.kick.kick();
         }
     }
@@ -213,7 +218,10 @@ fn load(endpoint: &Endpoint, state: &EndpointState) -> Result<(), EndpointError>
             .map_err(|e| EndpointError::Model(name(), e))?;
     } else {
         endpoint.0.vectors.forget_pending();
-        model.reset(Reset::Bus);
+        // A real one takes its time (100 ms), and has been reset before it began to wait.
+        if !model.hardware().is_some_and(|real| real.is_untouched()) {
+            model.reset(Reset::Bus);
+        }
     }
     model.remember(&state.heard, state.model.is_none());
     *config = changed;
