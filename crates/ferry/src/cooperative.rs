@@ -23,6 +23,7 @@ pub(crate) mod hold;
 use std::time::Duration;
 
 use control_device::Control;
+use control_device::spec::features;
 use endpoint::Endpoint;
 
 /// The way to a VM's guest.
@@ -58,6 +59,12 @@ impl Default for Deadlines {
 }
 
 impl Guest {
+    /// Whether there is somebody in the guest who stops devices when asked.
+    pub(crate) fn stops_devices(&self) -> bool {
+        let offered = self.control.driver();
+        offered.is_some_and(|offered| offered & features::QUIESCE != 0)
+    }
+
     /// Guest memory as the control device sees it; `None` while it is no bus master.
     fn memory(&self) -> Option<device::Look<'_>> {
         let reaches = self.endpoint.is_bus_master();

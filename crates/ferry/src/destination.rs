@@ -160,13 +160,13 @@ impl Destination<'_> {
         // Somebody's `cont` may have come before the word.
         self.wait_arrived(&[StageName::Arrived, StageName::Ready, StageName::Running])?;
         let changed = functions != prepared;
-        if changed || then == Afterwards::Recover {
+        if changed || matches!(then, Afterwards::Recover(_)) {
             self.wait_loaded(&mut events)?;
         }
         let corrected = restore::program(self.qmp, self.slots, &functions, prepared)?;
-        let recovery = match then {
-            Afterwards::Recover => {
-                let recovery = Recovery::begin(self.qmp, self.slots, &functions);
+        let recovery = match &then {
+            Afterwards::Recover(devices) => {
+                let recovery = Recovery::begin(self.qmp, self.slots, &functions, devices);
                 Some(recovery.map_err(|error| ReceiveError::Other(error.to_string()))?)
             }
             Afterwards::Nothing | Afterwards::Wake => None,

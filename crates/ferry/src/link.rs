@@ -16,7 +16,7 @@ use crate::recovery::Recovered;
 use crate::root_port::RootPort;
 
 /// Version of the conversation.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 /// No message is longer, in bytes, and nothing that follows one.
 pub const MAX_MESSAGE: usize = 16 << 20;
 /// Blocks in one question.
@@ -126,7 +126,7 @@ pub struct Function {
 }
 
 /// What a VM needs when it runs at the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Afterwards {
     /// Nothing.
@@ -134,8 +134,8 @@ pub enum Afterwards {
     Nothing,
     /// It sleeps, and is to be woken.
     Wake,
-    /// Devices behind root ports were left to the guest's error recovery.
-    Recover,
+    /// These devices, behind root ports, were left to the guest's error recovery.
+    Recover(Vec<String>),
 }
 
 /// How the VM arrived.

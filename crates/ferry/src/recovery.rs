@@ -19,7 +19,6 @@ use qemu::system::RunState;
 use qemu::{Place, Qmp, QmpError};
 use serde::{Deserialize, Serialize};
 
-use crate::Guest;
 use crate::link::Function;
 use crate::report::millis;
 use crate::restore::{self, RestoreError, Slot};
@@ -98,20 +97,19 @@ pub enum NotPossible {
     Qmp(#[from] QmpError),
 }
 
-/// The indices of the devices to be recovered, which are all but the control device, and none of a
-/// guest that is asleep: its drivers start their devices when it is woken.
+/// Those of the devices that are `wanted`, by index, if they can be recovered: none of a guest that is
+/// asleep, whose drivers start their devices when it is woken.
 pub(crate) fn prepare(
     qmp: &Qmp,
     slots: &[Slot],
-    guest: Option<&Guest>,
+    wanted: impl Fn(usize) -> bool,
 ) -> Result<Vec<usize>, NotPossible> {
     if qmp.run_status()?.status == RunState::Suspended {
         return Ok(Vec::new());
     }
-    let control = guest.map(|guest| guest.endpoint.name());
     let devices = || {
         let all = slots.iter().enumerate();
-        all.filter(|(_, slot)| Some(slot.endpoint.name()) != control)
+        all.filter(|(index, _)| wanted(*index))
     };
     let mut ports = Vec::new();
     for (_, slot) in devices() {
@@ -147,12 +145,13 @@ pub(crate) struct Recovery<'a> {
 }
 
 impl<'a> Recovery<'a> {
-    /// Of those of `slots` that are behind root ports, the ones that are bus masters have an error
-    /// reported by these. To be called when QEMU has loaded the VM, and before the VM runs.
+    /// Of `devices`, those that drivers use have an error reported by the root ports that they are
+    /// behind. To be called when QEMU has loaded the VM, and before the VM runs.
     pub(crate) fn begin(
         qmp: &'a Qmp,
         slots: &'a [Slot],
         functions: &'a [Function],
+        devices: &[String],
     ) -> Result<Self, NotPossible> {
         let mut this = Self {
             qmp,
@@ -163,6 +162,9 @@ impl<'a> Recovery<'a> {
             let Place::RootPort(at) = slot.place else {
                 continue;
             };
+            if !devices.iter().any(|name| name == slot.endpoint.name()) {
+                continue;
+            }
             let function = functions.iter().find(|f| f.name == slot.endpoint.name());
             match function {
                 Some(function) if slot.endpoint.is_in_use() => {

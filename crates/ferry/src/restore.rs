@@ -96,12 +96,7 @@ pub(crate) fn program_anew(
     function: &Function,
 ) -> Result<(), RestoreError> {
     let buses = Buses::look(qmp, std::slice::from_ref(slot))?;
-    // Its driver writes the MSI-X table anew.
-    let function = Function {
-        table: None,
-        ..function.clone()
-    };
-    program_one(qmp, &buses, slot, &function, None, BusMaster::Off)
+    program_one(qmp, &buses, slot, function, None, BusMaster::Off)
 }
 
 /// What of bus mastering is programmed.
@@ -127,8 +122,9 @@ pub fn read(qmp: &Qmp, slots: &[Slot], carry: &[Carry]) -> Result<Vec<Function>,
 }
 
 fn read_one(qmp: &Qmp, endpoint: &Endpoint, carry: Carry) -> Result<Function, RestoreError> {
-    let table = if carry == Carry::Configuration {
-        // Its driver writes it anew.
+    let table = if carry == Carry::Configuration && !endpoint.is_in_use() {
+        // Its driver writes it anew. One that recovers a device that it had at work may not
+        // (`igbvf`).
         None
     } else if endpoint.is_bus_master() {
         endpoint.read_msix_table()?
@@ -166,6 +162,10 @@ fn program_one(
         .endpoint
         .restore_plan(&function.config, before.map(|before| &before.config), table)
         .map_err(|error| RestoreError::Image(name(), error))?;
+    // Messages, by which the table is written, need it on until then.
+    let is_command =
+        |step: &Step| matches!(step, Step::Config(write) if write.offset == u16::from(COMMAND));
+    let last = steps.iter().rposition(is_command);
     let vectors = slot.endpoint.vector_count();
     if function
         .table
@@ -177,10 +177,10 @@ fn program_one(
     let tables = function.table.as_ref();
     qmp.with_pci_config(|config| {
         buses.reach(config, slot.place, |address| {
-            for step in steps {
+            for (number, step) in steps.into_iter().enumerate() {
                 match (step, tables) {
                     (Step::Config(mut write), _) => {
-                        if bus_master == BusMaster::Off && write.offset == u16::from(COMMAND) {
+                        if bus_master == BusMaster::Off && Some(number) == last {
                             write.value &= !u32::from(pci::registers::COMMAND_BUS_MASTER);
                         }
                         config_write(config, address, write)?;

@@ -23,7 +23,7 @@ use crate::recovery::{self, NotPossible};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
-use crate::{Phase, Report, Strategy, Vm, root_port};
+use crate::{Guest, Phase, Report, Strategy, Vm, root_port};
 
 /// How long the other side may take for an answer that needs no work.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -195,12 +195,8 @@ impl Source<'_> {
         progress(Progress::Phase {
             phase: Phase::Resume,
         });
-        let recovers = self.vm.recovers();
-        let then = match strategy {
-            Strategy::Recovery if recovers => Afterwards::Recover,
-            _ if sleep.is_some() => Afterwards::Wake,
-            _ => Afterwards::Nothing,
-        };
+        let then = self.afterwards(strategy, sleep);
+        let recovers = matches!(then, Afterwards::Recover(_));
         let arrival = match tell_to_run(link, &sent.functions, then) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
@@ -250,6 +246,21 @@ impl Source<'_> {
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
         })
+    }
+
+    /// What the VM needs at the destination.
+    fn afterwards(&self, strategy: Strategy, sleep: Option<&Sleep<'_>>) -> Afterwards {
+        let to_recover = match strategy {
+            Strategy::Recovery => self.vm.to_recover(),
+            _ => self.vm.left_to_recovery(),
+        };
+        if !to_recover.is_empty() {
+            Afterwards::Recover(to_recover)
+        } else if sleep.is_some() {
+            Afterwards::Wake
+        } else {
+            Afterwards::Nothing
+        }
     }
 
     /// Memory of which something is not known to have arrived is compared.
@@ -358,11 +369,38 @@ impl Source<'_> {
             Err(LinkError::Aborted(reason)) => reasons.push(reason),
             Err(error) => return Err(error.into()),
         }
+        let strategy = self.choose(options.strategy);
+        reasons.extend(self.unreadable(strategy));
         if reasons.is_empty() {
-            Ok(options.strategy.unwrap_or_default())
+            Ok(strategy)
         } else {
             Err(Refused(reasons).into())
         }
+    }
+
+    /// By the guest's leave or its kernel's, where somebody has to start a device whose state nobody
+    /// can read.
+    fn choose(&self, asked: Option<Strategy>) -> Strategy {
+        let unreadable = !self.vm.without_state().is_empty();
+        let helps = || self.vm.guest().is_some_and(Guest::stops_devices);
+        match asked {
+            Some(strategy) => strategy,
+            None if unreadable && helps() => Strategy::Cooperative,
+            None if unreadable => Strategy::Recovery,
+            None => Strategy::default(),
+        }
+    }
+
+    /// Why a strategy that carries all devices' state does not.
+    fn unreadable(&self, strategy: Strategy) -> Option<String> {
+        let index = *self.vm.without_state().first()?;
+        let name = self.vm.endpoints().0.get(index)?.name();
+        (strategy == Strategy::Transparent).then(|| {
+            format!(
+                "nobody can read the state of device `{name}`, so its driver has to start a fresh \
+                 one: use --strategy recovery, or cooperative where the guest has vferry's module"
+            )
+        })
     }
 
     /// What needs a control device where the VM has none.
@@ -390,6 +428,7 @@ impl Source<'_> {
         cooperation: Option<&Cooperation<'_>>,
     ) -> Vec<DeviceReport> {
         let guest = self.vm.guest().map(|guest| guest.endpoint.name());
+        let recovered = self.vm.left_to_recovery();
         let devices = self.slots.iter().map(|slot| slot.endpoint.name());
         let devices = devices.zip(self.vm.carried()).enumerate();
         devices
@@ -399,6 +438,9 @@ impl Source<'_> {
                     name: name.to_owned(),
                     strategy: match carry {
                         Carry::State => Strategy::Transparent,
+                        Carry::Configuration if recovered.iter().any(|left| left == name) => {
+                            Strategy::Recovery
+                        }
                         Carry::Configuration => asked,
                     },
                     why: None,
@@ -446,10 +488,7 @@ impl Source<'_> {
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
         let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
-        if strategy == Strategy::Recovery {
-            self.vm
-                .set_to_recover(recovery::prepare(self.qmp, self.slots, self.vm.guest())?);
-        }
+        self.prepare_recovery(strategy)?;
         let functions = restore::read(self.qmp, self.slots, &[])?;
         let compare = match options.comparison {
             Comparison::Never => false,
@@ -472,6 +511,30 @@ impl Source<'_> {
             Message::Prepared { uri } => Ok(uri),
             other => Err(link::unexpected(&other).into()),
         }
+    }
+
+    /// By `recovery`, all devices are left to the guest's own; else those whose state nobody can read,
+    /// should the guest not stop them.
+    fn prepare_recovery(&self, strategy: Strategy) -> Result<(), StepError> {
+        if self.qmp.run_status()?.status == RunState::Suspended {
+            self.vm.set_asleep();
+        }
+        let control = self.vm.guest().map(|guest| guest.endpoint.name());
+        let of_guest = |index: usize| {
+            let slot = self.slots.get(index);
+            slot.is_some_and(|slot| Some(slot.endpoint.name()) != control)
+        };
+        let without_state = self.vm.without_state();
+        let all = strategy == Strategy::Recovery;
+        let wanted = |index| of_guest(index) && (all || without_state.contains(&index));
+        match recovery::prepare(self.qmp, self.slots, wanted) {
+            Ok(devices) => self.vm.set_to_recover(devices),
+            Err(why) if all => return Err(why.into()),
+            Err(why) => {
+                tracing::info!(%why, "a device that the guest does not stop keeps the VM here");
+            }
+        }
+        Ok(())
     }
 
     /// Before QEMU has completed: the VM stays, and is seen to run.

@@ -66,8 +66,8 @@ struct State {
     help: Option<Help>,
     /// What the guest of a VM that has arrived here was told.
     ending: Option<Ending>,
-    /// The devices whose drivers are to start them anew at the destination, by index.
-    to_recover: Vec<usize>,
+    /// Who has drivers start their devices anew at the destination.
+    starter: Starter,
     /// The devices that a guest which has come here has yet to reset.
     late: Vec<Late>,
     /// What of each device goes over, decided when they were halted.
@@ -81,6 +81,30 @@ struct State {
     migration: String,
     refusal: Option<String>,
     sidecar_connected: bool,
+}
+
+/// Who has drivers start devices anew, of which only the configuration space goes over.
+#[derive(Debug)]
+enum Starter {
+    /// The guest's error recovery, of the devices with these indices.
+    Recovery(Vec<usize>),
+    /// The guest sleeps: that it is woken.
+    WakeUp,
+}
+
+impl Default for Starter {
+    fn default() -> Self {
+        Self::Recovery(Vec::new())
+    }
+}
+
+impl Starter {
+    fn recovers(&self) -> &[usize] {
+        match self {
+            Self::Recovery(devices) => devices,
+            Self::WakeUp => &[],
+        }
+    }
 }
 
 /// When the steps were taken, in this process' monotonic time.
@@ -310,12 +334,40 @@ impl Vm {
 
     /// Of the devices with these indices only the configuration space shall go over.
     pub(crate) fn set_to_recover(&self, devices: Vec<usize>) {
-        self.lock().to_recover = devices;
+        self.lock().starter = Starter::Recovery(devices);
     }
 
-    /// Whether there are such devices.
-    pub(crate) fn recovers(&self) -> bool {
-        !self.lock().to_recover.is_empty()
+    /// The names of those.
+    pub(crate) fn to_recover(&self) -> Vec<String> {
+        let state = self.lock();
+        let devices = state.starter.recovers().iter();
+        let devices = devices.filter_map(|&index| self.0.endpoints.0.get(index));
+        devices.map(|device| device.name().to_owned()).collect()
+    }
+
+    /// Those of them that went over so.
+    pub(crate) fn left_to_recovery(&self) -> Vec<String> {
+        let state = self.lock();
+        let devices = self.0.endpoints.0.iter().zip(&state.carry).enumerate();
+        let left = devices.filter(|(index, (device, carry))| {
+            state.starter.recovers().contains(index)
+                && **carry == Carry::Configuration
+                && device.is_in_use()
+        });
+        left.map(|(_, (device, _))| device.name().to_owned())
+            .collect()
+    }
+
+    /// The guest sleeps.
+    pub(crate) fn set_asleep(&self) {
+        self.lock().starter = Starter::WakeUp;
+    }
+
+    /// The devices whose state nobody can read, by index.
+    pub(crate) fn without_state(&self) -> Vec<usize> {
+        let devices = self.0.endpoints.0.iter().enumerate();
+        let without = devices.filter(|(_, device)| !device.has_state());
+        without.map(|(index, _)| index).collect()
     }
 
     /// The VM runs at the destination: the guest is told there that it is over.
@@ -334,7 +386,7 @@ impl Vm {
         state.help = None;
         state.ending = None;
         state.carry = Vec::new();
-        state.to_recover = Vec::new();
+        state.starter = Starter::default();
         state.comparing = Comparing::default();
         state.refusal = None;
         state.timeline = Timeline::default();

@@ -179,7 +179,8 @@ impl<'a> Cooperation<'a> {
         if let Some(Outcome::Done { took, .. }) = outcome {
             report.quiesce_ms = Some(millis(*took));
         }
-        if self.strategy == Strategy::Cooperative && carry == Carry::State {
+        let stopped = carry == Carry::Configuration && report.strategy == Strategy::Cooperative;
+        if self.strategy == Strategy::Cooperative && !stopped {
             report.why = Some(self.why_not(outcome));
         }
     }

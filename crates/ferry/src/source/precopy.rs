@@ -113,6 +113,7 @@ fn send(
                     *phase = Phase::Suspend;
                     progress(Progress::Phase { phase: *phase });
                     sleep.fall_asleep(&mut events, &source.cancel)?;
+                    source.vm.set_asleep();
                 }
                 info.status.is_over().then(Instant::now)
             }

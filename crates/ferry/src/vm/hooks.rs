@@ -7,7 +7,7 @@ use device::lifecycle::{Halted, Migratable};
 use endpoint::{Carry, Endpoint, Endpoints};
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
-use super::{StageName, State, Vm};
+use super::{StageName, Starter, State, Vm};
 use crate::comparison::Comparing;
 use crate::cooperative::help::Help;
 use crate::state;
@@ -164,7 +164,7 @@ fn halt_and_mark(
         timeline,
         marks,
         marks_by_guest,
-        to_recover,
+        starter,
         carry,
         comparing,
         ..
@@ -174,7 +174,7 @@ fn halt_and_mark(
         timeline.halted = Some(Instant::now());
         comparing.begin();
         *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink, comparing)?;
-        *carry = carries(help.as_ref(), to_recover, endpoints);
+        *carry = carries(help.as_ref(), starter, endpoints);
         Ok(())
     });
     timeline.marked = Some(Instant::now());
@@ -244,11 +244,16 @@ fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), 
 }
 
 /// What of each device goes to the other side.
-fn carries(help: Option<&Help>, to_recover: &[usize], endpoints: &Endpoints) -> Vec<Carry> {
+fn carries(help: Option<&Help>, starter: &Starter, endpoints: &Endpoints) -> Vec<Carry> {
     let devices = endpoints.0.iter().enumerate();
     let of = |(index, device): (usize, &Endpoint)| {
+        let in_use = device.is_in_use();
         // One that no driver has at work has nothing to recover.
-        if to_recover.contains(&index) && device.is_in_use() {
+        if starter.recovers().contains(&index) && in_use {
+            return Carry::Configuration;
+        }
+        // Nor has it a state that its driver would miss: it is yet to start it.
+        if !device.has_state() && (!in_use || matches!(starter, Starter::WakeUp)) {
             return Carry::Configuration;
         }
         help.map_or(Carry::State, |help| help.carry(index, device))
@@ -264,17 +269,15 @@ fn save(state: &State, endpoints: &Endpoints, stopped: Stopped) -> Result<Vec<u8
         ));
     }
     // The stop that halted them may have been the guest's, which has gone on since.
-    let now = carries(state.help.as_ref(), &state.to_recover, endpoints);
+    let now = carries(state.help.as_ref(), &state.starter, endpoints);
     let mut changes = state.carry.iter().zip(now);
     if changes.any(|(then, now)| *then == Carry::Configuration && now == Carry::State) {
         return Err(Veto::new(
             "the guest has started a device that it had stopped for the migration: migrate again",
         ));
     }
-    let mut to_recover = state
-        .to_recover
-        .iter()
-        .filter_map(|&index| endpoints.0.get(index));
+    let to_recover = state.starter.recovers().iter();
+    let mut to_recover = to_recover.filter_map(|&index| endpoints.0.get(index));
     if let Some(device) = to_recover.find(|device| device.has_left()) {
         return Err(Veto::new(format!(
             "the guest has just reset device `{}`, which it had yet to recover: migrate again",
