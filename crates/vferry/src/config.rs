@@ -95,6 +95,8 @@ pub enum Settings {
     Nic(Nic),
     /// A disk.
     Disk(Disk),
+    /// A function of the host.
+    Host(HostFunction),
     /// None: the model has no settings.
     None,
 }
@@ -137,6 +139,13 @@ pub struct Disk {
     pub serial: String,
     /// I/O queue pairs.
     pub queues: u16,
+}
+
+/// A function of the host that is passed through.
+#[derive(Debug, Clone)]
+pub struct HostFunction {
+    /// `DOMAIN:BUS:DEVICE.FUNCTION`, as sysfs has it.
+    pub address: String,
 }
 
 /// Where a NIC's frames go.

@@ -133,11 +133,20 @@ impl Shared {
                 self.config.memory >> 20,
             );
         }
+        let ids = |name: &str| {
+            let mut slots = self.slots.iter();
+            let slot = slots.find(|slot| slot.endpoint.name() == name);
+            slot.map(|slot| {
+                let (vendor, device) = slot.endpoint.ids();
+                format!("{vendor:04x}:{device:04x}")
+            })
+        };
         let device = |device: &crate::config::Device| DeviceFacts {
             name: device.name.clone(),
             model: device.model.clone(),
             identity: match &device.settings {
                 Settings::Disk(disk) => Some(disk.serial.clone()),
+                Settings::Host(_) => ids(&device.name),
                 Settings::Nic(_) | Settings::None => None,
             },
             place: device.place,

@@ -16,6 +16,8 @@ pub enum Kind {
     Nic,
     /// A disk.
     Disk,
+    /// A function of the host, whatever it does.
+    Host,
     /// A device for tests, which has no settings.
     Test,
 }
@@ -25,6 +27,7 @@ type Build = fn(&Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
 const MODELS: &[(&str, Kind, Build)] = &[
     ("ixgbevf", Kind::Nic, ixgbevf),
     ("nvme", Kind::Disk, nvme),
+    ("passthrough", Kind::Host, passthrough),
     ("stream", Kind::Test, stream),
 ];
 
@@ -58,13 +61,7 @@ pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
 pub fn control(
     functions: &[&ConfigSpace],
 ) -> anyhow::Result<(ConfigSpace, ControlDevice, Control)> {
-    let ids = |function: &&ConfigSpace| {
-        let mut ids = [0; 4];
-        function.read(0, &mut ids);
-        let [v0, v1, d0, d1] = ids;
-        (u16::from_le_bytes([v0, v1]), u16::from_le_bytes([d0, d1]))
-    };
-    let ids: Vec<_> = functions.iter().map(ids).collect();
+    let ids: Vec<_> = functions.iter().map(|function| function.ids()).collect();
     let (model, host) = control_device::new(&ids)?;
     Ok((
         ConfigSpace::of(&control_device::spec::pci::LAYOUT),
@@ -107,6 +104,15 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     };
     let space = ConfigSpace::of(&nvme::spec::pci::LAYOUT);
     Ok((space, Box::new(nvme::Controller::new(settings)?)))
+}
+
+fn passthrough(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+    let Settings::Host(function) = &device.settings else {
+        bail!("`{}` names no function of the host", device.name)
+    };
+    let function = passthrough::Function::find(&function.address)?;
+    let (space, model) = passthrough::Passthrough::open(&function)?;
+    Ok((space, Box::new(model)))
 }
 
 fn stream(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {

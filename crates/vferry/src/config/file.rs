@@ -89,6 +89,7 @@ pub(super) struct DeviceSection {
     pub(super) file: Option<Text>,
     pub(super) lease: Option<Text>,
     pub(super) serial: Option<Text>,
+    pub(super) function: Option<Text>,
 }
 
 pub(super) fn parse(text: &str) -> Result<File, Problem> {

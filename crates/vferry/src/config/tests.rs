@@ -81,7 +81,7 @@ fn with_disk(keys: &str) -> String {
 fn a_disk_has_a_file_and_what_else_it_has_follows() {
     let disk = |keys: &str| match parse(&with_disk(keys)).unwrap().devices.remove(0).settings {
         Settings::Disk(disk) => disk,
-        Settings::Nic(_) | Settings::None => panic!("a disk is none"),
+        Settings::Nic(_) | Settings::Host(_) | Settings::None => panic!("a disk is none"),
     };
     let plain = disk("file = \"/srv/disk.img\"\n");
     assert_eq!(plain.file, Path::new("/srv/disk.img"));
