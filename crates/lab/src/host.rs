@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use qemu::args::{QemuArgs, option_value};
+use qemu::args::option_value;
 
 use crate::control::Control;
 use crate::guest::{serial, text};
@@ -28,10 +28,11 @@ const ASK: Duration = Duration::from_secs(3);
 /// Memory in bytes, for itself and a guest.
 const MEMORY: u64 = 2 << 30;
 /// Of the last two the one fits that is for the processor.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "9pnet_virtio",
     "9p",
     "igb",
+    "virtio_net",
     "vfio_iommu_type1",
     "vfio_pci",
     "kvm_amd",
@@ -51,6 +52,27 @@ pub struct Host {
     share: PathBuf,
 }
 
+/// What a host is plugged into.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostOptions<'a> {
+    /// Tells it from others: the fifth byte of its interfaces' addresses.
+    pub number: u8,
+    /// What its NIC, `eth0`, is at the end of: the socket of a switch that speaks as QEMU's `-netdev
+    /// stream` does. Nothing if `None`.
+    pub wire: Option<&'a Path>,
+    /// What its second interface, `eth1`, is at the end of. It has none if `None`.
+    pub cable: Option<Cable<'a>>,
+}
+
+/// A cable between two hosts, by its socket. The one that listens is started first.
+#[derive(Debug, Clone, Copy)]
+pub enum Cable<'a> {
+    /// This end listens.
+    Listens(&'a Path),
+    /// This end connects.
+    Connects(&'a Path),
+}
+
 /// A virtual function of the host's NIC, bound to `vfio-pci`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
@@ -67,9 +89,8 @@ pub struct Guest {
 }
 
 impl Host {
-    /// Boots a host whose files go into `folder` under names that begin with `name`, with its NIC at
-    /// the end of `wire` (the socket of a switch that speaks as QEMU's `-netdev stream` does) or
-    /// of nothing, and waits until it is up. `lab` is one of [`Lab::for_hosts`].
+    /// Boots a host whose files go into `folder` under names that begin with `name`, and waits until it
+    /// is up. `lab` is one of [`Lab::for_hosts`].
     ///
     /// # Errors
     ///
@@ -78,20 +99,33 @@ impl Host {
         lab: &Lab,
         folder: &Path,
         name: &str,
-        wire: Option<&Path>,
+        options: HostOptions<'_>,
         limit: Duration,
     ) -> Result<Self> {
         let deadline = Instant::now() + limit;
         let share = folder.join(format!("{name}.share"));
         fs::create_dir_all(&share).with_context(|| format!("cannot create {}", share.display()))?;
         let line = folder.join(format!("{name}.guest"));
-        let network = match wire {
-            Some(wire) => {
-                let path = option_value(text(wire)?);
-                format!("stream,id=wire,server=off,addr.type=unix,addr.path={path}")
-            }
+        let stream = |id: &str, server: &str, path: &Path| {
+            let path = option_value(text(path)?);
+            Ok::<_, anyhow::Error>(format!(
+                "stream,id={id},server={server},addr.type=unix,addr.path={path}"
+            ))
+        };
+        let network = match options.wire {
+            Some(wire) => stream("wire", "off", wire)?,
             None => "hubport,id=wire,hubid=0".to_owned(),
         };
+        let number = options.number;
+        let mut cable = Vec::new();
+        if let Some(end) = options.cable {
+            let end = match end {
+                Cable::Listens(path) => stream("cable", "on", path)?,
+                Cable::Connects(path) => stream("cable", "off", path)?,
+            };
+            let nic = format!("virtio-net-pci,netdev=cable,mac=52:54:00:00:{number:02x}:02");
+            cable = vec!["-netdev".to_owned(), end, "-device".to_owned(), nic];
+        }
         let folder_of = |path: &Path, tag: &str, more: &str| {
             let path = option_value(text(path)?);
             Ok::<_, anyhow::Error>(format!(
@@ -110,7 +144,11 @@ impl Host {
             .args(["-m".to_owned(), format!("{}M", MEMORY >> 20)])
             .args(["-device", "intel-iommu,intremap=on,caching-mode=on"])
             .args(["-netdev", &network])
-            .args(["-device", "igb,netdev=wire,id=pf"])
+            .args([
+                "-device".to_owned(),
+                format!("igb,netdev=wire,id=pf,mac=52:54:00:00:{number:02x}:01"),
+            ])
+            .args(cable)
             .args([
                 "-virtfs",
                 &folder_of(lab.host_root()?, "root", ",readonly=on")?,
@@ -189,26 +227,30 @@ impl Host {
         (0..).zip(macs).map(function).collect()
     }
 
-    /// Starts a guest with this machine and these devices, and waits until it is up.
+    /// Starts a guest with this machine and these devices, as a shell reads them, and waits until it
+    /// is up.
     ///
     /// # Errors
     ///
     /// When it does not come up within `limit`, with what it said.
-    pub fn guest(
-        &self,
-        lab: &Lab,
-        initrd: &Initrd,
-        args: &QemuArgs,
-        limit: Duration,
-    ) -> Result<Guest> {
-        let deadline = Instant::now() + limit;
+    pub fn guest(&self, lab: &Lab, initrd: &Initrd, args: &str, limit: Duration) -> Result<Guest> {
+        let mut guest = self.power_on(lab, initrd, args)?;
+        self.wait_up(&mut guest, limit)?;
+        Ok(guest)
+    }
+
+    /// Starts a guest's QEMU, which may wait for a guest from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// When the host does not.
+    pub fn power_on(&self, lab: &Lab, initrd: &Initrd, args: &str) -> Result<Guest> {
         fs::write(self.share.join("guest.initrd"), initrd.build(lab)?)?;
         let kernel = lab.kernel();
         let kernel = text(kernel.strip_prefix(lab.host_root()?)?)?.to_owned();
         let stream = std::os::unix::net::UnixStream::connect(
             self.folder.join(format!("{}.guest", self.name)),
         )?;
-        let args = args.shell_line();
         self.shell(&format!(
             "rm -f /r{SHARE}/{ENDED}; (chroot /r /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -nodefaults \
              -no-user-config -display none -no-reboot \
@@ -218,17 +260,27 @@ impl Host {
              -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/guest.log 2>&1 < /dev/null; \
              echo > /r{SHARE}/{ENDED}) &"
         ))?;
-        let mut control = Control::new(stream);
+        Ok(Guest {
+            control: Control::new(stream),
+        })
+    }
+
+    /// Waits until the guest is up.
+    ///
+    /// # Errors
+    ///
+    /// When it is not within `limit`, with what it said.
+    pub fn wait_up(&self, guest: &mut Guest, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
         // Its first word may be lost while its driver sets the host's line up.
         loop {
             let soon = deadline.min(Instant::now() + ASK);
-            match control.run("true", soon, || self.alive()) {
-                Ok(_) => break,
+            match guest.control.run("true", soon, || self.alive()) {
+                Ok(_) => return Ok(()),
                 Err(_) if Instant::now() < deadline && self.alive().is_ok() => {}
                 Err(error) => return Err(error).with_context(|| self.guest_said()),
             }
         }
-        Ok(Guest { control })
     }
 
     /// Runs a command in the guest's shell, which must succeed.
@@ -252,7 +304,8 @@ impl Host {
         self.vm.check()
     }
 
-    fn guest_said(&self) -> String {
+    /// What the guest's QEMU and console have said.
+    pub fn guest_said(&self) -> String {
         let said = |file: &str| {
             let said = fs::read(self.share.join(file)).unwrap_or_default();
             String::from_utf8_lossy(&said).into_owned()

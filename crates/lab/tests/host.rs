@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use lab::{Host, Initrd, Lab, progress_on_stderr};
+use lab::{Host, HostOptions, Initrd, Lab, progress_on_stderr};
 use qemu::args::QemuArgs;
 
 const BOOT: Duration = Duration::from_mins(3);
@@ -19,7 +19,11 @@ fn a_guest_of_a_host_is_reached_by_a_real_virtual_function() {
     let folder = tempfile::tempdir().unwrap();
     let wire = folder.path().join("wire");
     let listener = UnixListener::bind(&wire).unwrap();
-    let host = Host::start(&lab, folder.path(), "host", Some(&wire), BOOT).unwrap();
+    let options = HostOptions {
+        wire: Some(&wire),
+        ..HostOptions::default()
+    };
+    let host = Host::start(&lab, folder.path(), "host", options, BOOT).unwrap();
     let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
     let functions = host.functions(&[&mac]).unwrap();
     let [function] = &functions[..] else {
@@ -31,7 +35,7 @@ fn a_guest_of_a_host_is_reached_by_a_real_virtual_function() {
     assert_eq!(alone.trim(), "1", "it has an IOMMU group of its own");
     let device = format!("vfio-pci,host={}", function.address);
     let args = QemuArgs::new().machine("q35", 256 << 20).unwrap();
-    let args = args.args(["-device", &device]);
+    let args = args.args(["-device", &device]).shell_line();
     let initrd = Initrd::new().module("igbvf");
     let mut guest = host.guest(&lab, &initrd, &args, BOOT).unwrap();
     host.shell("ip addr add 10.9.0.1/24 dev eth0").unwrap();
