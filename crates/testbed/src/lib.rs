@@ -12,6 +12,7 @@
 
 mod host;
 mod migration;
+mod nested;
 mod options;
 mod power_cut;
 mod programs;
@@ -21,6 +22,7 @@ mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
+pub use nested::{Nested, NestedHost, NestedOptions};
 pub use options::{Boot, Devices, Help, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;
