@@ -61,13 +61,8 @@ impl Whole {
     }
 }
 
-/// Compares memory that stands still with the destination's, and sends what differs. If it is to be
-/// verified, the destination looks at all of it once more.
-pub(crate) fn run(
-    memory: &ToCompare,
-    verify: bool,
-    link: &mut Link,
-) -> Result<(Whole, Compared), LinkError> {
+/// Compares memory that stands still with the destination's, and sends what differs.
+pub(crate) fn run(memory: &ToCompare, link: &mut Link) -> Result<(Whole, Compared), LinkError> {
     let began = Instant::now();
     let mut pages = 0;
     for (file, ram) in memory.ram.iter().enumerate() {
@@ -84,13 +79,6 @@ pub(crate) fn run(
     if link.ask(&beyond, ANSWER)? != (Message::BlockDigests { len: None }) {
         let what = "another number of memory files";
         return Err(LinkError::Malformed(what.into()));
-    }
-    if verify
-        && pages > 0
-        && let Some(first) = memory.ram.first()
-    {
-        // All is digested again with the first, as it was written to.
-        ask_blocks(link, 0, first.blocks())?;
     }
     let took_ms = millis(began.elapsed());
     tracing::info!(pages, took_ms, "memory compared");

@@ -127,7 +127,7 @@ impl GuestRam {
                 step_back();
             }
             while let Some((block, digests)) = next() {
-                self.digest_block(block, digests, secret);
+                self.digest_pages(block * BLOCK_PAGES, digests, secret);
             }
         };
         thread::scope(|scope| {
@@ -141,9 +141,9 @@ impl GuestRam {
         Ok(MemoryDigest { pages, secret })
     }
 
-    fn digest_block(&self, block: usize, digests: &mut [u128], secret: &Secret) {
+    fn digest_pages(&self, first: usize, digests: &mut [u128], secret: &Secret) {
         let mut buffer = [0; PAGE];
-        for (page, digest) in (block * BLOCK_PAGES..).zip(digests) {
+        for (page, digest) in (first..).zip(digests) {
             *digest = if self.page_len(page) == PAGE {
                 self.copy_page(page, &mut buffer);
                 secret.hash(&buffer)
@@ -236,6 +236,13 @@ impl MemoryDigest {
     /// Bytes of the file, in whole pages.
     pub fn file_len(&self) -> u64 {
         (self.pages.len() * PAGE) as u64
+    }
+
+    /// Takes the digest of page `page` of `ram`, whose digests these are, once more.
+    pub fn renew(&mut self, ram: &GuestRam, page: usize) {
+        if let Some(digest) = self.pages.get_mut(page) {
+            ram.digest_pages(page, std::slice::from_mut(digest), &self.secret);
+        }
     }
 
     /// The digests of the blocks.

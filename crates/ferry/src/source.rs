@@ -185,7 +185,7 @@ impl Source<'_> {
         };
         let sleep = sleep.as_ref();
         // QEMU has completed: from here on the VM must not run on this host.
-        let (whole, compared) = match self.make_whole(link, options, progress) {
+        let (whole, compared) = match self.make_whole(link, progress) {
             Ok(made) => made,
             Err(error) => return Err(self.give_up(link, Phase::Compare, error.into(), sleep)),
         };
@@ -267,7 +267,6 @@ impl Source<'_> {
     fn make_whole(
         &self,
         link: &mut Link,
-        options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Whole, Option<Compared>), LinkError> {
         let memory = match Whole::marked(self.vm) {
@@ -277,7 +276,7 @@ impl Source<'_> {
         progress(Progress::Phase {
             phase: Phase::Compare,
         });
-        let (whole, compared) = comparison::run(&memory, options.verify, link)?;
+        let (whole, compared) = comparison::run(&memory, link)?;
         Ok((whole, Some(compared)))
     }
 

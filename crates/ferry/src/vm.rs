@@ -130,10 +130,8 @@ pub(crate) struct Session {
     pub(crate) verify: bool,
     /// What it is digested with.
     pub(crate) secret: Option<Secret>,
-    /// Of each, once taken.
+    /// Of each, once taken, and with what the source has sent since.
     pub(crate) digests: Vec<MemoryDigest>,
-    /// It was written to since.
-    pub(crate) changed: bool,
     /// What became of the devices that were left to the guest's error recovery.
     pub(crate) recovered: Vec<Recovered>,
 }
