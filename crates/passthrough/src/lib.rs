@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`function`] | which function of the host it is, and whether it can be passed through |
 //! | [`device`](mod@device) | that function, opened, as a [`Model`](::device::Model) with [`Hardware`](::device::Hardware) |
+//! | [`locked`] | whether as much memory may be locked as it takes |
 //! | `registers` | bus mastering, and whether anything is under way |
 //! | `vectors` | interrupts, from the kernel to the VMM |
 //! | `memory` | guest memory, as the IOMMU has it |
@@ -27,6 +28,7 @@
 
 pub mod device;
 pub mod function;
+pub mod locked;
 mod memory;
 mod registers;
 mod vectors;

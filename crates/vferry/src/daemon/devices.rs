@@ -14,7 +14,7 @@ use qemu::Place;
 use vfio_user::{Ended, Server, Stopper};
 
 use super::{End, Shared};
-use crate::config::{Config, DirtyLog, Guest};
+use crate::config::{self, Config, DirtyLog, Guest, Settings};
 use crate::models;
 
 /// A device, ready to be served.
@@ -31,6 +31,9 @@ pub(super) struct Serving {
 
 /// The devices, with the control device behind those that it speaks for, and the way to the guest.
 pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
+    let of_host = |device: &&config::Device| matches!(device.settings, Settings::Host(_));
+    let functions = config.devices.iter().filter(of_host).count();
+    passthrough::locked::room_for(functions as u64, config.memory)?;
     let mut devices = Vec::new();
     let mut spaces = Vec::new();
     for device in &config.devices {
