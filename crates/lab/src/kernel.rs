@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// Debian's kernels that the lab knows, of the cloud flavour.
+/// Debian's kernels that the lab knows: of the cloud flavour, or of the generic one in hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kernel {
     /// Debian bookworm's.

@@ -23,13 +23,19 @@ const GUEST_PACKAGES: [&str; 4] = [
     "ovmf",
 ];
 const QEMU_PACKAGE: &str = "qemu-system-x86";
-/// A kernel with drivers for what hosts have, and what they run.
-const HOST_PACKAGES: [&str; 4] = ["base-files", "linux-image-amd64", "iproute2", QEMU_PACKAGE];
-/// A kernel, its headers with the compiler that they depend on, and what the kernel's build system
-/// calls besides.
-const KERNEL_PACKAGES: [&str; 15] = [
-    "linux-image-cloud-amd64",
-    "linux-headers-cloud-amd64",
+/// A kernel with drivers for what hosts have, its headers with the compiler that they depend on, and
+/// what hosts run.
+const HOST_PACKAGES: [&str; 5] = [
+    "base-files",
+    "linux-image-amd64",
+    "linux-headers-amd64",
+    "iproute2",
+    QEMU_PACKAGE,
+];
+/// A kernel for guests, and its headers with the compiler that they depend on.
+const KERNEL_PACKAGES: [&str; 2] = ["linux-image-cloud-amd64", "linux-headers-cloud-amd64"];
+/// What the kernel's build system calls besides.
+const BUILD_PACKAGES: [&str; 13] = [
     "bash",
     "binutils",
     "coreutils",
@@ -60,14 +66,15 @@ impl Recipe {
         Self::of(SUITE, GUEST_PACKAGES.into_iter().chain(qemu))
     }
 
-    /// For hosts that run guests of their own.
+    /// For hosts that run guests of their own, and to build modules for both.
     pub(crate) fn for_hosts() -> Self {
-        Self::of(SUITE, HOST_PACKAGES)
+        Self::of(SUITE, HOST_PACKAGES.into_iter().chain(BUILD_PACKAGES))
     }
 
     /// A kernel for guests, and all that it takes to build modules for it.
     pub(crate) fn for_kernel(kernel: Kernel) -> Self {
-        Self::of(kernel.suite(), KERNEL_PACKAGES)
+        let packages = KERNEL_PACKAGES.into_iter().chain(BUILD_PACKAGES);
+        Self::of(kernel.suite(), packages)
     }
 
     fn of(suite: &str, packages: impl IntoIterator<Item = &'static str>) -> Self {

@@ -82,8 +82,8 @@ impl Lab {
         self.kernel_from(kernel, false, progress)
     }
 
-    /// The same lab with the kernel of hosts, which guests in them run as well. It is unpacked now if
-    /// it is not there yet.
+    /// The same lab with the kernel of hosts, which guests in them run as well, and for which modules
+    /// can be built. It is unpacked now if it is not there yet.
     ///
     /// # Errors
     ///
@@ -91,13 +91,14 @@ impl Lab {
     pub fn for_hosts(self, progress: Progress<'_>) -> Result<Self> {
         let root = self.folder.join("host");
         let whole = |root: &Path| {
-            make_mount_points(root, &["proc", "dev", "sys", "run", "tmp"])?;
-            KernelFiles::find(root).map(drop)
+            complete(root)?;
+            make_mount_points(root, &["sys", "run", "tmp"])?;
+            KernelFiles::find_with_headers(root, Kernel::default()).map(drop)
         };
         let recipe = Recipe::for_hosts();
         ensure_root(&recipe, &self.folder, &root, false, &whole, progress)?;
         Ok(Self {
-            kernel: KernelFiles::find(&root)?,
+            kernel: KernelFiles::find_with_headers(&root, Kernel::default())?,
             host_root: Some(root),
             ..self
         })
