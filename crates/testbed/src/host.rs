@@ -268,10 +268,11 @@ impl HostOptions {
     }
 }
 
-fn guest_section(folder: &Path, options: &GuestOptions) -> String {
+/// The control device's part of a configuration whose sockets are in `folder`.
+pub(crate) fn guest_section(folder: &Path, track: Duration, quiesce: Duration) -> String {
     let folder = folder.display();
-    let deadline = options.quiesce_deadline.as_millis();
-    let track = TRACK.as_millis();
+    let deadline = quiesce.as_millis();
+    let track = track.as_millis();
     format!(
         r#"
 [guest]
@@ -348,7 +349,9 @@ queues = 8
 
 fn configuration(folder: &Path, options: &HostOptions) -> String {
     let guest = options.guest.as_ref();
-    let mut rest = guest.map_or(String::new(), |guest| guest_section(folder, guest));
+    let mut rest = guest.map_or(String::new(), |guest| {
+        guest_section(folder, TRACK, guest.quiesce_deadline)
+    });
     if options.nic {
         rest += &nic_section(folder, options);
     }

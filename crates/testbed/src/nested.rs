@@ -2,43 +2,79 @@
 //!
 //! Each host is a machine with an SR-IOV NIC, an IOMMU and KVM ([`lab::Host`]), in which vferry and
 //! QEMU run as they do on real ones. Their NICs hang on one network with the measuring peer; a
-//! cable of their own carries migrations.
+//! cable of their own carries migrations. Instead of vferry, QEMU's own `vfio-pci` may give the guest
+//! its function, for comparison.
+
+mod failover;
+mod host;
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
-use lab::{Cable, Function, Guest, Host, HostOptions, Initrd, Lab, SHARE};
+use lab::{Cable, Guest, HostOptions, Initrd, Lab, SHARE, progress_on_stderr};
 use load_format::GuestReport;
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
 
-use crate::{GUEST_IP, PEER_IP, Programs};
+pub use self::failover::Replug;
+pub use self::host::NestedHost;
+use crate::migration::Interrupts;
+use crate::options::Help;
+use crate::{GUEST_IP, Migration, PEER_IP, Programs};
 
-/// A host boots in 15 s on two idle processors under emulation, and a guest of it in as many.
-const BOOT: Duration = Duration::from_mins(4);
 /// How long traffic may take to flow everywhere, from nothing or after a migration.
 const FLOW: Duration = Duration::from_mins(1);
 /// How long a migration may take.
 const MIGRATION: Duration = Duration::from_mins(3);
+/// How often it is looked whether it is over.
+const LOOK: Duration = Duration::from_millis(20);
 /// Its guest's address on its network.
 const MAC: &str = "52:54:00:aa:bb:01";
+/// Bytes of guest memory.
+const MEMORY: u64 = 256 << 20;
 /// Bytes of TCP per second, each way: what a guest has time for that is emulated twice.
 const TCP_RATE: u32 = 50_000;
 const PACKETS: u32 = 200;
-/// Bytes of guest memory.
-const MEMORY: u64 = 256 << 20;
-/// Where vferry and QEMU have their sockets, in each host.
-const FOLDER: &str = "/tmp";
 
 /// What to run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct NestedOptions {
+    /// By whom the guest has its function.
+    pub way: Way,
+    /// What the guest can do to help.
+    pub guest: Help,
+    /// When memory is compared before the VM runs elsewhere; vferry chooses if `None`.
+    pub compare: Option<&'static str>,
     /// Start the load; else the guest is left idle with its interface up.
     pub load: bool,
+    /// Bytes of TCP per second that are asked for, each way.
+    pub tcp_rate: u32,
+}
+
+/// By whom the guest has its function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// vferry.
+    Vferry,
+    /// QEMU's own `vfio-pci`. Such a guest stays where it is.
+    VfioPci,
+    /// The same, beside a standby interface that the guest uses while it moves.
+    Failover,
+}
+
+impl Default for NestedOptions {
+    fn default() -> Self {
+        Self {
+            way: Way::Vferry,
+            guest: Help::NoDevice,
+            compare: None,
+            load: true,
+            tcp_rate: TCP_RATE,
+        }
+    }
 }
 
 /// Two hosts, the guest, and the peer.
@@ -53,51 +89,47 @@ pub struct Nested {
     guest: Guest,
     lab: Lab,
     initrd: Initrd,
+    options: NestedOptions,
     // Last: the hosts' files are in it.
     _folder: tempfile::TempDir,
 }
 
-/// A host with vferry.
-#[derive(Debug)]
-pub struct NestedHost {
-    /// The machine.
-    pub host: Host,
-    function: Function,
-    address: String,
-}
-
 impl Nested {
-    /// Boots both hosts and a guest on the first, and waits until all load flows.
+    /// Boots both hosts and a guest on the first, and waits until all load flows. `lab` is one of
+    /// [`Lab::for_hosts`].
     ///
     /// # Errors
     /// When any part does not come up, with what it says.
-    pub fn start(lab: Lab, programs: &Programs, options: &NestedOptions) -> Result<Self> {
+    pub fn start(lab: Lab, programs: &Programs, options: NestedOptions) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
         let mut config = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
-        config.tcp_bytes_per_second = TCP_RATE;
+        config.tcp_bytes_per_second = options.tcp_rate;
         config.udp_per_second = PACKETS;
         config.icmp_per_second = PACKETS / 2;
         let peer = Peer::start(config)?;
         let cable = folder.path().join("cable.sock");
         let start = |number: u8, end: Cable<'_>| {
-            let options = HostOptions {
+            let host = HostOptions {
                 number,
                 wire: Some(&wire),
                 cable: Some(end),
             };
-            NestedHost::start(&lab, programs, folder.path(), options)
+            NestedHost::start(&lab, programs, folder.path(), host, &options)
         };
-        let hosts = [
-            start(1, Cable::Listens(&cable))?,
-            start(2, Cable::Connects(&cable))?,
-        ];
-        let initrd = Initrd::new()
-            .module("igbvf")
-            .program(&programs.guest, "lab-guest");
-        hosts[0].serve()?;
-        let args = hosts[0].qemu_args(false)?;
-        let guest = hosts[0].host.guest(&lab, &initrd, &args, BOOT);
+        // Both at once: each boots on one processor, for the most part.
+        let [one, two] = std::thread::scope(|scope| {
+            let first = scope.spawn(|| start(1, Cable::Listens(&cable)));
+            while !cable.exists() && !first.is_finished() {
+                std::thread::sleep(LOOK);
+            }
+            let two = start(2, Cable::Connects(&cable));
+            [first.join().expect("it does not panic"), two]
+        });
+        let hosts = [one?, two?];
+        let initrd = initrd(&lab, programs, &options)?;
+        let args = hosts[0].prepare(false)?;
+        let guest = hosts[0].host.guest(&lab, &initrd, &args, host::BOOT);
         let guest = guest.with_context(|| hosts[0].said())?;
         let mut this = Self {
             peer,
@@ -106,15 +138,24 @@ impl Nested {
             guest,
             lab,
             initrd,
+            options,
             _folder: folder,
         };
-        this.shell(&format!(
-            "ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up"
-        ))?;
-        if options.load {
+        this.bring_up()?;
+        if this.options.load {
             this.start_load()?;
         }
         Ok(this)
+    }
+
+    /// Its interface, or the one that is above two (`net_failover`).
+    fn bring_up(&mut self) -> Result<()> {
+        self.shell(&format!(
+            "eth=eth0; upper=/sys/class/net/eth0/master
+            test ! -e $upper || eth=$(basename $(readlink $upper))
+            ip addr add {GUEST_IP}/24 dev $eth && ip link set $eth up"
+        ))
+        .map(drop)
     }
 
     fn start_load(&mut self) -> Result<()> {
@@ -124,6 +165,14 @@ impl Nested {
              until lab-guest report > /dev/null 2>&1; do kill -0 $load || exit 0; usleep 50000; done"
         ))?;
         self.wait_for_traffic()?;
+        self.reset_counts()
+    }
+
+    /// Starts a new measured run of the load.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn reset_counts(&mut self) -> Result<()> {
         self.peer.reset();
         self.shell("lab-guest reset").map(drop)
     }
@@ -156,6 +205,27 @@ impl Nested {
         Ok(serde_json::from_str(&self.shell("lab-guest report")?)?)
     }
 
+    /// That every byte of TCP was right, both ways and on one connection, as were all the words of its
+    /// own memory that the guest looked at.
+    ///
+    /// # Errors
+    /// When they were not, with the counts.
+    pub fn content_is_right(&mut self) -> Result<()> {
+        let guest = self.guest_report()?;
+        let peer = self.peer.report();
+        let tcp = guest.tcp.as_ref();
+        let tcp_right = tcp.is_some_and(|tcp| tcp.wrong_bytes == 0 && tcp.broken == 0);
+        let words_right = guest
+            .dirty
+            .as_ref()
+            .is_some_and(|dirty| dirty.wrong_words == 0);
+        ensure!(
+            peer.tcp_content_ok() && tcp_right && words_right,
+            "wrong content: {guest:?}, {peer:?}"
+        );
+        Ok(())
+    }
+
     /// Waits until every kind of load has flowed both ways since now.
     ///
     /// # Errors
@@ -178,23 +248,59 @@ impl Nested {
     /// When they do not.
     pub fn prepare_next(&self) -> Result<Guest> {
         let there = self.there();
-        there.serve()?;
-        let args = there.qemu_args(true)?;
+        let args = there.prepare(true)?;
         let guest = there.host.power_on(&self.lab, &self.initrd, &args);
-        guest.with_context(|| there.said())
+        let guest = guest.with_context(|| there.said())?;
+        there.wait_answers()?;
+        Ok(guest)
     }
 
-    /// Moves the guest to the other host, and ends what it leaves behind.
+    /// Moves the guest to the other host, under load, and ends what it leaves behind.
     ///
     /// # Errors
     /// When the migration fails, with what both sides say.
-    pub fn migrate(&mut self, strategy: Option<Strategy>) -> Result<Report> {
+    pub fn migrate(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
+        let migration = self.leave(strategy)?;
+        self.there().end()?;
+        Ok(migration)
+    }
+
+    /// The same, but what the guest leaves behind stays as it is: a VM that stands still.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn leave(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
         let next = self.prepare_next()?;
+        self.wait_for_traffic()?;
+        let since = now_nanos();
         let report = self.run_migrate(strategy)?;
-        self.here().end()?;
+        self.arrived(next);
+        self.wait_for_traffic()?;
+        let window = self.peer.window(since, now_nanos());
+        Ok(Migration {
+            report,
+            window,
+            interrupts: Interrupts::default(),
+            disk_outage_ms: None,
+        })
+    }
+
+    /// Stops the guest's vCPUs, and its devices not, while `f` looks at its host.
+    ///
+    /// # Errors
+    /// Those of `f`, or when QEMU does not answer.
+    pub fn while_stopped<T>(&self, f: impl FnOnce(&NestedHost) -> Result<T>) -> Result<T> {
+        let here = self.here();
+        here.tell_monitor("stop")?;
+        let seen = f(here);
+        here.tell_monitor("cont")?;
+        seen
+    }
+
+    /// From now on the guest is the one of the other host.
+    fn arrived(&mut self, guest: Guest) {
         self.at = 1 - self.at;
-        self.guest = next;
-        Ok(report)
+        self.guest = guest;
     }
 
     /// Runs `vferry migrate` to the other host.
@@ -203,18 +309,20 @@ impl Nested {
     /// When the migration fails, with what both sides say.
     pub fn run_migrate(&self, strategy: Option<Strategy>) -> Result<Report> {
         let strategy = strategy.map_or(String::new(), |strategy| format!("--strategy {strategy}"));
+        let compare = self.options.compare;
+        let compare = compare.map_or(String::new(), |compare| format!("--compare {compare}"));
         let (here, there) = (self.here(), self.there());
-        let to = format!("tcp:{}:7800", there.address);
+        let to = format!("tcp:{}:7800", there.address());
         here.host.shell(&format!(
             "rm -f /r{SHARE}/migrate.rc
-            (chroot /r {SHARE}/vferry migrate {SHARE}/vm.toml --verify --json --to {to} {strategy} \
+            (chroot /r {SHARE}/vferry migrate {SHARE}/vm.toml --verify --json --to {to} {strategy} {compare} \
              > /r{SHARE}/migrate.out 2> /r{SHARE}/migrate.err; echo $? > /r{SHARE}/migrate.new; \
              mv /r{SHARE}/migrate.new /r{SHARE}/migrate.rc) &"
         ))?;
         let deadline = Instant::now() + MIGRATION;
         while !here.host.share().join("migrate.rc").exists() {
             ensure!(Instant::now() < deadline, "vferry migrate does not end");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
         }
         let read =
             |file: &str| fs::read_to_string(here.host.share().join(file)).unwrap_or_default();
@@ -229,111 +337,33 @@ impl Nested {
             ),
         }
     }
-}
 
-impl NestedHost {
-    fn start(
-        lab: &Lab,
-        programs: &Programs,
-        folder: &Path,
-        options: HostOptions<'_>,
-    ) -> Result<Self> {
-        let number = options.number;
-        let host = Host::start(lab, folder, &format!("host{number}"), options, BOOT)?;
-        let address = format!("192.168.7.{number}");
-        host.shell(&format!(
-            "ip addr add {address}/24 dev eth1 && ip link set eth1 up"
-        ))?;
-        fs::copy(&programs.vferry, host.share().join("vferry"))?;
-        let functions = host.functions(&[MAC])?;
-        let function = functions.into_iter().next().context("one was asked for")?;
-        fs::write(
-            host.share().join("vm.toml"),
-            configuration(&function, &address),
-        )?;
-        Ok(Self {
-            host,
-            function,
-            address,
-        })
-    }
-
-    /// The function that a guest here has.
-    pub fn function(&self) -> &Function {
-        &self.function
-    }
-
-    /// Starts `vferry run`, and waits until it serves its sockets.
+    /// Ends the guest, and boots it again on the same host, which gives it its function in this way.
     ///
     /// # Errors
-    /// When it does not, with what it says.
-    pub fn serve(&self) -> Result<()> {
-        let served = self.host.shell(&format!(
-            "chroot /r {SHARE}/vferry run {SHARE}/vm.toml > /r{SHARE}/vferry.log 2>&1 &
-            for try in $(seq 200); do
-                test -S /r{FOLDER}/control.sock && exit
-                kill -0 $! 2> /dev/null || exit 1
-                usleep 100000
-            done; exit 1"
-        ));
-        served.map(drop).with_context(|| self.said())
-    }
-
-    fn qemu_args(&self, incoming: bool) -> Result<String> {
-        let incoming = if incoming { "--incoming" } else { "" };
-        let args = format!("{SHARE}/vferry qemu-args {SHARE}/vm.toml {incoming}");
-        Ok(self.host.run(&args)?.trim().to_owned())
-    }
-
-    /// Ends QEMU, and sees vferry end after it by itself.
-    ///
-    /// # Errors
-    /// When vferry does not.
-    pub fn end(&self) -> Result<()> {
-        let end = self.host.shell(
-            "kill $(pidof qemu-system-x86_64)
-            for try in $(seq 200); do pidof vferry > /dev/null || exit 0; usleep 100000; done; exit 1",
-        );
-        end.map(drop).with_context(|| self.said())
-    }
-
-    /// What vferry, the guest's QEMU and its console have said.
-    pub fn said(&self) -> String {
-        let vferry = fs::read(self.host.share().join("vferry.log")).unwrap_or_default();
-        let vferry = String::from_utf8_lossy(&vferry);
-        format!("{vferry}\n{}", self.host.guest_said())
+    /// When it does not come up, with what it says.
+    pub fn boot_again(&mut self, way: Way) -> Result<()> {
+        self.here().end()?;
+        self.options.way = way;
+        self.hosts[self.at].set_way(way);
+        let here = &self.hosts[self.at];
+        let args = here.prepare(false)?;
+        let guest = here.host.guest(&self.lab, &self.initrd, &args, host::BOOT);
+        self.guest = guest.with_context(|| here.said())?;
+        self.bring_up()?;
+        self.start_load()
     }
 }
 
-fn configuration(function: &Function, address: &str) -> String {
-    let function = &function.address;
-    let memory = MEMORY >> 20;
-    format!(
-        r#"[vm]
-name = "nested"
-memory = "{memory}M"
-
-[qemu]
-qmp = "{FOLDER}/qmp.sock"
-
-[control]
-socket = "{FOLDER}/control.sock"
-
-[sidecar]
-socket = "{FOLDER}/sidecar.sock"
-address = "00:06.1"
-
-[migration]
-link = "tcp:{address}:7800"
-incoming = "tcp:{address}:7801"
-
-[[device]]
-name = "net0"
-model = "passthrough"
-socket = "{FOLDER}/net0.sock"
-address = "00:05.0"
-root-port = true
-function = "{function}"
-"#
-    )
+fn initrd(lab: &Lab, programs: &Programs, options: &NestedOptions) -> Result<Initrd> {
+    let mut initrd = Initrd::new();
+    // Before the drivers of the devices that it tracks.
+    if let Help::Module(parameters) = &options.guest {
+        let module = lab.guest_module(&progress_on_stderr)?;
+        initrd = initrd.module_file(module.path(), parameters);
+    }
+    if options.way == Way::Failover {
+        initrd = initrd.module("virtio_net");
+    }
+    Ok(initrd.module("igbvf").program(&programs.guest, "lab-guest"))
 }

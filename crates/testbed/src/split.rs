@@ -41,7 +41,7 @@ pub struct RecoverySplit {
 
 impl Split {
     /// What the guest tells of its slowest device; `None` if it stopped and started none.
-    pub(crate) fn of(migrations: &[Migration]) -> Option<Self> {
+    pub fn of(migrations: &[Migration]) -> Option<Self> {
         let slowest = |m: &Migration, of: fn(&DeviceReport) -> Option<f64>| {
             let devices = m.report.devices.iter().filter_map(of);
             devices.max_by(f64::total_cmp)
@@ -71,7 +71,7 @@ impl Split {
 
 impl RecoverySplit {
     /// Of each device.
-    pub(crate) fn of(migrations: &[Migration]) -> BTreeMap<String, Self> {
+    pub fn of(migrations: &[Migration]) -> BTreeMap<String, Self> {
         let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for Migration { report, .. } in migrations {
             for device in &report.devices {

@@ -1,17 +1,56 @@
-//! Virtual functions of real hosts, given to a guest by vferry, and migrated.
+//! Virtual functions of real hosts, given to a guest by vferry, and migrated: emulated hardware, but
+//! Linux's own VFIO, IOMMU and KVM, and the stock driver `igbvf`.
 
 use anyhow::Result;
 use ferry::Strategy;
 use lab::{Lab, progress_on_stderr};
-use testbed::{Nested, NestedOptions, Programs};
+use testbed::{Help, Migration, Nested, NestedHost, NestedOptions, Programs};
 
-#[test]
-fn recovery() -> Result<()> {
+fn start(options: NestedOptions) -> Result<Nested> {
     let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
-    let programs = Programs::build()?;
-    let mut nested = Nested::start(lab, &programs, &NestedOptions { load: true })?;
-    let report = nested.migrate(Some(Strategy::Recovery))?;
-    eprintln!("{report:#?}");
+    Nested::start(lab, &Programs::build()?, options)
+}
+
+fn arrived_by(strategy: Strategy, Migration { report, .. }: &Migration) {
+    assert_eq!(report.stale_pages, Some(0), "{report:?}");
+    let [device] = &report.devices[..] else {
+        panic!("{report:?}");
+    };
+    assert_eq!(
+        (device.strategy, &device.why, &device.fault),
+        (strategy, &None, &None),
+        "{report:?}"
+    );
+}
+
+/// Nobody in the guest knows of vferry, and nobody knows what the function writes.
+#[test]
+fn a_stock_guest_recovers_the_function_of_another_host() -> Result<()> {
+    let mut nested = start(NestedOptions::default())?;
+    // In between nobody of vferry's is needed.
+    let before = nested.here().wake_ups()?;
     nested.wait_for_traffic()?;
-    Ok(())
+    assert_eq!(nested.here().wake_ups()?, before);
+    // A function that nobody has halted writes to the memory of a VM that stands still.
+    assert!(nested.while_stopped(NestedHost::is_memory_written)?);
+    nested.wait_for_traffic()?;
+    let migration = nested.leave(None)?;
+    arrived_by(Strategy::Recovery, &migration);
+    assert!(migration.report.compared.is_some(), "{migration:?}");
+    assert!(!nested.there().is_memory_written()?, "it was halted");
+    nested.there().end()?;
+    nested.content_is_right()
+}
+
+/// The guest's table of DMA pages is all that tells what the function wrote.
+#[test]
+fn a_guest_with_the_module_stops_its_function_and_starts_that_of_another_host() -> Result<()> {
+    let mut nested = start(NestedOptions {
+        guest: Help::Module("method=table".into()),
+        compare: Some("never"),
+        ..NestedOptions::default()
+    })?;
+    let migration = nested.migrate(None)?;
+    arrived_by(Strategy::Cooperative, &migration);
+    nested.content_is_right()
 }

@@ -1,0 +1,305 @@
+//! A host with vferry, or with QEMU's own `vfio-pci` in its place.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Function, Host, HostOptions, Lab, SHARE};
+use qemu::args::QemuArgs;
+
+use super::{LOOK, MAC, MEMORY, NestedOptions, Way};
+use crate::options::Help;
+use crate::{Programs, host};
+
+/// A host boots in 15 s on two idle processors under emulation, and a guest of it in as many.
+pub(super) const BOOT: Duration = Duration::from_mins(4);
+/// Where vferry and QEMU have their sockets, in each host.
+const FOLDER: &str = "/tmp";
+/// How long a guest that is emulated twice may take to stop its device, and to begin to track.
+const QUIESCE: Duration = Duration::from_secs(5);
+/// The monitor of each QEMU: a pipe's two ends.
+const MONITOR: &str = "/tmp/monitor";
+/// An address on the guest's network that nobody has.
+const NOBODY: &str = "10.77.0.66";
+const MONITOR_LOG: &str = "monitor.log";
+
+/// A host of the nested lab.
+#[derive(Debug)]
+pub struct NestedHost {
+    /// The machine.
+    pub host: Host,
+    function: Function,
+    address: String,
+    way: Way,
+}
+
+impl NestedHost {
+    pub(super) fn start(
+        lab: &Lab,
+        programs: &Programs,
+        folder: &Path,
+        host: HostOptions<'_>,
+        options: &NestedOptions,
+    ) -> Result<Self> {
+        let number = host.number;
+        let host = Host::start(lab, folder, &format!("host{number}"), host, BOOT)?;
+        let address = format!("192.168.7.{number}");
+        host.shell(&format!(
+            "ip addr add {address}/24 dev eth1 && ip link set eth1 up"
+        ))?;
+        fs::copy(&programs.vferry, host.share().join("vferry"))?;
+        let functions = host.functions(&[MAC])?;
+        let function = functions.into_iter().next().context("one was asked for")?;
+        fs::write(
+            host.share().join("vm.toml"),
+            configuration(&function, &address, options),
+        )?;
+        let this = Self {
+            host,
+            function,
+            address,
+            way: options.way,
+        };
+        if options.way == Way::Failover {
+            this.bridge()?;
+        }
+        Ok(this)
+    }
+
+    /// The function that a guest here has.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
+    /// By whom the next guest has its function.
+    pub(super) fn set_way(&mut self, way: Way) {
+        self.way = way;
+    }
+
+    /// Its address on the cable.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Starts what QEMU needs beside it, and gives QEMU's arguments.
+    pub(super) fn prepare(&self, incoming: bool) -> Result<String> {
+        self.host.shell(&format!(
+            "rm -f /r{MONITOR}.in /r{MONITOR}.out && mkfifo /r{MONITOR}.in /r{MONITOR}.out
+            : > /r{SHARE}/{MONITOR_LOG}
+            cat /r{MONITOR}.out >> /r{SHARE}/{MONITOR_LOG} 2>&1 &"
+        ))?;
+        let args = match self.way {
+            Way::Vferry => {
+                self.serve()?;
+                self.qemu_args(incoming)?
+            }
+            Way::VfioPci => format!(
+                "{} -device vfio-pci,host={}",
+                stock_machine()?,
+                self.function.address
+            ),
+            Way::Failover => self.failover_args(incoming)?,
+        };
+        Ok(format!(
+            "{args} -chardev pipe,id=monitor,path={MONITOR} -mon monitor"
+        ))
+    }
+
+    /// Waits until QEMU, which has just been started, answers.
+    pub(super) fn wait_answers(&self) -> Result<()> {
+        self.tell_monitor("info status")?;
+        let deadline = Instant::now() + BOOT;
+        while !self.monitor_said().contains("VM status") {
+            ensure!(
+                Instant::now() < deadline,
+                "QEMU does not answer: {}",
+                self.said()
+            );
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Starts `vferry run`, and waits until it serves its sockets.
+    ///
+    /// # Errors
+    /// When it does not, with what it says.
+    pub fn serve(&self) -> Result<()> {
+        let served = self.host.shell(&format!(
+            "chroot /r {SHARE}/vferry run {SHARE}/vm.toml > /r{SHARE}/vferry.log 2>&1 &
+            for try in $(seq 200); do
+                test -S /r{FOLDER}/control.sock && exit
+                kill -0 $! 2> /dev/null || exit 1
+                usleep 100000
+            done; exit 1"
+        ));
+        served.map(drop).with_context(|| self.said())
+    }
+
+    fn qemu_args(&self, incoming: bool) -> Result<String> {
+        let incoming = if incoming { "--incoming" } else { "" };
+        let args = format!("{SHARE}/vferry qemu-args {SHARE}/vm.toml {incoming}");
+        Ok(self.host.run(&args)?.trim().to_owned())
+    }
+
+    /// A standby interface beside the function (QEMU's `docs/system/virtio-net-failover.rst`): QEMU
+    /// takes the function from the guest before it migrates, and gives it the other host's afterwards.
+    fn failover_args(&self, incoming: bool) -> Result<String> {
+        let incoming = if incoming {
+            format!("-incoming tcp:{}:7801", self.address)
+        } else {
+            String::new()
+        };
+        Ok(format!(
+            "{} -device pcie-root-port,id=primary-port,chassis=1,slot=1 \
+             -netdev tap,id=standby,ifname=tap0,script=no,downscript=no \
+             -device virtio-net-pci,netdev=standby,mac={MAC},id=standby,failover=on \
+             -device vfio-pci,host={},id=primary,bus=primary-port,failover_pair_id=standby {incoming}",
+            stock_machine()?,
+            self.function.address
+        ))
+    }
+
+    /// Gives the function another address.
+    pub(super) fn set_mac(&self, mac: &str) -> Result<()> {
+        let number = self.function.number;
+        let set = format!("/sbin/ip link set eth0 vf {number} mac {mac}");
+        self.host.run(&set).map(drop)
+    }
+
+    /// Tells QEMU's monitor.
+    pub(super) fn tell_monitor(&self, command: &str) -> Result<()> {
+        let told = self
+            .host
+            .shell(&format!("echo '{command}' > /r{MONITOR}.in"));
+        told.map(drop)
+    }
+
+    /// What the monitor has said.
+    pub(super) fn monitor_said(&self) -> String {
+        self.read(MONITOR_LOG)
+    }
+
+    /// The guest's console.
+    pub(super) fn console(&self) -> String {
+        self.read("guest.console")
+    }
+
+    fn read(&self, file: &str) -> String {
+        let said = fs::read(self.host.share().join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// The standby interface's way to the wire: past the physical function.
+    fn bridge(&self) -> Result<()> {
+        for command in [
+            "tuntap add dev tap0 mode tap",
+            "link add br0 type bridge",
+            "link set eth0 master br0 promisc on",
+            "link set tap0 master br0 up",
+            "link set br0 up",
+        ] {
+            self.host.run(&format!("/sbin/ip {command}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends QEMU, and sees vferry end after it by itself.
+    ///
+    /// # Errors
+    /// When vferry does not.
+    pub fn end(&self) -> Result<()> {
+        let end = self.host.shell(
+            "kill $(pidof qemu-system-x86_64)
+            for try in $(seq 200); do
+                pidof vferry qemu-system-x86_64 > /dev/null || exit 0
+                usleep 100000
+            done; exit 1",
+        );
+        end.map(drop).with_context(|| self.said())
+    }
+
+    /// Whether anything writes to guest memory while everybody on the function's network asks who
+    /// somebody is, which a function at work receives.
+    ///
+    /// # Errors
+    /// When the host cannot tell.
+    pub fn is_memory_written(&self) -> Result<bool> {
+        let seen = self.host.shell(&format!(
+            r#"pid=$(pidof qemu-system-x86_64)
+            for fd in /proc/$pid/fd/*; do
+                case $(readlink $fd) in /memfd:memory-backend*) memory=$fd;; esac
+            done
+            test -n "$memory" && chroot /r cp $memory /tmp/memory || exit
+            arping -q -c 3 -I eth0 {NOBODY} > /dev/null
+            chroot /r cmp -s /tmp/memory $memory; echo $?
+            rm /r/tmp/memory"#
+        ))?;
+        match seen.trim() {
+            "0" => Ok(false),
+            "1" => Ok(true),
+            other => bail!("guest memory was not compared: `{other}`"),
+        }
+    }
+
+    /// How often vferry's threads have slept and been woken so far.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn wake_ups(&self) -> Result<u64> {
+        let count = self.host.shell(
+            "cat /proc/$(pidof vferry)/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'",
+        )?;
+        Ok(count.trim().parse()?)
+    }
+
+    /// What vferry, the guest's QEMU and its console have said.
+    pub fn said(&self) -> String {
+        format!("{}\n{}", self.read("vferry.log"), self.host.guest_said())
+    }
+}
+
+/// As vferry has it.
+fn stock_machine() -> Result<String> {
+    Ok(QemuArgs::new().machine("q35", MEMORY)?.shell_line())
+}
+
+fn configuration(function: &Function, address: &str, options: &NestedOptions) -> String {
+    let function = &function.address;
+    let memory = MEMORY >> 20;
+    let guest = match options.guest {
+        Help::NoDevice => String::new(),
+        Help::NoDriver | Help::Module(_) => {
+            host::guest_section(Path::new(FOLDER), QUIESCE, QUIESCE)
+        }
+    };
+    format!(
+        r#"[vm]
+name = "nested"
+memory = "{memory}M"
+
+[qemu]
+qmp = "{FOLDER}/qmp.sock"
+
+[control]
+socket = "{FOLDER}/control.sock"
+
+[sidecar]
+socket = "{FOLDER}/sidecar.sock"
+address = "00:06.1"
+
+[migration]
+link = "tcp:{address}:7800"
+incoming = "tcp:{address}:7801"
+{guest}
+[[device]]
+name = "net0"
+model = "passthrough"
+socket = "{FOLDER}/net0.sock"
+address = "00:05.0"
+root-port = true
+function = "{function}"
+"#
+    )
+}
