@@ -6,6 +6,7 @@
 mod digest;
 mod doorbell;
 mod guest_module;
+mod passthrough;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
@@ -32,6 +33,8 @@ enum Benchmark {
     Digest,
     /// Doorbells of the `NVMe` controller: trapped, as they are, or in a page that is looked at.
     Doorbell,
+    /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
+    Passthrough,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,6 +84,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Benchmark::GuestModule => guest_module::run(bench.quick)?,
         Benchmark::Digest => digest::run(bench.quick)?,
         Benchmark::Doorbell => doorbell::run(bench.quick)?,
+        Benchmark::Passthrough => passthrough::run(bench.quick)?,
     };
     match bench.report {
         Form::Md => print_markdown(&report),

@@ -16,6 +16,7 @@ mod house;
 mod lab;
 mod licences;
 mod lint;
+mod nested;
 mod power_cut;
 mod test;
 mod workspace;
@@ -62,12 +63,16 @@ enum Command {
     PowerCut(power_cut::PowerCut),
     /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
     Demo(demo::Demo),
+    /// Migrate a guest with a real virtual function between hosts with SR-IOV, an IOMMU and KVM, and
+    /// report, beside what QEMU does by itself.
+    Nested(nested::Arguments),
 }
 
 fn main() -> Result<ExitCode> {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => return demo::run(&demo),
         Command::PowerCut(options) => return power_cut::run(&options),
+        Command::Nested(arguments) => return nested::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),

@@ -1,0 +1,113 @@
+//! `cargo xtask bench passthrough`
+//!
+//! One guest of a host of the nested lab, with the same virtual function by QEMU's own `vfio-pci` and
+//! by vferry, in turn: it is booted anew for each. TCP as fast as it goes both ways, then echoes
+//! with nothing else on the wire. Of vferry's threads it is counted how often they are woken
+//! meanwhile: nothing of the guest's traffic should pass through them.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::{Accelerator, Lab, progress_on_stderr};
+use testbed::{Nested, NestedOptions, Programs, Way};
+
+use super::{Report, Table, variants};
+
+/// Bytes of TCP per second, each way: more than such a guest can take.
+const TCP_RATE: u32 = 1_000_000_000;
+/// TCP finds its speed, and an emulator translates what runs.
+const WARM_UP: Duration = Duration::from_secs(4);
+
+/// What is compared with what.
+const WAYS: [(&str, Way); 2] = [("QEMU's vfio-pci", Way::VfioPci), ("vferry", Way::Vferry)];
+
+struct Measured {
+    /// MB per second, both ways together.
+    tcp: f64,
+    /// Microseconds of an echo, on average.
+    echo: f64,
+    /// Of vferry's threads, per second.
+    wake_ups: f64,
+}
+
+pub(super) fn run(quick: bool) -> Result<Report> {
+    let (rounds, window) = if quick {
+        (1, Duration::from_secs(4))
+    } else {
+        (5, Duration::from_secs(10))
+    };
+    let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
+    let version = lab.kernel_version().to_owned();
+    let options = NestedOptions {
+        way: WAYS[0].1,
+        tcp_rate: TCP_RATE,
+        ..NestedOptions::default()
+    };
+    let mut nested = Nested::start(lab, &Programs::build()?, options)?;
+    let mut runs = [const { [const { Vec::new() }; 2] }; 3];
+    for round in 1..=rounds {
+        for (turn, (name, way)) in WAYS.into_iter().enumerate() {
+            if round > 1 || turn > 0 {
+                nested.boot_again(way)?;
+            }
+            let Measured {
+                tcp,
+                echo,
+                wake_ups,
+            } = measure(&mut nested, way, window)?;
+            eprintln!(
+                "bench: round {round} of {rounds}, {name}: {tcp:.2} MB/s, {echo:.0} us, {wake_ups:.1} wake-ups"
+            );
+            for (runs, value) in runs.iter_mut().zip([tcp, echo, wake_ups]) {
+                runs[turn].push(value);
+            }
+        }
+    }
+    let [tcp, echo, wake_ups] = runs;
+    let names = WAYS.map(|(name, _)| name);
+    let [_, of_vferry] = wake_ups;
+    Ok(Report {
+        name: "passthrough",
+        machine: format!(
+            "{version} by KVM in a host by {:?}, igbvf, windows of {} s",
+            Accelerator::detect(),
+            window.as_secs()
+        ),
+        tables: vec![
+            Table {
+                what: "TCP through the VF, MB per second, both ways together",
+                variants: variants(names, tcp),
+            },
+            Table {
+                what: "an echo, microseconds, with TCP beside it",
+                variants: variants(names, echo),
+            },
+            Table {
+                what: "wake-ups of vferry's threads per second meanwhile",
+                variants: variants(["vferry"], [of_vferry]),
+            },
+        ],
+    })
+}
+
+fn measure(nested: &mut Nested, way: Way, window: Duration) -> Result<Measured> {
+    thread::sleep(WARM_UP);
+    let wake_ups = |nested: &Nested| match way {
+        Way::Vferry => nested.here().wake_ups(),
+        Way::VfioPci | Way::Failover => Ok(0),
+    };
+    let before = wake_ups(nested)?;
+    nested.peer.reset();
+    thread::sleep(window);
+    let report = nested.peer.report();
+    let woken = wake_ups(nested)? - before;
+    let seconds = Duration::from_nanos(report.until_nanos - report.since_nanos).as_secs_f64();
+    let echoes = report.icmp.round_trips.context("no echo came back")?;
+    let bytes = report.tcp.to_guest_bytes + report.tcp.from_guest_bytes;
+    Ok(Measured {
+        tcp: f64::from(u32::try_from(bytes >> 10)?) / 1024.0 / seconds,
+        echo: f64::from(u32::try_from(echoes.mean_nanos / 1000)?),
+        wake_ups: f64::from(u32::try_from(woken)?) / seconds,
+    })
+}
