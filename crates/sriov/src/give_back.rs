@@ -3,6 +3,8 @@
 //! A change that was not made, or is given back already, is nothing to do: so this can be done after
 //! any end, again and again. What somebody else has changed since is theirs, and told.
 
+use std::path::Path;
+
 use crate::host::Lock;
 use crate::record::Change;
 use crate::{Address, Host, Ledger, Setting, SriovError};
@@ -26,19 +28,23 @@ enum Outcome {
 }
 
 impl Host {
-    /// Gives back all that is in `ledger`, which then holds what could not be. Its functions must not
-    /// be open: the kernel waits for whoever has one.
+    /// Gives back all that is written at `path`, and deletes it; what could not be given back stays
+    /// there. Of `owner`'s only, if that is given: a VM may be served anew by now. The functions must
+    /// not be open: the kernel waits for whoever has one.
     ///
     /// # Errors
-    /// When another process changes the host for too long, or the record cannot be written.
-    pub fn give_back(&self, ledger: &mut Ledger) -> Result<GivenBack, SriovError> {
+    /// When another process changes the host for too long, or the record is not one.
+    pub fn give_back(&self, path: &Path, owner: Option<&str>) -> Result<GivenBack, SriovError> {
         let mut result = GivenBack::default();
-        if ledger.changes().is_empty() {
-            // What is there is from before the host was booted, if anything is.
-            ledger.keep(Vec::new())?;
+        if !path.exists() {
             return Ok(result);
         }
+        // What is read is what is there: who was first may have given it back meanwhile.
         let lock = self.lock()?;
+        let mut ledger = Ledger::open(path)?;
+        if owner.is_some_and(|owner| owner != ledger.owner()) {
+            return Ok(result);
+        }
         let mut failed = Vec::new();
         for change in ledger.changes().iter().rev() {
             result.changes += 1;

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::{Address, Setting, SriovError};
@@ -59,6 +60,8 @@ pub enum Change {
 struct Record {
     version: u32,
     boot: String,
+    /// Whose changes these are: not those of who comes after.
+    owner: String,
     changes: Vec<Change>,
 }
 
@@ -66,21 +69,51 @@ struct Record {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
+    owner: String,
     changes: Vec<Change>,
 }
 
 impl Ledger {
+    /// A new one, with nothing in it, of an owner that is like no other.
+    ///
+    /// # Errors
+    /// When there is one at `path`: it is to be given back first.
+    pub fn begin(path: &Path) -> Result<Self, SriovError> {
+        let mut random = [0_u8; 16];
+        let begun = read(path).and_then(|record| {
+            if record.is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            rustix::rand::getrandom(&mut random, GetRandomFlags::empty())?;
+            Ok(())
+        });
+        begun.map_err(SriovError::record(path))?;
+        Ok(Self {
+            path: path.into(),
+            owner: format!("{:032x}", u128::from_ne_bytes(random)),
+            changes: Vec::new(),
+        })
+    }
+
     /// What is written at `path`: nothing if there is no file, or it is from before the host was
     /// booted.
     ///
     /// # Errors
     /// When it cannot be read, or is not this user's alone: who can write it has the host changed.
     pub fn open(path: &Path) -> Result<Self, SriovError> {
-        let changes = read(path).map_err(SriovError::record(path))?;
+        let record = read(path).map_err(SriovError::record(path))?;
+        let (owner, changes) =
+            record.map_or_else(Default::default, |record| (record.owner, record.changes));
         Ok(Self {
             path: path.into(),
+            owner,
             changes,
         })
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// What was changed, in order.
@@ -116,24 +149,25 @@ impl Ledger {
                 _ => sync_folder(&self.path),
             }
         } else {
-            write(&self.path, &self.changes)
+            self.write()
         };
         stored.map_err(SriovError::record(&self.path))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let record = Record {
+            version: VERSION,
+            boot: boot()?,
+            owner: self.owner.clone(),
+            changes: self.changes.clone(),
+        };
+        replace(&self.path, &serde_json::to_vec_pretty(&record)?)
     }
 }
 
 /// Which boot of the host this is.
 pub(crate) fn boot() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().into())
-}
-
-fn write(path: &Path, changes: &[Change]) -> io::Result<()> {
-    let record = Record {
-        version: VERSION,
-        boot: boot()?,
-        changes: changes.to_vec(),
-    };
-    replace(path, &serde_json::to_vec_pretty(&record)?)
 }
 
 /// Whatever is at `path` is replaced as a whole, by a file that is this user's alone.
@@ -154,14 +188,15 @@ fn folder(path: &Path) -> io::Result<&Path> {
     folder.ok_or_else(|| io::Error::other("it is in no folder"))
 }
 
-fn read(path: &Path) -> io::Result<Vec<Change>> {
+/// `None` if there is none, or it is from before the host was booted.
+fn read(path: &Path) -> io::Result<Option<Record>> {
     let mut options = OpenOptions::new();
     options
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let file = match options.open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let about = file.metadata()?;
@@ -182,10 +217,7 @@ fn read(path: &Path) -> io::Result<Vec<Change>> {
             "it has form {version}, and this vferry knows {VERSION}: use the vferry that has written it"
         )));
     }
-    if record.boot != boot()? {
-        return Ok(Vec::new());
-    }
-    Ok(record.changes)
+    Ok((record.boot == boot()?).then_some(record))
 }
 
 #[cfg(test)]
@@ -222,12 +254,14 @@ mod tests {
     fn what_is_written_is_read_by_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm.host");
-        let mut ledger = Ledger::open(&path).unwrap();
+        let mut ledger = Ledger::begin(&path).unwrap();
         assert_eq!(ledger.changes(), []);
         for change in changes() {
             ledger.will(change).unwrap();
             let read = Ledger::open(&path).unwrap();
             assert_eq!(read.changes(), ledger.changes());
+            assert_eq!(read.owner(), ledger.owner());
+            assert!(Ledger::begin(&path).is_err(), "it is given back first");
         }
         assert_eq!(ledger.functions().count(), 1);
         ledger.keep(Vec::new()).unwrap();
@@ -238,7 +272,7 @@ mod tests {
     fn a_boot_undoes_everything() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm.host");
-        let mut ledger = Ledger::open(&path).unwrap();
+        let mut ledger = Ledger::begin(&path).unwrap();
         ledger.keep(changes().to_vec()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace(&boot().unwrap(), "another")).unwrap();
@@ -249,7 +283,7 @@ mod tests {
     fn what_others_have_written_is_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm.host");
-        let mut ledger = Ledger::open(&path).unwrap();
+        let mut ledger = Ledger::begin(&path).unwrap();
         ledger.keep(changes().to_vec()).unwrap();
         assert!(Ledger::open(&path).is_ok());
         fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();

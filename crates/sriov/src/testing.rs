@@ -80,7 +80,11 @@ impl Card {
 
     /// Of the VM with this name.
     pub(crate) fn ledger(&self, vm: &str) -> Ledger {
-        Ledger::open(&self.folder.path().join(vm)).unwrap()
+        Ledger::begin(&self.record(vm)).unwrap()
+    }
+
+    pub(crate) fn record(&self, vm: &str) -> PathBuf {
+        self.folder.path().join(vm)
     }
 
     /// Somebody writes a file.

@@ -1,7 +1,7 @@
 //! Taking and giving back, on a card of the tests' own.
 
 use crate::testing::{Card, OF_HOST, PHYSICAL, VFIO, address, function};
-use crate::{Host, Ledger, Mac, Port, PortWish, Setting, SriovError, Vlan, Which, Wish};
+use crate::{Mac, Port, PortWish, Setting, SriovError, Vlan, Which, Wish};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -27,8 +27,9 @@ fn wish(number: u16, create: Option<u16>) -> Wish {
     }
 }
 
-fn give_back(host: &Host, ledger: &mut Ledger) -> (Vec<String>, Vec<String>) {
-    let given = host.give_back(ledger).unwrap();
+/// By another process, which knows the record only.
+fn give_back(card: &Card, vm: &str) -> (Vec<String>, Vec<String>) {
+    let given = card.host().give_back(&card.record(vm), None).unwrap();
     (given.theirs, given.failed)
 }
 
@@ -53,13 +54,10 @@ fn the_host_is_as_wished_and_then_as_before() {
         assert!(card.state()[2].contains(VFIO), "{:?}", card.state());
         // The other one is as it was.
         assert!(card.state()[1].contains(OF_HOST), "{:?}", card.state());
-        // By another process, which knows the record only.
-        let mut ledger = card.ledger("vm");
-        assert_eq!(give_back(&card.host(), &mut ledger), (vec![], vec![]));
+        assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
         assert_eq!(card.state(), before);
-        assert_eq!(card.ledger("vm").changes(), []);
-        // And again.
-        assert_eq!(give_back(&host, &mut ledger), (vec![], vec![]));
+        assert!(!card.record("vm").exists());
+        assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
         assert_eq!(card.state(), before);
     }
 }
@@ -82,7 +80,7 @@ fn an_end_at_any_moment_can_be_given_back() {
         let taken = card.host().take(&[wish(1, Some(2))], &mut ledger);
         assert!(taken.is_err(), "{refused}");
         *card.refused.lock().unwrap() = None;
-        assert_eq!(give_back(&card.host(), &mut ledger), (vec![], vec![]));
+        assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
         assert_eq!(card.state(), before, "{refused}");
     }
     for refused in [
@@ -96,11 +94,10 @@ fn an_end_at_any_moment_can_be_given_back() {
         let mut ledger = card.ledger("vm");
         card.host().take(&[wish(1, Some(2))], &mut ledger).unwrap();
         *card.refused.lock().unwrap() = Some(refused);
-        let (_, failed) = give_back(&card.host(), &mut ledger);
+        let (_, failed) = give_back(&card, "vm");
         assert!(!failed.is_empty() || card.state() == before, "{refused}");
         *card.refused.lock().unwrap() = None;
-        let mut ledger = card.ledger("vm");
-        assert_eq!(give_back(&card.host(), &mut ledger), (vec![], vec![]));
+        assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
         assert_eq!(card.state(), before, "{refused}");
     }
 }
@@ -136,7 +133,7 @@ fn what_somebody_else_has_changed_is_told_and_theirs() {
     card.host().take(&[wish(0, None)], &mut ledger).unwrap();
     card.set(0, Setting::Vlan(Vlan::new(7)));
     card.write("0000:01:10.0/driver_override", "pci-stub");
-    let (theirs, failed) = give_back(&card.host(), &mut ledger);
+    let (theirs, failed) = give_back(&card, "vm");
     assert_eq!(failed, [""; 0]);
     assert!(theirs[0].contains("has set vlan 7 since"), "{theirs:?}");
     assert!(theirs[1].contains("to pci-stub since"), "{theirs:?}");
@@ -156,7 +153,7 @@ fn a_trusted_guests_own_address_is_not_somebody_elses() {
         wish.port.trust = Some(trusted);
         card.host().take(&[wish], &mut ledger).unwrap();
         card.set(0, Setting::Mac(Mac([2, 0, 0, 0, 0, 9])));
-        let (theirs, _) = give_back(&card.host(), &mut ledger);
+        let (theirs, _) = give_back(&card, "vm");
         assert_eq!(card.state() == before, trusted);
         assert_eq!(theirs.is_empty(), trusted, "{theirs:?}");
     }
@@ -169,15 +166,32 @@ fn the_last_vm_removes_what_the_first_has_made() {
     let (host, mut first, mut last) = (card.host(), card.ledger("first"), card.ledger("last"));
     host.take(&[wish(0, Some(2))], &mut first).unwrap();
     host.take(&[wish(1, Some(2))], &mut last).unwrap();
-    let (theirs, failed) = give_back(&host, &mut first);
+    let (theirs, failed) = give_back(&card, "first");
     assert_eq!(failed, [""; 0]);
     assert!(
         theirs[0].contains("0000:01:10.1 is for vfio-pci"),
         "{theirs:?}"
     );
     assert_eq!(card.state().len(), 3);
-    assert_eq!(give_back(&host, &mut last), (vec![], vec![]));
+    assert_eq!(give_back(&card, "last"), (vec![], vec![]));
     assert_eq!(card.state(), before);
+}
+
+#[test]
+fn who_comes_late_leaves_the_next_owners_alone() {
+    let card = Card::new();
+    let host = card.host();
+    let mut gone = card.ledger("vm");
+    host.take(&[wish(0, Some(2))], &mut gone).unwrap();
+    assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
+    let mut next = card.ledger("vm");
+    host.take(&[wish(0, Some(2))], &mut next).unwrap();
+    let before = card.state();
+    let late = |owner: &str| host.give_back(&card.record("vm"), Some(owner)).unwrap();
+    assert_eq!(late(gone.owner()).changes, 0);
+    assert_eq!(card.state(), before);
+    assert_eq!(late(next.owner()).changes, next.changes().len());
+    assert_eq!(card.state(), ["count 0"]);
 }
 
 #[test]
@@ -186,7 +200,7 @@ fn functions_that_others_have_made_stay() {
     card.write(&format!("{PHYSICAL}/sriov_numvfs"), "2");
     let mut ledger = card.ledger("vm");
     card.host().take(&[wish(0, Some(2))], &mut ledger).unwrap();
-    assert_eq!(give_back(&card.host(), &mut ledger), (vec![], vec![]));
+    assert_eq!(give_back(&card, "vm"), (vec![], vec![]));
     assert_eq!(card.state().len(), 3);
 }
 
@@ -197,7 +211,7 @@ fn each_refusal_says_what_to_do() {
         let mut ledger = card.ledger("vm");
         let error = card.host().take(wishes, &mut ledger).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(give_back(&card.host(), &mut ledger).1, [""; 0]);
+        assert_eq!(give_back(&card, "vm").1, [""; 0]);
         assert_eq!(card.state(), before);
     };
     let card = Card::new();
