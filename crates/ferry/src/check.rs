@@ -1,5 +1,7 @@
 //! What must agree on both sides before anything is touched.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use qemu::machine::Machine;
 use qemu::system::RunState;
 use qemu::{PciAddress, Place, Qmp};
@@ -37,6 +39,19 @@ pub struct DeviceFacts {
     pub identity: Option<String>,
     /// Where it is plugged in.
     pub place: Place,
+    /// How the host treats the traffic of a function of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortFacts>,
+}
+
+/// Settings of the host that a device's guest depends on, by the names that configurations have for them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortFacts {
+    /// Each with its value now.
+    pub settings: BTreeMap<String, String>,
+    /// Those which this side sets as the other has them, if it is the destination.
+    pub follows: BTreeSet<String>,
 }
 
 /// Why a migration was refused before anything was touched.
@@ -104,6 +119,7 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
         source.sidecar.to_string(),
         destination.sidecar.to_string(),
     );
+    reasons.extend(ports(source, destination));
     let order = |m: &Machine| (m.version.major, m.version.minor);
     if order(b) < order(a) {
         reasons.push(format!(
@@ -170,6 +186,45 @@ fn devices(facts: &Facts) -> String {
         format!("{} ({}{identity} at {})", d.name, d.model, d.place)
     };
     facts.devices.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// What the destination's host does otherwise for a device, and does not change by itself.
+fn ports(source: &Facts, destination: &Facts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (here, there) in source.devices.iter().zip(&destination.devices) {
+        let name = &here.name;
+        let (ours, theirs) = match (&here.port, &there.port) {
+            (None, None) => continue,
+            (Some(ours), Some(theirs)) => (ours, theirs),
+            (ours, _) => {
+                let (with, without) = if ours.is_some() {
+                    ("source", "destination")
+                } else {
+                    ("destination", "source")
+                };
+                reasons.push(format!(
+                    "how its host treats the traffic of device `{name}` is known at the {with} only: at the \
+                     {without} it is no virtual function of a network card, or that card's interface is \
+                     not in vferry's network namespace"
+                ));
+                continue;
+            }
+        };
+        for (setting, value) in &ours.settings {
+            let other = theirs
+                .settings
+                .get(setting)
+                .map_or("not known", String::as_str);
+            if other != value && !theirs.follows.contains(setting) {
+                reasons.push(format!(
+                    "`{setting}` of device `{name}` is {value} at the source and {other} at the destination: set it \
+                     in the device's section of the destination's configuration, so that it is what the \
+                     guest has now"
+                ));
+            }
+        }
+    }
+    reasons
 }
 
 #[cfg(test)]

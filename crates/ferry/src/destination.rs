@@ -2,6 +2,7 @@
 
 pub(crate) mod memory;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use qemu::migration::{MigrationSettings, MigrationStatus};
@@ -28,6 +29,18 @@ const REACT: Duration = Duration::from_secs(10);
 /// How long the source may think about digests.
 const DIGESTS: Duration = Duration::from_mins(10);
 
+/// What the destination's host does for the VM's devices before they are used.
+pub trait Host: fmt::Debug {
+    /// What stands against taking a VM in, with what to do.
+    fn obstacles(&self) -> Vec<String>;
+
+    /// Treats each device as the source's host does, where the facts said that this side follows.
+    ///
+    /// # Errors
+    /// Why not, and nothing has arrived then.
+    fn follow(&self, source: &Facts) -> Result<(), String>;
+}
+
 /// The destination's side.
 #[derive(Debug)]
 pub struct Destination<'a> {
@@ -37,6 +50,8 @@ pub struct Destination<'a> {
     pub qmp: &'a Qmp,
     /// Its functions and where they sit.
     pub slots: &'a [Slot],
+    /// What its host does for them.
+    pub host: &'a dyn Host,
     /// What it is.
     pub facts: Facts,
     /// Where QEMU shall listen, as the source's QEMU reaches it.
@@ -77,7 +92,12 @@ impl Destination<'_> {
     /// See [`ReceiveError`]. A QEMU that had begun to receive is ended then: what is in it is no
     /// VM, and the source runs on.
     pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
-        let asked = self.check(link).and_then(|()| asked(link));
+        let asked = self.check(link).and_then(|theirs| {
+            let asked = asked(link)?;
+            let followed = self.host.follow(&theirs);
+            followed.map_err(ReceiveError::Other)?;
+            Ok(asked)
+        });
         let asked = match asked {
             Ok(asked) => asked,
             Err(error) => return Err(tell(link, error)),
@@ -102,7 +122,8 @@ impl Destination<'_> {
         }
     }
 
-    fn check(&self, link: &mut Link) -> Result<(), ReceiveError> {
+    /// What the source is.
+    fn check(&self, link: &mut Link) -> Result<Facts, ReceiveError> {
         tracing::info!(phase = %Phase::Check, "phase");
         let (protocol, theirs) = match link.receive(ANSWER)? {
             Message::Check { protocol, facts } => (protocol, facts),
@@ -114,6 +135,8 @@ impl Destination<'_> {
         if protocol == link::PROTOCOL {
             reasons.extend(check::compare(&theirs, &self.facts));
         }
+        let obstacles = self.host.obstacles().into_iter();
+        reasons.extend(obstacles.map(|obstacle| format!("at the destination, {obstacle}")));
         if !self.vm.is_sidecar_connected() {
             reasons.push("the destination's QEMU has no sidecar connected to vferry".into());
         }
@@ -134,7 +157,8 @@ impl Destination<'_> {
             protocol: link::PROTOCOL,
             facts: Box::new(self.facts.clone()),
         };
-        Ok(link.send(&answer, ANSWER)?)
+        link.send(&answer, ANSWER)?;
+        Ok(*theirs)
     }
 
     fn prepare(&self, link: &mut Link, asked: &Asked) -> Result<(), ReceiveError> {

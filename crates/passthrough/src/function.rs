@@ -1,7 +1,7 @@
 //! Which function of the host it is, and whether it can be passed through, as sysfs tells
 //! (`Documentation/ABI/testing/sysfs-bus-pci`, `sysfs-kernel-iommu_groups`).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -143,6 +143,28 @@ impl Function {
             folder,
         })
     }
+}
+
+impl NotUsable {
+    /// Whether it is all but bound to the driver that would give it away.
+    pub fn is_of_binding(&self) -> bool {
+        matches!(self, Self::NoDriver(_) | Self::OtherDriver { .. })
+    }
+}
+
+/// Whether a process has function `address`, or another of its IOMMU group. To have a function is to have
+/// its group open, which one process at a time may (`vfio_group_fops_open`); and a group is open for
+/// as long as one of its functions is (`vfio_device_open_file` holds it).
+pub fn is_held(address: &str) -> bool {
+    let group = Path::new("/sys/bus/pci/devices").join(address);
+    let Ok(Some(group)) = link(&group.join("iommu_group")) else {
+        return false;
+    };
+    let group = File::options()
+        .read(true)
+        .write(true)
+        .open(Path::new("/dev/vfio").join(group));
+    group.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
 }
 
 fn is_vfio(folder: &Path, driver: &str) -> bool {

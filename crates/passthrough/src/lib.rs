@@ -35,4 +35,4 @@ mod vectors;
 mod vfio;
 
 pub use self::device::{OpenError, Passthrough};
-pub use self::function::{Function, NotUsable};
+pub use self::function::{Function, NotUsable, is_held};

@@ -7,6 +7,7 @@ mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry::comparison::Comparison;
@@ -14,6 +15,7 @@ use ferry::{Controls, Strategy};
 
 use crate::config::Config;
 use crate::daemon;
+use crate::host::{Keeper, back};
 
 /// Live migration of QEMU virtual machines with their passed-through PCI devices.
 #[derive(Debug, Parser)]
@@ -36,6 +38,12 @@ enum Command {
     Rehearse(Rehearse),
     /// Tell how a VM's process is.
     Status(Status),
+    /// Give back what a run of this VM has changed on this host and nobody has given back: after both of
+    /// its processes were killed. `vferry run` does the same first.
+    GiveBack(GiveBack),
+    /// What `vferry run` starts to give the host back.
+    #[command(hide = true)]
+    GiveBackRecord(GiveBackRecord),
 }
 
 #[derive(Debug, Args)]
@@ -136,15 +144,39 @@ struct Status {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct GiveBack {
+    /// The VM's configuration file.
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct GiveBackRecord {
+    /// Where it is written what the host was.
+    record: PathBuf,
+    /// Only if it is this one's.
+    #[arg(long)]
+    owner: Option<String>,
+    /// Once standard input ends; and however long somebody has a function.
+    #[arg(long)]
+    watch: bool,
+    /// The exit status, if everything is given back.
+    #[arg(long, default_value_t = 0)]
+    status: u8,
+}
+
 /// Runs a command. Exit status: 0 done, 1 failed, 2 a wrong command line or configuration.
 pub fn run(cli: Cli) -> ExitCode {
-    start_log(matches!(cli.command, Command::Run(_)));
+    let serving = matches!(cli.command, Command::Run(_) | Command::GiveBackRecord(_));
+    start_log(serving);
     let path = match &cli.command {
+        Command::GiveBackRecord(args) => return args.run(),
         Command::Run(run) => &run.config,
         Command::QemuArgs(args) => &args.config,
         Command::Migrate(migrate) => &migrate.config,
         Command::Rehearse(rehearse) => &rehearse.config,
         Command::Status(status) => &status.config,
+        Command::GiveBack(args) => &args.config,
     };
     let config = match Config::load(path) {
         Ok(config) => config,
@@ -154,22 +186,47 @@ pub fn run(cli: Cli) -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(run) => daemon::run(config, run.controls()),
+        Command::Run(run) => return run.run(config),
+        Command::GiveBack(_) => back::by_hand(&config),
+        // It has no configuration.
+        Command::GiveBackRecord(args) => return args.run(),
         Command::QemuArgs(args) => qemu_args::print(&config, args.incoming, args.json),
         Command::Migrate(migrate) => migrate::migrate(&config, &migrate),
         Command::Rehearse(rehearse) => rehearse::rehearse(&config, &rehearse),
         Command::Status(status) => status::print(&config, status.json),
     };
+    ExitCode::from(status(result))
+}
+
+fn status(result: anyhow::Result<()>) -> u8 {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("vferry: {error:#}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
+impl GiveBackRecord {
+    fn run(&self) -> ExitCode {
+        let owner = self.owner.as_deref();
+        let given = if self.watch {
+            back::watch(&self.record, owner)
+        } else {
+            back::after_run(&self.record, owner, self.status)
+        };
+        given.unwrap_or_else(|error| ExitCode::from(status(Err(error))))
+    }
+}
+
 impl Run {
+    fn run(&self, config: Config) -> ExitCode {
+        let keeper = Arc::new(Keeper::new(&config));
+        let result = daemon::run(config, &keeper, self.controls());
+        keeper.finish(status(result))
+    }
+
     fn controls(&self) -> Controls {
         Controls {
             naive_order: matches!(self.unsound_control, Some(UnsoundControl::NaiveOrder)),
@@ -186,5 +243,7 @@ fn start_log(serving: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A standard error that nobody reads any more ends no process that serves a VM.
+        .log_internal_errors(false)
         .init();
 }

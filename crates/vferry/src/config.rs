@@ -13,8 +13,12 @@ use std::time::Duration;
 use ferry::cooperative::Deadlines;
 use ferry::sleep::Bedtime;
 use qemu::{PciAddress, Place};
+use sriov::Wish;
 
 pub use problem::{ConfigError, Problem};
+
+/// The highest VLAN there is (IEEE 802.1Q, 9.6).
+pub(crate) const LAST_VLAN: u16 = 4094;
 
 /// A configuration that was found sound.
 #[derive(Debug, Clone)]
@@ -95,8 +99,8 @@ pub enum Settings {
     Nic(Nic),
     /// A disk.
     Disk(Disk),
-    /// A function of the host.
-    Host(HostFunction),
+    /// A function of the host, and what is wished of it.
+    Host(Wish),
     /// None: the model has no settings.
     None,
 }
@@ -139,13 +143,6 @@ pub struct Disk {
     pub serial: String,
     /// I/O queue pairs.
     pub queues: u16,
-}
-
-/// A function of the host that is passed through.
-#[derive(Debug, Clone)]
-pub struct HostFunction {
-    /// `DOMAIN:BUS:DEVICE.FUNCTION`, as sysfs has it.
-    pub address: String,
 }
 
 /// Where a NIC's frames go.
@@ -199,6 +196,13 @@ impl Config {
     pub fn acpi_table(&self) -> PathBuf {
         let mut path = self.sidecar.clone().into_os_string();
         path.push(".aml");
+        path.into()
+    }
+
+    /// Where it is written what the host was before this VM: beside the control socket.
+    pub fn host_record(&self) -> PathBuf {
+        let mut path = self.control.clone().into_os_string();
+        path.push(".host");
         path.into()
     }
 

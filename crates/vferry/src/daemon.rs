@@ -23,6 +23,7 @@ use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 
 use crate::config::{Config, Guest, Settings};
+use crate::host::Keeper;
 use crate::stream::{BoundSocket, Listener};
 
 /// How long QEMU's monitor may take to greet.
@@ -43,6 +44,7 @@ struct Shared {
     config: Config,
     vm: Vm,
     slots: Vec<Slot>,
+    host: Arc<Keeper>,
     /// Held by the one migration, out or in, that may be under way.
     migrating: Mutex<()>,
 }
@@ -51,8 +53,11 @@ struct Shared {
 ///
 /// # Errors
 /// When a socket, a device's uplink or a thread cannot be had.
-pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
+pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> anyhow::Result<()> {
     let (ended, end) = mpsc::channel();
+    // First: who has it is the one process that serves this VM.
+    let control = bind(&config.control)?;
+    keeper.take()?;
     let (devices, guest) = devices::open(&config)?;
     let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
@@ -68,13 +73,13 @@ pub fn run(config: Config, controls: Controls) -> anyhow::Result<()> {
         controls,
     );
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
-    let control = bind(&config.control)?;
     let link = Listener::bind(&config.link)
         .with_context(|| format!("listening for other hosts at {}", config.link))?;
     let shared = Arc::new(Shared {
         config,
         vm: vm.clone(),
         slots,
+        host: Arc::clone(keeper),
         migrating: Mutex::new(()),
     });
 
@@ -141,28 +146,34 @@ impl Shared {
                 format!("{vendor:04x}:{device:04x}")
             })
         };
-        let device = |device: &crate::config::Device| DeviceFacts {
-            name: device.name.clone(),
-            model: device.model.clone(),
-            identity: match &device.settings {
-                Settings::Disk(disk) => Some(disk.serial.clone()),
-                Settings::Host(_) => ids(&device.name),
-                Settings::Nic(_) | Settings::None => None,
-            },
-            place: device.place,
+        let device = |device: &crate::config::Device| -> anyhow::Result<DeviceFacts> {
+            let port = self.host.port(device);
+            Ok(DeviceFacts {
+                name: device.name.clone(),
+                model: device.model.clone(),
+                identity: match &device.settings {
+                    Settings::Disk(disk) => Some(disk.serial.clone()),
+                    Settings::Host(_) => ids(&device.name),
+                    Settings::Nic(_) | Settings::None => None,
+                },
+                place: device.place,
+                port: port.with_context(|| format!("device `{}`", device.name))?,
+            })
         };
         let guest = |guest: &Guest| DeviceFacts {
             name: Guest::NAME.into(),
             model: "control-device".into(),
             identity: None,
             place: Place::MainBus(guest.address),
+            port: None,
         };
         let devices = self.config.devices.iter().map(device);
+        let guest = self.config.guest.iter().map(guest).map(Ok);
         Ok(Facts {
             vferry: env!("CARGO_PKG_VERSION").into(),
             vm: self.config.name.clone(),
             machine,
-            devices: devices.chain(self.config.guest.iter().map(guest)).collect(),
+            devices: devices.chain(guest).collect::<anyhow::Result<_>>()?,
             sidecar: self.config.sidecar_address,
         })
     }

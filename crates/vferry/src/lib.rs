@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | the configuration file, with errors that say what to write instead |
 //! | [`models`] | the device models there are |
+//! | [`host`] | what is changed on the host for functions that are passed through, and given back |
 //! | [`daemon`] | `vferry run`: sockets and threads |
 //! | [`control`] | what `migrate`, `rehearse` and `status` say to the running process |
 //! | [`rehearsal`] | the guest's part of a migration, without one |
@@ -18,6 +19,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod host;
 pub mod models;
 pub mod rehearsal;
 mod stream;

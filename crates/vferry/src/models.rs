@@ -107,10 +107,17 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
 }
 
 fn passthrough(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
-    let Settings::Host(function) = &device.settings else {
+    let Settings::Host(wish) = &device.settings else {
         bail!("`{}` names no function of the host", device.name)
     };
-    let function = passthrough::Function::find(&function.address)?;
+    let address = crate::host::host().address(&wish.which)?;
+    let function = match passthrough::Function::find(address.as_str()) {
+        Err(error) if error.is_of_binding() && !wish.bind => bail!(
+            "{error}. Or write `bind = true` in its section: vferry does that then, for as long as it \
+             serves the VM"
+        ),
+        found => found?,
+    };
     let (space, model) = passthrough::Passthrough::open(&function)?;
     Ok((space, Box::new(model)))
 }

@@ -32,6 +32,7 @@ pub(crate) fn facts() -> Facts {
             model: "ixgbevf".into(),
             identity: None,
             place: Place::MainBus("00:05.0".parse().unwrap()),
+            port: None,
         }],
         sidecar: "00:06.0".parse().unwrap(),
     }
@@ -75,6 +76,54 @@ fn every_difference_is_named_with_both_values() {
             "{reasons:?}"
         );
     }
+}
+
+fn passthrough(id: &str, mac: &str, follows: &[&str]) -> Facts {
+    let mut facts = facts();
+    facts.devices[0].model = "passthrough".into();
+    facts.devices[0].identity = Some(id.into());
+    facts.devices[0].port = Some(PortFacts {
+        settings: BTreeMap::from([("mac".into(), mac.into()), ("trust".into(), "false".into())]),
+        follows: follows.iter().copied().map(String::from).collect(),
+    });
+    facts
+}
+
+#[test]
+fn a_function_of_another_model_is_refused() {
+    let source = passthrough("8086:10ca", "02:00:00:00:00:01", &[]);
+    assert_eq!(compare(&source, &source), [""; 0]);
+    let other = passthrough("8086:1520", "02:00:00:00:00:01", &[]);
+    let reasons = compare(&source, &other);
+    assert!(
+        reasons.len() == 1 && reasons[0].contains("8086:10ca") && reasons[0].contains("8086:1520"),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn a_host_that_treats_a_function_otherwise_and_does_not_follow_is_refused() {
+    let source = passthrough("8086:10ca", "02:00:00:00:00:01", &[]);
+    let other = passthrough("8086:10ca", "02:00:00:00:00:02", &[]);
+    let reasons = compare(&source, &other);
+    assert!(
+        reasons.len() == 1
+            && reasons[0].contains("02:00:00:00:00:01 at the source")
+            && reasons[0].contains("02:00:00:00:00:02 at the destination"),
+        "{reasons:?}"
+    );
+    let follows = passthrough("8086:10ca", "02:00:00:00:00:02", &["mac"]);
+    assert_eq!(compare(&source, &follows), [""; 0]);
+    // It is the destination that follows, not the source.
+    assert_eq!(compare(&follows, &source).len(), 1);
+    let mut unknown = source.clone();
+    unknown.devices[0].port = None;
+    assert!(compare(&source, &unknown)[0].contains("at the source only"));
+    assert!(compare(&unknown, &source)[0].contains("at the destination only"));
+    // What the other side does not say is not taken for the same.
+    let mut silent = source.clone();
+    silent.devices[0].port = Some(PortFacts::default());
+    assert_eq!(compare(&source, &silent).len(), 2);
 }
 
 #[test]

@@ -90,6 +90,14 @@ pub(super) struct DeviceSection {
     pub(super) lease: Option<Text>,
     pub(super) serial: Option<Text>,
     pub(super) function: Option<Text>,
+    pub(super) physical: Option<Text>,
+    #[serde(rename = "virtual")]
+    pub(super) number: Option<Spanned<u16>>,
+    pub(super) create: Option<Spanned<u16>>,
+    pub(super) bind: Option<Spanned<bool>>,
+    pub(super) vlan: Option<Spanned<u16>>,
+    pub(super) trust: Option<Spanned<bool>>,
+    pub(super) spoof_check: Option<Spanned<bool>>,
 }
 
 pub(super) fn parse(text: &str) -> Result<File, Problem> {

@@ -1,6 +1,7 @@
 //! From what is written to what is meant.
 
 mod devices;
+mod host_function;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -82,6 +82,7 @@ fn try_receive(shared: &Shared, link: &mut Link) -> anyhow::Result<Received> {
         vm: &shared.vm,
         qmp: &qmp,
         slots: &shared.slots,
+        host: &*shared.host,
         facts,
         uri: shared.config.incoming.to_string(),
         settings: shared.settings(),

@@ -8,9 +8,7 @@ use toml::Spanned;
 
 use super::{Check, line};
 use crate::config::file::DeviceSection;
-use crate::config::{
-    Config, Device, DirtyLog, Disk, Guest, HostFunction, Nic, Problem, Settings, Uplink,
-};
+use crate::config::{Config, Device, DirtyLog, Disk, Guest, Nic, Problem, Settings, Uplink};
 use crate::models::{self, Kind};
 
 impl Check<'_> {
@@ -78,11 +76,8 @@ impl Check<'_> {
             Some(Kind::Host) => self.host_function(section).map(Settings::Host),
             Some(Kind::Test) => {
                 self.not_for("queues", device.queues.as_ref(), "NICs and disks");
-                self.not_for(
-                    "function",
-                    device.function.as_ref(),
-                    "functions of the host",
-                );
+                self.not_for("mac", device.mac.as_ref(), "NICs");
+                self.of_no_host(device);
                 self.of_no_model(device);
                 Some(Settings::None)
             }
@@ -131,11 +126,7 @@ impl Check<'_> {
         self.not_for("file", device.file.as_ref(), "disks");
         self.not_for("lease", device.lease.as_ref(), "disks");
         self.not_for("serial", device.serial.as_ref(), "disks");
-        self.not_for(
-            "function",
-            device.function.as_ref(),
-            "functions of the host",
-        );
+        self.of_no_host(device);
         let mac = match &device.mac {
             Some(mac) => self.mac(mac),
             None => self.wrong(
@@ -170,11 +161,7 @@ impl Check<'_> {
         let device = section.get_ref();
         self.not_for("mac", device.mac.as_ref(), "NICs");
         self.not_for("uplink", device.uplink.as_ref(), "NICs");
-        self.not_for(
-            "function",
-            device.function.as_ref(),
-            "functions of the host",
-        );
+        self.of_no_host(device);
         let file = match &device.file {
             Some(file) => self.file(file),
             None => self.wrong(
@@ -212,44 +199,6 @@ impl Check<'_> {
         })
     }
 
-    fn host_function(&mut self, section: &Spanned<DeviceSection>) -> Option<HostFunction> {
-        let device = section.get_ref();
-        self.not_for("queues", device.queues.as_ref(), "NICs and disks");
-        self.of_no_model(device);
-        let Some(function) = &device.function else {
-            let instead = "function = \"0000:01:10.0\", as `lspci -D` has it";
-            return self.wrong(section, "this device has no `function`", instead);
-        };
-        let address = function.get_ref();
-        let parts: Vec<_> = address.split([':', '.']).collect();
-        let is_hex = |part: &str| {
-            part.bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
-        if lengths != [4, 2, 2, 1] || !parts.iter().all(|part| is_hex(part)) {
-            let what = format!("`{address}` is no PCI function of the host");
-            return self.wrong(function, what, "as in \"0000:01:10.0\"");
-        }
-        let here = line(self.text, &function.span());
-        if let Some(other) = self.files.insert(address.into(), here) {
-            let what = format!("{address} is the function of line {other} already");
-            return self.wrong(function, what, "a function of its own for each device");
-        }
-        Some(HostFunction {
-            address: address.clone(),
-        })
-    }
-
-    /// Refuses what is for devices of software.
-    fn of_no_model(&mut self, device: &DeviceSection) {
-        self.not_for("mac", device.mac.as_ref(), "NICs");
-        self.not_for("uplink", device.uplink.as_ref(), "NICs");
-        self.not_for("file", device.file.as_ref(), "disks");
-        self.not_for("lease", device.lease.as_ref(), "disks");
-        self.not_for("serial", device.serial.as_ref(), "disks");
-    }
-
     fn file(&mut self, file: &Spanned<String>) -> Option<PathBuf> {
         let path = PathBuf::from(file.get_ref());
         if !path.is_absolute() {
@@ -265,14 +214,14 @@ impl Check<'_> {
     }
 
     /// Refuses a key of another kind of device.
-    fn not_for<V>(&mut self, key: &str, value: Option<&Spanned<V>>, whose: &str) {
+    pub(super) fn not_for<V>(&mut self, key: &str, value: Option<&Spanned<V>>, whose: &str) {
         if let Some(value) = value {
             let what = format!("`{key}` is for {whose}, which this device is not");
             self.wrong::<(), _>(value, what, format!("the section without `{key}`"));
         }
     }
 
-    fn mac(&mut self, mac: &Spanned<String>) -> Option<[u8; 6]> {
+    pub(super) fn mac(&mut self, mac: &Spanned<String>) -> Option<[u8; 6]> {
         let text = mac.get_ref();
         let byte = |part: &str| {
             (part.len() == 2)
