@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use device::lifecycle::Migratable;
 use ferry::check;
-use ferry::link::{Link, LinkError, Message, Stream, parse, unexpected};
+use ferry::link::{Link, LinkError, Message, Stream, greeting, parse, unexpected};
 
 use crate::function;
 
@@ -16,8 +16,15 @@ use crate::function;
 pub fn link(data: &[u8]) {
     const PLENTY: Duration = Duration::from_mins(1);
 
-    let mut link = Link::new(Box::new(Recorded(data.to_vec().into())));
+    let recorded = || Box::new(Recorded(data.to_vec().into()));
+    let mut link = Link::agreed(recorded(), greeting::NEWEST);
     while judge(link.receive(PLENTY)) {}
+    for begin in [Link::greet, Link::welcome] {
+        match begin(recorded(), PLENTY) {
+            Ok(mut link) => while judge(link.receive(PLENTY)) {},
+            Err(error) => assert_harmless(&error.to_string()),
+        }
+    }
     judge(parse(data));
 }
 
@@ -32,7 +39,7 @@ fn judge(received: Result<Message, LinkError>) -> bool {
     };
     assert_harmless(&unexpected(&message).to_string());
     match message {
-        Message::Check { facts, .. } => {
+        Message::Check { facts } => {
             assert_eq!(check::compare(&facts, &facts), Vec::<String>::new());
             let mut ours = (*facts).clone();
             ours.machine.machine_type.clear();

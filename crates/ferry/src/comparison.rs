@@ -187,18 +187,18 @@ pub(crate) struct ToCompare {
 }
 
 impl ToCompare {
-    /// All guest memory, of a VM that moves in the migration of this name.
+    /// All guest memory, of a VM that moves in the migration with this secret.
     ///
     /// # Errors
     /// When there is none, or more than one answer has room for.
-    pub(crate) fn new(ram: Vec<GuestRam>, migration: &str) -> io::Result<Self> {
+    pub(crate) fn new(ram: Vec<GuestRam>, secret: Secret) -> io::Result<Self> {
         let mut blocks = ram.iter().map(GuestRam::blocks);
         if ram.is_empty() || blocks.any(|count| count > MAX_MESSAGE / size_of::<u128>()) {
             return Err(io::Error::other("there is none, or more than 2 TiB in one"));
         }
         Ok(Self {
             ram: Arc::new(ram),
-            secret: Secret::of(migration),
+            secret,
         })
     }
 

@@ -11,6 +11,7 @@ use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
 use crate::cooperative::end::Ending;
+use crate::digest::Secret;
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
 use crate::recovery::Recovery;
 use crate::report::millis;
@@ -125,16 +126,14 @@ impl Destination<'_> {
     /// What the source is.
     fn check(&self, link: &mut Link) -> Result<Facts, ReceiveError> {
         tracing::info!(phase = %Phase::Check, "phase");
-        let (protocol, theirs) = match link.receive(ANSWER)? {
-            Message::Check { protocol, facts } => (protocol, facts),
+        let theirs = match link.receive(ANSWER)? {
+            Message::Check { facts } => facts,
             other => return Err(link::unexpected(&other).into()),
         };
         let state = self.qmp.run_status()?.status;
         let tree = check::device_tree(self.qmp)?;
         let mut reasons = check::destination(&self.facts, &state, &tree);
-        if protocol == link::PROTOCOL {
-            reasons.extend(check::compare(&theirs, &self.facts));
-        }
+        reasons.extend(check::compare(&theirs, &self.facts));
         let obstacles = self.host.obstacles().into_iter();
         reasons.extend(obstacles.map(|obstacle| format!("at the destination, {obstacle}")));
         if !self.vm.is_sidecar_connected() {
@@ -154,7 +153,6 @@ impl Destination<'_> {
             return Err(Refused(reasons).into());
         }
         let answer = Message::Check {
-            protocol: link::PROTOCOL,
             facts: Box::new(self.facts.clone()),
         };
         link.send(&answer, ANSWER)?;
@@ -166,7 +164,12 @@ impl Destination<'_> {
         // QEMU shall not start the VM by itself when it has it: the source says when.
         self.qmp.stop()?;
         self.vm
-            .expect_arrival(&asked.migration, asked.verify, asked.compare)
+            .expect_arrival(
+                &asked.migration,
+                asked.secret.clone(),
+                asked.verify,
+                asked.compare,
+            )
             .map_err(ReceiveError::Other)?;
         root_port::program(self.qmp, self.slots, &asked.root_ports)?;
         restore::program(self.qmp, self.slots, &asked.functions, &[])?;
@@ -351,6 +354,7 @@ impl Destination<'_> {
 struct Asked {
     /// The migration's name.
     migration: String,
+    secret: Secret,
     /// The functions to prepare for.
     functions: Vec<Function>,
     /// The root ports.
@@ -365,12 +369,14 @@ fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
     match link.receive(ANSWER)? {
         Message::Prepare {
             migration,
+            digest_key,
             functions,
             root_ports,
             verify,
             compare,
         } if link::is_name(&migration) => Ok(Asked {
             migration,
+            secret: Secret::of(&digest_key),
             functions,
             root_ports,
             verify,

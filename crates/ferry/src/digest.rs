@@ -22,6 +22,8 @@ use thread_priority::{
 use twox_hash::XxHash3_128;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
+use crate::link::DigestKey;
+
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 /// Pages of a block.
@@ -204,11 +206,11 @@ fn step_back() {
 pub struct Secret(Arc<[u8; 12 * size_of::<u128>()]>);
 
 impl Secret {
-    /// That of the migration of this name.
-    pub fn of(migration: &str) -> Self {
+    /// That of the migration with this key.
+    pub fn of(key: &DigestKey) -> Self {
         let mut secret = [0; _];
         for (number, part) in (0..).zip(secret.as_chunks_mut().0) {
-            *part = XxHash3_128::oneshot_with_seed(number, migration.as_bytes()).to_le_bytes();
+            *part = XxHash3_128::oneshot_with_seed(number, key.bytes()).to_le_bytes();
         }
         Self(Arc::new(secret))
     }
@@ -320,7 +322,8 @@ pub(crate) mod tests {
     fn digest(file: &File) -> MemoryDigest {
         let ram = ram(file, 0);
         ram.touch();
-        ram.digest(Urgency::Now, &Secret::of("m1")).unwrap()
+        ram.digest(Urgency::Now, &Secret::of(&DigestKey::of(1)))
+            .unwrap()
     }
 
     #[test]
@@ -399,7 +402,7 @@ pub(crate) mod tests {
         memory.write_all_at(&[3; 9], 5 * PAGE as u64).unwrap();
         let background = ram(&memory, 0);
         let background = background
-            .digest(Urgency::Background, &Secret::of("m1"))
+            .digest(Urgency::Background, &Secret::of(&DigestKey::of(1)))
             .unwrap();
         assert_eq!(background, digest(&memory));
     }
@@ -416,8 +419,11 @@ pub(crate) mod tests {
     #[test]
     fn another_migration_has_other_digests() {
         let ram = ram(&memory(1), 0);
-        let of = |name| ram.digest(Urgency::Now, &Secret::of(name)).unwrap();
-        assert_eq!(of("m1"), of("m1"));
-        assert_eq!(of("m1").differing_pages(0, of("m2").block_pages(0)), [0]);
+        let of = |key| {
+            let secret = Secret::of(&DigestKey::of(key));
+            ram.digest(Urgency::Now, &secret).unwrap()
+        };
+        assert_eq!(of(1), of(1));
+        assert_eq!(of(1).differing_pages(0, of(2).block_pages(0)), [0]);
     }
 }

@@ -2,7 +2,11 @@
 //!
 //! A thin conversation beside QEMU's stream: each message is a length (32 bits, big endian) and
 //! that many bytes of JSON; two of them say that so many bytes of memory or digests follow. The source speaks
-//! first and asks; the destination answers each message with one.
+//! first and asks; the destination answers each message with one. The very first ones agree on a version
+//! ([`greeting`]). Who may be at the other end, and who may listen, is the stream's matter.
+
+pub mod greeting;
+mod secret;
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -14,9 +18,10 @@ use crate::check::Facts;
 use crate::cooperative::end::Restarts;
 use crate::recovery::Recovered;
 use crate::root_port::RootPort;
+use greeting::Versions;
 
-/// Version of the conversation.
-pub const PROTOCOL: u32 = 7;
+pub use secret::DigestKey;
+
 /// No message is longer, in bytes, and nothing that follows one.
 pub const MAX_MESSAGE: usize = 16 << 20;
 /// Blocks in one question.
@@ -30,8 +35,6 @@ pub const MAX_PAGES: usize = 1024;
 pub enum Message {
     /// Source: I want to send you a VM. Destination: this is how I am.
     Check {
-        /// [`PROTOCOL`].
-        protocol: u32,
         /// What the sender is.
         facts: Box<Facts>,
     },
@@ -39,6 +42,8 @@ pub enum Message {
     Prepare {
         /// The migration's name, which no other has: see [`name`].
         migration: String,
+        /// What both sides make digests of memory with.
+        digest_key: DigestKey,
         /// What the guest has programmed so far.
         functions: Vec<Function>,
         /// And the root ports that functions are behind.
@@ -171,6 +176,22 @@ pub enum LinkError {
     /// Not a message.
     #[error("the other host's vferry sent what is not a message of this version: {0}")]
     Malformed(String),
+    /// The other side speaks TLS.
+    #[error(
+        "the other host's vferry speaks TLS, and this host's does not: set `tls` and `peers` in [migration] of this host's configuration too"
+    )]
+    Protected,
+    /// No version that both know.
+    #[error(
+        "the other host's vferry speaks {theirs} of the control link, this one {ours}: update vferry on {}",
+        ours.older(*theirs)
+    )]
+    Version {
+        /// This side's.
+        ours: Versions,
+        /// The other's.
+        theirs: Versions,
+    },
     /// The other side gave up.
     #[error("the other host gave up: {0}")]
     Aborted(String),
@@ -184,7 +205,8 @@ pub enum LinkError {
 
 /// A connected stream with time limits.
 pub trait Stream: Read + Write + Send {
-    /// Limits every following read and write; `None` waits for ever.
+    /// Limits each following read and write; `None` waits for ever. One that ran out of time fails
+    /// with `WouldBlock` or `TimedOut`.
     ///
     /// # Errors
     /// When the system refuses.
@@ -196,15 +218,23 @@ pub struct Link {
     stream: Box<dyn Stream>,
     /// What has come of the next message. A wait may end in the middle of one.
     inbox: Vec<u8>,
+    version: u32,
 }
 
 impl Link {
-    /// Speaks over `stream`.
-    pub fn new(stream: Box<dyn Stream>) -> Self {
+    /// Speaks over `stream`, where both sides know already that they speak `version`. All but tests
+    /// have to [`greet`](Self::greet) or [`welcome`](Self::welcome).
+    pub fn agreed(stream: Box<dyn Stream>, version: u32) -> Self {
         Self {
             stream,
             inbox: Vec::new(),
+            version,
         }
+    }
+
+    /// The version that was agreed on.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// Sends a message, within `limit`.
@@ -212,15 +242,18 @@ impl Link {
     /// # Errors
     /// See [`LinkError`].
     pub fn send(&mut self, message: &Message, limit: Duration) -> Result<(), LinkError> {
+        self.send_body(message, limit)
+    }
+
+    fn send_body(&mut self, message: &impl Serialize, limit: Duration) -> Result<(), LinkError> {
         let body = serde_json::to_vec(message).map_err(io::Error::from)?;
         let len = u32::try_from(body.len())
             .ok()
             .filter(|len| *len as usize <= MAX_MESSAGE);
         let len = len.ok_or(LinkError::TooLong(body.len()))?;
-        self.stream.set_timeout(Some(limit))?;
         let mut frame = len.to_be_bytes().to_vec();
         frame.extend_from_slice(&body);
-        self.stream.write_all(&frame).map_err(|e| ended(e, limit))
+        self.send_bytes(&frame, limit)
     }
 
     /// Waits up to `limit` for a message. After [`LinkError::Timeout`] one can wait again: what has
@@ -229,17 +262,25 @@ impl Link {
     /// # Errors
     /// See [`LinkError`]; an `Abort` of the other side is one too.
     pub fn receive(&mut self, limit: Duration) -> Result<Message, LinkError> {
+        parse(&self.receive_body(MAX_MESSAGE, limit)?)
+    }
+
+    fn receive_body(&mut self, most: usize, limit: Duration) -> Result<Vec<u8>, LinkError> {
         let deadline = Instant::now() + limit;
         self.fill(4, deadline, limit)?;
-        let len = u32::from_be_bytes([self.inbox[0], self.inbox[1], self.inbox[2], self.inbox[3]]);
-        let len = len as usize;
-        if len > MAX_MESSAGE {
-            return Err(LinkError::TooLong(len));
+        let head = [self.inbox[0], self.inbox[1], self.inbox[2], self.inbox[3]];
+        let len = u32::from_be_bytes(head) as usize;
+        if len > most {
+            return Err(match head {
+                // A TLS record with an alert or a part of the handshake (RFC 8446, section 5.1).
+                [21 | 22, 3, ..] => LinkError::Protected,
+                _ => LinkError::TooLong(len),
+            });
         }
         self.fill(4 + len, deadline, limit)?;
         let rest = self.inbox.split_off(4 + len);
-        let message = std::mem::replace(&mut self.inbox, rest);
-        parse(&message[4..])
+        let mut message = std::mem::replace(&mut self.inbox, rest);
+        Ok(message.split_off(4))
     }
 
     /// Sends bytes that the message before has announced, within `limit`.
@@ -247,8 +288,18 @@ impl Link {
     /// # Errors
     /// See [`LinkError`].
     pub fn send_bytes(&mut self, bytes: &[u8], limit: Duration) -> Result<(), LinkError> {
-        self.stream.set_timeout(Some(limit))?;
-        self.stream.write_all(bytes).map_err(|e| ended(e, limit))
+        let deadline = Instant::now() + limit;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.set_timeout(deadline, limit)?;
+            match self.stream.write(rest) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ended(error, limit)),
+            }
+        }
+        Ok(())
     }
 
     /// Waits up to `limit` for `len` bytes that the message before has announced.
@@ -277,11 +328,7 @@ impl Link {
     fn fill(&mut self, len: usize, deadline: Instant, limit: Duration) -> Result<(), LinkError> {
         let mut chunk = [0; 1 << 14];
         while self.inbox.len() < len {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(LinkError::Timeout(limit));
-            }
-            self.stream.set_timeout(Some(left))?;
+            self.set_timeout(deadline, limit)?;
             let room = chunk.len().min(len - self.inbox.len());
             match self.stream.read(&mut chunk[..room]) {
                 Ok(0) => return Err(LinkError::Closed),
@@ -291,6 +338,26 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Lets the other side read what was sent: TCP takes it away when one closes with unread bytes.
+    fn part(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut chunk = [0; 1 << 12];
+        while self.set_timeout(deadline, limit).is_ok() {
+            if matches!(self.stream.read(&mut chunk), Ok(0) | Err(_)) {
+                return;
+            }
+        }
+    }
+
+    /// For the next call of what has until `deadline`.
+    fn set_timeout(&mut self, deadline: Instant, limit: Duration) -> Result<(), LinkError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LinkError::Timeout(limit));
+        }
+        Ok(self.stream.set_timeout(Some(left))?)
     }
 }
 
@@ -328,12 +395,16 @@ pub fn unexpected(message: &Message) -> LinkError {
 /// # Errors
 /// When the system has no random number to give.
 pub fn name() -> io::Result<String> {
+    Ok(format!("{:032x}", u128::from_be_bytes(random()?)))
+}
+
+fn random() -> io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     if filled < bytes.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+    Ok(bytes)
 }
 
 /// Whether that is such a name.
@@ -390,13 +461,13 @@ mod tests {
 
     fn pair() -> (Link, UnixStream) {
         let (a, b) = UnixStream::pair().unwrap();
-        (Link::new(Box::new(a)), b)
+        (Link::agreed(Box::new(a), greeting::NEWEST), b)
     }
 
     #[test]
     fn every_kind_of_message_arrives_as_it_was_sent() {
         let (mut a, b) = pair();
-        let mut b = Link::new(Box::new(b));
+        let mut b = Link::agreed(Box::new(b), greeting::NEWEST);
         let config = serde_json::from_str(r#"{"hex":"8680"}"#).unwrap();
         let function = Function {
             name: "net0".into(),
@@ -405,11 +476,11 @@ mod tests {
         };
         let messages = [
             Message::Check {
-                protocol: 1,
                 facts: Box::new(crate::check::tests::facts()),
             },
             Message::Prepare {
                 migration: name().unwrap(),
+                digest_key: DigestKey::new().unwrap(),
                 functions: vec![function.clone()],
                 root_ports: vec![RootPort {
                     device: "net0".into(),

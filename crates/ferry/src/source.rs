@@ -17,8 +17,9 @@ use qemu::{Qmp, QmpError};
 use crate::check::{self, Facts, Refused};
 use crate::comparison::{self, Compared, Comparison, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
+use crate::digest::Secret;
 use crate::driverless::{self, StartError};
-use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
+use crate::link::{self, Afterwards, Arrival, DigestKey, Function, Link, LinkError, Message};
 use crate::recovery::{self, NotPossible};
 use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
@@ -134,12 +135,14 @@ impl Source<'_> {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
-        let name = link::name().map_err(|error| MigrateError::Failed {
+        let no_random = |error| MigrateError::Failed {
             phase: Phase::Check,
             why: format!("the system gave no random number: {error}"),
-        })?;
-        self.vm.begin_migration(&name);
-        let result = self.run(link, name, options, progress);
+        };
+        let name = link::name().map_err(no_random)?;
+        let digest_key = DigestKey::new().map_err(no_random)?;
+        self.vm.begin_migration(&name, Secret::of(&digest_key));
+        let result = self.run(link, (name, digest_key), options, progress);
         self.vm.end_migration();
         result
     }
@@ -147,7 +150,7 @@ impl Source<'_> {
     fn run(
         &self,
         link: &mut Link,
-        name: String,
+        identity: (String, DigestKey),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
@@ -162,7 +165,7 @@ impl Source<'_> {
         enter(Phase::Check, &mut watch);
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
-            let uri = self.prepare(link, name, strategy, options)?;
+            let uri = self.prepare(link, identity, strategy, options)?;
             let cooperation = Cooperation::begin(
                 self.vm,
                 self.qmp,
@@ -349,21 +352,12 @@ impl Source<'_> {
             reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
         }
         let question = Message::Check {
-            protocol: link::PROTOCOL,
             facts: Box::new(self.facts.clone()),
         };
         match link.ask(&question, ANSWER) {
-            Ok(Message::Check {
-                protocol: link::PROTOCOL,
-                facts,
-            }) => {
+            Ok(Message::Check { facts }) => {
                 reasons.extend(check::compare(&self.facts, &facts));
             }
-            Ok(Message::Check { protocol, .. }) => reasons.push(format!(
-                "the destination's vferry speaks version {protocol} of the control link, this one \
-                 {}: use the same version on both hosts",
-                link::PROTOCOL
-            )),
             Ok(other) => return Err(link::unexpected(&other).into()),
             Err(LinkError::Aborted(reason)) => reasons.push(reason),
             Err(error) => return Err(error.into()),
@@ -479,7 +473,7 @@ impl Source<'_> {
     fn prepare(
         &self,
         link: &mut Link,
-        migration: String,
+        (migration, digest_key): (String, DigestKey),
         strategy: Strategy,
         options: &Options,
     ) -> Result<String, StepError> {
@@ -501,6 +495,7 @@ impl Source<'_> {
         }
         let question = Message::Prepare {
             migration,
+            digest_key,
             functions,
             root_ports,
             verify: options.verify,

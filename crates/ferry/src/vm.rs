@@ -79,6 +79,8 @@ struct State {
     outgoing: bool,
     /// The name of the migration under way or the last one, out or in.
     migration: String,
+    /// What its digests of memory are made with.
+    secret: Option<Secret>,
     refusal: Option<String>,
     sidecar_connected: bool,
 }
@@ -377,10 +379,11 @@ impl Vm {
         }
     }
 
-    pub(crate) fn begin_migration(&self, name: &str) {
+    pub(crate) fn begin_migration(&self, name: &str, secret: Secret) {
         let mut state = self.lock();
         state.outgoing = true;
         name.clone_into(&mut state.migration);
+        state.secret = Some(secret);
         state.help = None;
         state.ending = None;
         state.carry = Vec::new();
@@ -417,6 +420,7 @@ impl Vm {
     pub(crate) fn expect_arrival(
         &self,
         name: &str,
+        secret: Secret,
         verify: bool,
         compare: bool,
     ) -> Result<(), String> {
@@ -433,7 +437,7 @@ impl Vm {
         state.session = Some(Session {
             ram: Arc::clone(&ram),
             verify,
-            secret: Some(Secret::of(name)),
+            secret: Some(secret),
             ..Session::default()
         });
         state.timeline = Timeline::default();
@@ -447,7 +451,7 @@ impl Vm {
     pub(crate) fn allow_comparison(&self, always: bool) -> std::io::Result<()> {
         let ram = self.guest_ram()?;
         let mut state = self.lock();
-        let memory = ToCompare::new(ram, &state.migration)?;
+        let memory = ToCompare::new(ram, state.secret.clone().ok_or_else(no_secret)?)?;
         touch(memory.ram())?;
         state.comparing = Comparing::allow(memory, always);
         Ok(())
@@ -586,7 +590,7 @@ impl Vm {
     /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
     /// writes it.
     pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<(GuestRam, MemoryDigest)>> {
-        let secret = Secret::of(&self.lock().migration);
+        let secret = self.lock().secret.clone().ok_or_else(no_secret)?;
         let digest = |ram: GuestRam| {
             let digest = ram.digest(Urgency::Background, &secret)?;
             Ok((ram, digest))
@@ -625,4 +629,8 @@ fn touch(ram: Arc<Vec<GuestRam>>) -> std::io::Result<()> {
     let touch = move || ram.iter().for_each(GuestRam::touch);
     let named = std::thread::Builder::new().name("touch".into());
     named.spawn(touch).map(drop)
+}
+
+fn no_secret() -> std::io::Error {
+    std::io::Error::other("no migration was begun")
 }

@@ -14,6 +14,7 @@ use ferry::cooperative::Deadlines;
 use ferry::sleep::Bedtime;
 use qemu::{PciAddress, Place};
 use sriov::Wish;
+use tls::Peers;
 
 pub use problem::{ConfigError, Problem};
 
@@ -23,7 +24,7 @@ pub(crate) const LAST_VLAN: u16 = 4094;
 /// A configuration that was found sound.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where it came from, and the line of `memory`, for later messages.
+    /// Where it came from, and some lines, for later messages.
     pub origin: Origin,
     /// Name of the VM.
     pub name: String,
@@ -47,6 +48,8 @@ pub struct Config {
     pub link: Endpoint,
     /// Where QEMU listens for an incoming migration.
     pub incoming: Endpoint,
+    /// How what goes there is protected.
+    pub protection: Protection,
     /// Longest pause that QEMU may plan for the last pass.
     pub downtime_limit: Duration,
     /// Most bytes per second of QEMU's stream; 0 is no limit.
@@ -62,6 +65,8 @@ pub struct Origin {
     pub path: PathBuf,
     /// The line of `memory`.
     pub memory_line: usize,
+    /// The line of `link`.
+    pub link_line: usize,
 }
 
 /// One device.
@@ -161,6 +166,32 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// A TCP port.
     Tcp(SocketAddr),
+}
+
+/// How what goes to other hosts by TCP is protected. A unix socket is its folder's matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protection {
+    /// By TLS, with the certificates in a folder, between hosts that have these names.
+    Tls {
+        /// As QEMU's `tls-creds-x509` has it.
+        folder: PathBuf,
+        /// Who is taken.
+        peers: Peers,
+    },
+    /// It does not leave the host.
+    Loopback,
+    /// Not at all, as the configuration says in so many words.
+    None,
+}
+
+impl Protection {
+    /// Whether something may go to, or be taken at, this place.
+    pub fn allows(&self, place: &Endpoint) -> bool {
+        match (self, place) {
+            (Self::Loopback, Endpoint::Tcp(address)) => address.ip().to_canonical().is_loopback(),
+            _ => true,
+        }
+    }
 }
 
 impl Config {

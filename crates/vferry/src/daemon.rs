@@ -4,6 +4,7 @@ mod acpi;
 mod control;
 mod devices;
 mod link;
+mod strangers;
 
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
@@ -22,7 +23,7 @@ use qemu::system::RunState;
 use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 
-use crate::config::{Config, Guest, Settings};
+use crate::config::{Config, Guest, Protection, Settings};
 use crate::host::Keeper;
 use crate::stream::{BoundSocket, Listener};
 
@@ -54,6 +55,12 @@ struct Shared {
 /// # Errors
 /// When a socket, a device's uplink or a thread cannot be had.
 pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> anyhow::Result<()> {
+    if let Protection::Tls { folder, peers } = &config.protection {
+        tls::check(folder, peers).with_context(|| {
+            let (path, line) = (config.origin.path.display(), config.origin.link_line);
+            format!("{path}:{line}: the link cannot be protected by `tls`")
+        })?;
+    }
     let (ended, end) = mpsc::channel();
     // First: who has it is the one process that serves this VM.
     let control = bind(&config.control)?;

@@ -1,27 +1,65 @@
 //! Connecting to, and listening at, the places that a configuration names.
 
+mod protected;
+
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use ferry::link::Stream;
+use tls::PeerName;
 
-use crate::config::Endpoint;
+use crate::config::{Config, Endpoint, Protection};
+use protected::Protected;
+
+pub(crate) use protected::accept;
 
 /// How long a TCP connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long both sides may take to know each other: longer than the other side gives a stranger who is before.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Connects to where another vferry listens.
-pub(crate) fn connect(to: &Endpoint) -> io::Result<Box<dyn Stream>> {
-    Ok(match to {
-        Endpoint::Unix(path) => Box::new(UnixStream::connect(path)?),
-        Endpoint::Tcp(address) => {
-            let stream = TcpStream::connect_timeout(address, CONNECT)?;
-            Box::new(tuned(stream)?)
+/// A stream to another vferry.
+pub(crate) struct Connected {
+    pub(crate) stream: Box<dyn Stream>,
+    /// Who it is, where that is known: the stream is protected then.
+    pub(crate) peer: Option<PeerName>,
+}
+
+/// Connects to where another vferry listens, protected as `config` says.
+pub(crate) fn connect(to: &Endpoint, config: &Config) -> anyhow::Result<Connected> {
+    let absent = || format!("no vferry answers at {to}: is `vferry run` started there?");
+    if !config.protection.allows(to) {
+        anyhow::bail!(
+            "{}:{}: the control link to {to} would be neither encrypted nor authenticated, and the \
+             VM's memory goes where it says\n    write instead: in [migration], tls = \
+             \"/etc/vferry/tls\" and peers = [\"the-other-host.example\"] (see README)",
+            config.origin.path.display(),
+            config.origin.link_line,
+        );
+    }
+    let plain = |stream| Connected { stream, peer: None };
+    match to {
+        Endpoint::Unix(path) => {
+            let stream = UnixStream::connect(path).with_context(absent)?;
+            Ok(plain(Box::new(stream)))
         }
-    })
+        Endpoint::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, CONNECT).and_then(tuned);
+            let stream = stream.with_context(absent)?;
+            let Protection::Tls { folder, peers } = &config.protection else {
+                return Ok(plain(Box::new(stream)));
+            };
+            let stream = tls::connect(stream, folder, peers, HANDSHAKE)
+                .with_context(|| format!("the control link to {to}, nothing was touched"))?;
+            let peer = Some(stream.peer().clone());
+            let stream = Box::new(Protected(stream));
+            Ok(Connected { stream, peer })
+        }
+    }
 }
 
 /// Messages are few and each is waited for; and a host that vanishes is noticed while memory is
@@ -67,11 +105,17 @@ pub(crate) enum Acceptor {
     Tcp(TcpListener),
 }
 
+/// A connection that nobody has looked at.
+pub(crate) enum Stranger {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
 impl Acceptor {
-    pub(crate) fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    pub(crate) fn accept(&self) -> io::Result<Stranger> {
         Ok(match self {
-            Self::Unix(listener) => Box::new(listener.accept()?.0),
-            Self::Tcp(listener) => Box::new(tuned(listener.accept()?.0)?),
+            Self::Unix(listener) => Stranger::Unix(listener.accept()?.0),
+            Self::Tcp(listener) => Stranger::Tcp(tuned(listener.accept()?.0)?),
         })
     }
 }

@@ -10,21 +10,27 @@ use super::*;
 use crate::destination::memory;
 use crate::digest::PAGE;
 use crate::digest::tests::{memory, ram};
+use crate::link::DigestKey;
+use crate::link::greeting::NEWEST;
 use crate::vm::Session;
 
 /// Pages of each memory: a block and a part of one.
 const PAGES: usize = 700;
 
+fn secret() -> Secret {
+    Secret::of(&DigestKey::of(1))
+}
+
 fn session(files: &[File]) -> Session {
     Session {
         ram: Arc::new(files.iter().map(|file| ram(file, 0)).collect()),
-        secret: Some(Secret::of("m1")),
+        secret: Some(secret()),
         ..Session::default()
     }
 }
 
 fn to_compare(files: &[File]) -> ToCompare {
-    ToCompare::new(files.iter().map(|file| ram(file, 0)).collect(), "m1").unwrap()
+    ToCompare::new(files.iter().map(|file| ram(file, 0)).collect(), secret()).unwrap()
 }
 
 /// The destination, which answers until the source ends or asks what it may not.
@@ -32,7 +38,7 @@ fn destination(files: &[File]) -> (Link, JoinHandle<(Session, LinkError)>) {
     let (a, b) = UnixStream::pair().unwrap();
     let mut session = session(files);
     let serving = thread::spawn(move || {
-        let mut link = Link::new(Box::new(b));
+        let mut link = Link::agreed(Box::new(b), NEWEST);
         loop {
             let answered = link
                 .receive(ANSWER)
@@ -42,7 +48,7 @@ fn destination(files: &[File]) -> (Link, JoinHandle<(Session, LinkError)>) {
             }
         }
     });
-    (Link::new(Box::new(a)), serving)
+    (Link::agreed(Box::new(a), NEWEST), serving)
 }
 
 fn write(file: &File, page: usize, byte: u8) {
@@ -136,7 +142,7 @@ fn two_sides_with_other_memory_are_not_compared() {
         drop(link);
         serving.join().unwrap();
     }
-    assert!(ToCompare::new(Vec::new(), "m1").is_err());
+    assert!(ToCompare::new(Vec::new(), secret()).is_err());
 }
 
 #[test]
@@ -175,7 +181,7 @@ fn pages_that_are_not_there_are_not_written() {
 fn impostor(answers: Vec<Message>, bytes: usize) -> (Link, JoinHandle<()>) {
     let (a, b) = UnixStream::pair().unwrap();
     let serving = thread::spawn(move || {
-        let mut link = Link::new(Box::new(b));
+        let mut link = Link::agreed(Box::new(b), NEWEST);
         for (index, answer) in answers.iter().enumerate() {
             let _ = link.receive(ANSWER);
             let _ = link.send(answer, ANSWER);
@@ -184,7 +190,7 @@ fn impostor(answers: Vec<Message>, bytes: usize) -> (Link, JoinHandle<()>) {
             }
         }
     });
-    (Link::new(Box::new(a)), serving)
+    (Link::agreed(Box::new(a), NEWEST), serving)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod devices;
 mod host_function;
+mod protection;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let origin = Origin {
         path: path.into(),
         memory_line: line(text, &file.vm.memory.span()),
+        link_line: line(text, &file.migration.link.span()),
     };
     let name = check.name(&file.vm.name);
     let memory = check.memory(&file.vm.memory);
@@ -45,6 +47,10 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let bedtime = check.bedtime(file.sleep.as_ref());
     let link = check.endpoint(&file.migration.link);
     let incoming = check.endpoint(&file.migration.incoming);
+    let protection = check.protection(&file.migration);
+    if let (Some(link), Some(incoming), Some(protection)) = (&link, &incoming, &protection) {
+        check.exposure(&file.migration, protection, [link, incoming]);
+    }
     let limit = file.migration.downtime_limit_ms.as_ref();
     let downtime_limit = check.downtime_limit(limit);
     let max_bandwidth = file.migration.max_bandwidth.as_ref();
@@ -79,6 +85,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             bedtime: bedtime?,
             link: link?,
             incoming: incoming?,
+            protection: protection?,
             downtime_limit,
             max_bandwidth: max_bandwidth?,
             devices,

@@ -20,6 +20,8 @@ use crate::stream::connect;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the other side may take to say which versions it knows, once it has time for this one.
+const GREETING: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -176,9 +178,9 @@ fn migrate(
         let qmp = shared.monitor()?;
         let facts = shared.facts(&qmp)?;
         let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
-        let stream = connect(&to).with_context(|| {
-            format!("no vferry answers at {to}: is `vferry run` started there?")
-        })?;
+        let there = connect(&to, &shared.config)?;
+        let mut link = Link::greet(there.stream, GREETING)
+            .with_context(|| format!("refused by the vferry at {to}, nothing was touched"))?;
         let source = Source {
             vm: &shared.vm,
             qmp: &qmp,
@@ -186,7 +188,7 @@ fn migrate(
             facts,
             cancel,
         };
-        let report = source.migrate(&mut Link::new(stream), options, &mut |progress| {
+        let report = source.migrate(&mut link, options, &mut |progress| {
             let _ = writer.send(&Reply::Progress(progress));
         })?;
         Ok(report)

@@ -1,19 +1,20 @@
 //! Other hosts' vferry processes: VMs that come here.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use ferry::destination::Destination;
 use ferry::link::{Link, Message};
 
-use super::Shared;
-use crate::stream::Acceptor;
+use super::{Shared, strangers};
+use crate::stream::{Acceptor, Connected};
 
-/// After a connection that could not be taken, for want of descriptors or memory, or a monitor that
-/// does not answer.
+/// After a monitor that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
 const REFUSAL: Duration = Duration::from_secs(5);
+/// How long the other side may take to say which versions it knows.
+const GREETING: Duration = Duration::from_secs(10);
 /// How often a device is looked at that the guest may reset at any time: kernels wait for one that
 /// does not answer, for a minute in Linux.
 const LOOK: Duration = Duration::from_millis(5);
@@ -24,23 +25,30 @@ pub(super) fn serve(listener: Acceptor, shared: &Arc<Shared>) -> anyhow::Result<
     thread::Builder::new()
         .name("late-recovery".into())
         .spawn(move || see_to_late(&late))?;
+    // One is served at a time, and whoever comes meanwhile waits.
+    let (taken, hosts) = mpsc::sync_channel(0);
+    let strangers = Arc::clone(&shared);
+    thread::Builder::new()
+        .name("strangers".into())
+        .spawn(move || strangers::let_in(&listener, &strangers, &taken))?;
     thread::Builder::new().name("link".into()).spawn(move || {
-        loop {
-            match listener.accept() {
-                Ok(stream) => receive(&shared, &mut Link::new(stream)),
-                Err(error) => {
-                    tracing::warn!(%error, "another host could not be answered");
-                    thread::sleep(PAUSE);
-                }
-            }
+        for host in hosts {
+            receive(&shared, host);
         }
     })?;
     Ok(())
 }
 
-fn receive(shared: &Shared, link: &mut Link) {
+fn receive(shared: &Shared, host: Connected) {
+    if let Some(peer) = &host.peer {
+        tracing::info!(%peer, "a host has come");
+    }
+    let mut link = match Link::welcome(host.stream, GREETING) {
+        Ok(link) => link,
+        Err(error) => return tracing::error!("no VM is taken in: {error}"),
+    };
     let result = match shared.begin_migration() {
-        Some(_guard) => try_receive(shared, link),
+        Some(_guard) => try_receive(shared, &mut link),
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
     };
     match result {
