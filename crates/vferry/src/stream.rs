@@ -157,3 +157,6 @@ impl Drop for BoundSocket {
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use device::{BusMaster, MapRequest};
 use ferry::digest::{GuestRam, Secret, Urgency};
+use ferry::link::DigestKey;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -44,7 +45,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     bus.map(request, Some(memory.into()))?;
     let ram = GuestRam::map(bus.memory_files().remove(0))?;
     ram.touch();
-    let secret = Secret::of("bench");
+    let secret = Secret::of(&DigestKey::new()?);
     let mut runs: [Vec<f64>; 2] = Default::default();
     for round in 1..=rounds {
         for turn in 0..2 {

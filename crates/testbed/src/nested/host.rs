@@ -292,6 +292,7 @@ address = "00:06.1"
 [migration]
 link = "tcp:{address}:7800"
 incoming = "tcp:{address}:7801"
+plain-tcp-without-protection = true
 {guest}
 [[device]]
 name = "net0"

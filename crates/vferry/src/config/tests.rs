@@ -1,3 +1,5 @@
+mod protection;
+
 use proptest::prelude::*;
 
 use super::*;
