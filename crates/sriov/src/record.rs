@@ -165,6 +165,21 @@ impl Ledger {
     }
 }
 
+impl Record {
+    fn drivers(&self) -> impl Iterator<Item = &String> {
+        let names = self.changes.iter().map(|change| match change {
+            Change::Driver {
+                was,
+                was_override,
+                is,
+                ..
+            } => [was.as_ref(), was_override.as_ref(), Some(is)],
+            Change::Count { .. } | Change::Port { .. } => [None; 3],
+        });
+        names.flatten().flatten()
+    }
+}
+
 /// Which boot of the host this is.
 pub(crate) fn boot() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().into())
@@ -216,6 +231,10 @@ fn read(path: &Path) -> io::Result<Option<Record>> {
         return Err(io::Error::other(format!(
             "it has form {version}, and this vferry knows {VERSION}: use the vferry that has written it"
         )));
+    }
+    // An address is none with a slash in it, either.
+    if record.drivers().any(|driver| driver.contains('/')) {
+        return Err(io::Error::other("the name of a driver in it is a path"));
     }
     Ok((record.boot == boot()?).then_some(record))
 }
@@ -295,8 +314,13 @@ mod tests {
         assert!(Ledger::open(&link).is_err());
         // And no name in it is a path.
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("0000:01:10.0", "../0000:01:10.0")).unwrap();
-        assert!(Ledger::open(&path).is_err());
+        for (name, path_like) in [
+            ("0000:01:10.0", "../0000:01:10.0"),
+            ("igbvf", "../../igbvf"),
+        ] {
+            fs::write(&path, text.replace(name, path_like)).unwrap();
+            assert!(Ledger::open(&path).is_err(), "{path_like}");
+        }
         fs::write(&path, "{").unwrap();
         assert!(Ledger::open(&path).is_err());
     }

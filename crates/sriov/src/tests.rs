@@ -211,7 +211,7 @@ fn each_refusal_says_what_to_do() {
         let mut ledger = card.ledger("vm");
         let error = card.host().take(wishes, &mut ledger).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(give_back(&card, "vm").1, [""; 0]);
+        assert_eq!(give_back(card, "vm").1, [""; 0]);
         assert_eq!(card.state(), before);
     };
     let card = Card::new();

@@ -1,3 +1,4 @@
+mod host_function;
 mod protection;
 
 use proptest::prelude::*;

@@ -8,6 +8,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ferry::check::{Facts, PortFacts};
@@ -18,22 +20,18 @@ use crate::config::{Config, Device, Settings};
 
 /// The program that runs, also where its file has been replaced since.
 const SELF: &str = "/proc/self/exe";
+/// After a watcher that has ended, which none does by itself.
+const AGAIN: Duration = Duration::from_millis(500);
 
-/// What was changed, and who watches.
+/// What the host is to be, and what was changed for it.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     host: Host,
     devices: Vec<(String, Wish)>,
     record: PathBuf,
     configuration: PathBuf,
-    changed: Mutex<Option<Changed>>,
-}
-
-#[derive(Debug)]
-struct Changed {
-    ledger: Ledger,
-    /// The pipe to it is open as long as this is.
-    _watcher: Child,
+    /// What was changed, if anything was; somebody watches then.
+    changed: Mutex<Option<Ledger>>,
 }
 
 impl Keeper {
@@ -84,10 +82,7 @@ impl Keeper {
     /// here, in threads that wait for the world, so this process becomes one with nothing open: it
     /// executes itself.
     pub(crate) fn finish(&self, status: u8) -> ExitCode {
-        let owner = self
-            .lock()
-            .as_ref()
-            .map(|changed| changed.ledger.owner().to_owned());
+        let owner = self.lock().as_ref().map(|ledger| ledger.owner().to_owned());
         let Some(owner) = owner else {
             return ExitCode::from(status);
         };
@@ -136,20 +131,17 @@ impl Keeper {
         let mut changed = self.lock();
         if changed.is_none() {
             let ledger = Ledger::begin(&self.record)?;
-            let watcher = watch(&self.record, ledger.owner());
-            let watcher = watcher.context("the process that gives the host back does not start")?;
-            *changed = Some(Changed {
-                ledger,
-                _watcher: watcher,
-            });
+            keep_watched(&self.record, ledger.owner())
+                .context("the process that gives the host back does not start")?;
+            *changed = Some(ledger);
         }
-        if let Some(Changed { ledger, .. }) = &mut *changed {
+        if let Some(ledger) = &mut *changed {
             change(&self.host, ledger)?;
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Changed>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Ledger>> {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +177,38 @@ impl ferry::destination::Host for Keeper {
     }
 }
 
-/// Starts the watcher, and waits until it is one. The pipe to it closes with this process.
+/// Has somebody watch, and another when that one ends. The pipe to it closes with this process.
+fn keep_watched(record: &Path, owner: &str) -> anyhow::Result<()> {
+    let mut watcher = watch(record, owner)?;
+    let (record, owner) = (record.to_owned(), owner.to_owned());
+    let keep = move || {
+        loop {
+            // To wait for it would close it.
+            let pipe = watcher.stdin.take();
+            let status = watcher.wait();
+            drop(pipe);
+            tracing::error!(
+                ?status,
+                "who gives the host back has ended; another is started"
+            );
+            thread::sleep(AGAIN);
+            watcher = match watch(&record, &owner) {
+                Ok(watcher) => watcher,
+                Err(error) => {
+                    tracing::error!(
+                        "nobody gives the host back if this process is killed, but `vferry give-back`: \
+                         {error:#}"
+                    );
+                    return;
+                }
+            };
+        }
+    };
+    thread::Builder::new().name("watched".into()).spawn(keep)?;
+    Ok(())
+}
+
+/// Starts the watcher, and waits until it is one.
 fn watch(record: &Path, owner: &str) -> anyhow::Result<Child> {
     let mut watcher = Command::new(SELF)
         .args(["give-back-record", "--watch", "--owner", owner, "--"])

@@ -65,13 +65,13 @@ impl Check<'_> {
                     self.wrong::<(), _>(create, what, instead);
                 }
                 let address = self.host_address(function)?;
-                self.once(function, address.as_str().into())?;
+                self.once(function, address.as_str())?;
                 Some(Which::Function(address))
             }
             (None, Some(physical), Some(number)) => {
                 let address = self.host_address(physical)?;
                 let name = format!("{address}, virtual function {}", number.get_ref());
-                self.once(number, name)?;
+                self.once(number, &name)?;
                 let number = *number.get_ref();
                 Some(Which::Virtual {
                     physical: address,
@@ -113,9 +113,9 @@ impl Check<'_> {
     }
 
     /// Each function is one device's. Two names of the same are found when the host is looked at.
-    fn once<V>(&mut self, at: &Spanned<V>, name: String) -> Option<()> {
+    fn once<V>(&mut self, at: &Spanned<V>, name: &str) -> Option<()> {
         let here = line(self.text, &at.span());
-        if let Some(other) = self.files.insert(PathBuf::from(&name), here) {
+        if let Some(other) = self.files.insert(PathBuf::from(name), here) {
             let what = format!("{name} is the function of line {other} already");
             return self.wrong(at, what, "a function of its own for each device");
         }
