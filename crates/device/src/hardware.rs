@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::{MapError, MapRequest};
+use crate::{DirtySink, MapError, MapRequest};
 
 /// A real device behind a [`Model`](crate::Model).
 pub trait Hardware: Send {
@@ -66,6 +66,72 @@ pub trait Hardware: Send {
 
     /// Whether nobody can have used the device since it was last reset.
     fn is_untouched(&self) -> bool;
+
+    /// Takes a step of a halt by the device's own means, or undoes it, where it has such means; else
+    /// bus mastering is all there is. A halt takes both steps, and then
+    /// [`set_bus_master`](Self::set_bus_master) is told `false`; what undoes it is told `true` before.
+    ///
+    /// # Errors
+    /// When the device does not take it.
+    fn run(&mut self, run: Run) -> io::Result<()> {
+        let _ = run;
+        Ok(())
+    }
+
+    /// Who logs what the device writes; `None` if nobody does. While the log is open, who does now.
+    fn log_source(&self) -> Option<LogSource> {
+        None
+    }
+
+    /// From here on what the device writes is logged. One that is open begins anew.
+    ///
+    /// # Errors
+    /// When it is not; no log is open then.
+    fn open_log(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Reports the pages that were written since the log was opened or read last, and maybe others.
+    ///
+    /// # Errors
+    /// When what was written is not known any more, or no log is open.
+    fn read_log(&mut self, sink: &mut dyn DirtySink) -> io::Result<()> {
+        let _ = sink;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What the device writes is not logged any more.
+    fn close_log(&mut self) {}
+}
+
+/// How much a device does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// All that it is there for.
+    On,
+    /// No access to other devices any more, and maybe none to memory; it still answers to theirs.
+    WithoutPeers,
+    /// Nothing: no DMA, no interrupt, and its state does not change.
+    Off,
+}
+
+/// Who logs what a real device writes, from the best on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogSource {
+    /// The device.
+    Device,
+    /// The host's IOMMU, which sets a bit where it has translated a write.
+    Iommu,
+}
+
+impl LogSource {
+    /// Its one name, in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Device => "dma-logging",
+            Self::Iommu => "iommu-dirty-bits",
+        }
+    }
 }
 
 /// The part of a BAR that a VMM may map into its guest.

@@ -26,7 +26,7 @@ pub mod state;
 
 pub use bus_master::{BusMaster, Look};
 pub use clock::{Clock, ManualClock, MonotonicClock};
-pub use hardware::{Hardware, Mappable};
+pub use hardware::{Hardware, LogSource, Mappable, Run};
 pub use interrupts::Interrupts;
 pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
 pub use memory::{

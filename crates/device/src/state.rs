@@ -81,6 +81,14 @@ pub enum StateError {
         "the state of device `{0}` cannot be read, so its driver has to start a fresh one: use --strategy recovery or cooperative"
     )]
     NotReadable(&'static str),
+    /// The device did not do its part.
+    #[error("device `{name}`: {why}")]
+    Device {
+        /// The device.
+        name: &'static str,
+        /// What happened, and what became of it.
+        why: String,
+    },
     /// The record's version is not known here.
     #[error(
         "version {found} of `{name}`'s saved state is not known here: update vferry on this side"

@@ -39,6 +39,9 @@ pub struct Endpoint(Arc<Inner>);
 struct Inner {
     name: String,
     keeps_log: bool,
+    is_real: bool,
+    /// What a real device wrote is not known.
+    lost_log: AtomicBool,
     model: Mutex<Box<dyn Model>>,
     config: Mutex<ConfigSpace>,
     bus: BusMaster,
@@ -75,13 +78,16 @@ impl Endpoint {
     fn make(
         name: &str,
         config: ConfigSpace,
-        model: Box<dyn Model>,
+        mut model: Box<dyn Model>,
         keeps_log: bool,
     ) -> std::io::Result<Self> {
+        let is_real = model.hardware().is_some();
         let vectors = config.msix().map_or(0, |(_, layout)| layout.vectors);
         Ok(Self(Arc::new(Inner {
             name: name.into(),
             keeps_log,
+            is_real,
+            lost_log: AtomicBool::new(false),
             model: Mutex::new(model),
             config: Mutex::new(config),
             bus: BusMaster::default(),
@@ -102,7 +108,7 @@ impl Endpoint {
     /// Whether the pages that the function writes are marked by
     /// [`Migratable::mark`](device::lifecycle::Migratable::mark).
     pub fn keeps_log(&self) -> bool {
-        self.0.keeps_log
+        self.0.keeps_log && !self.0.lost_log.load(Ordering::Acquire)
     }
 
     /// What a vfio-user connection talks to.

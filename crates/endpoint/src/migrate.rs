@@ -1,7 +1,7 @@
 //! A VM's endpoints on their way to another host.
 
 use device::lifecycle::Migratable;
-use device::{Claim, DirtySink, Interrupts, Reset, StateError, StateRecord};
+use device::{Claim, DirtySink, Interrupts, Reset, Run, StateError, StateRecord};
 use pci::{ConfigImage, ImageError};
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,8 @@ pub enum EndpointError {
     /// The model's state does not fit.
     #[error("device `{0}`: {1}")]
     Model(String, StateError),
-    /// What only one host may have could not be had, made durable, or let go of.
+    /// What only one host may have could not be had, made durable, or let go of; or a real device was
+    /// not halted, or what it wrote is not known.
     #[error("device `{0}`: {1}")]
     Hold(String, std::io::Error),
     /// No VMM is connected.
@@ -92,6 +93,9 @@ impl Migratable for Endpoints {
             let mut all = self.0.iter();
             all.try_for_each(|endpoint| step(endpoint).map_err(|e| endpoint.hold_error(e)))
         };
+        // None is stopped while another may still write to it.
+        each(&|endpoint| endpoint.run_hardware(Run::WithoutPeers))?;
+        each(&|endpoint| endpoint.run_hardware(Run::Off))?;
         each(&Endpoint::follow_gate)?;
         each(&|endpoint| endpoint.lock_model().drain())
     }
@@ -102,6 +106,9 @@ impl Migratable for Endpoints {
             if let Err(error) = endpoint.follow_gate() {
                 tracing::error!(device = endpoint.name(), %error, "bus mastering not switched on");
             }
+            if let Err(error) = endpoint.run_hardware(Run::On) {
+                tracing::error!(device = endpoint.name(), %error, "it does not run");
+            }
             endpoint.with_hardware(|hardware| hardware.raise_what_was_lost());
             endpoint.0.kick.kick();
         }
@@ -110,6 +117,8 @@ impl Migratable for Endpoints {
     fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), EndpointError> {
         for endpoint in self.0.iter().filter(|endpoint| endpoint.keeps_log()) {
             endpoint.0.bus.drain_dirty(sink);
+            let read = endpoint.read_log(sink);
+            read.map_err(|error| endpoint.hold_error(error))?;
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
 //! What an endpoint tells a model that stands for a real device.
 //!
 //! Where a software model is kept from DMA by the gate, the real function is by its own bus mastering,
-//! which therefore follows the gate: on while the guest has it on and nobody has halted it.
+//! which therefore follows the gate: on while the guest has it on and nobody has halted it. Some have
+//! means of their own besides, to be halted and to log what they write.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
-use device::{Hardware, MapError, MapRequest, Model};
+use device::{DirtySink, Hardware, LogSource, MapError, MapRequest, Model, Run};
 use rustix::io::Errno;
 use vfio_user::{IrqChange, IrqEvent, IrqSet, MapArea, RegionMapping};
 
@@ -18,8 +20,53 @@ impl Endpoint {
         self.lock_model().has_state()
     }
 
+    /// Who logs what a real device writes; `None` if nobody does, or its model does by itself.
+    pub fn log_source(&self) -> Option<LogSource> {
+        self.with_hardware(|hardware| hardware.log_source())?
+    }
+
+    /// What a real device writes is logged from here on, if that is anybody's to do. Before the first page
+    /// is copied.
+    ///
+    /// # Errors
+    /// When it is not: then it [keeps no log](Endpoint::keeps_log), until the log is closed.
+    pub fn open_log(&self) -> io::Result<()> {
+        if !self.0.keeps_log {
+            return Ok(());
+        }
+        let opened = self.with_hardware(|hardware| hardware.open_log());
+        let opened = opened.unwrap_or(Ok(()));
+        self.0.lost_log.store(opened.is_err(), Ordering::Release);
+        opened
+    }
+
+    /// What a real device writes need not be logged any more.
+    pub fn close_log(&self) {
+        self.with_hardware(|hardware| hardware.close_log());
+        self.0.lost_log.store(false, Ordering::Release);
+    }
+
+    /// Adds what was logged of a real device to what is marked.
+    pub(crate) fn read_log(&self, sink: &mut dyn DirtySink) -> io::Result<()> {
+        let read = self.with_hardware(|hardware| hardware.read_log(sink));
+        let read = read.unwrap_or(Ok(()));
+        if read.is_err() {
+            self.0.lost_log.store(true, Ordering::Release);
+        }
+        read
+    }
+
+    /// A step of a halt by a real device's own means.
+    pub(crate) fn run_hardware(&self, run: Run) -> io::Result<()> {
+        let ran = self.with_hardware(|hardware| hardware.run(run));
+        ran.unwrap_or(Ok(()))
+    }
+
     /// Runs `f` on the real device, if it is one.
     pub(crate) fn with_hardware<R>(&self, f: impl FnOnce(&mut dyn Hardware) -> R) -> Option<R> {
+        if !self.0.is_real {
+            return None;
+        }
         self.lock_model().hardware().map(f)
     }
 
