@@ -20,6 +20,7 @@ use vfio_bindings::bindings::vfio::{
 };
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
 
+use crate::kernel::{Handle, Linux};
 use crate::memory::Memory;
 use crate::registers::Registers;
 use crate::vectors::Vectors;
@@ -42,8 +43,8 @@ pub struct Passthrough {
     // Before the device: its memory goes while the IOMMU still knows the device.
     memory: Memory,
     device: VfioDevice,
-    /// The same, to read and write its regions.
-    file: File,
+    /// The same, to read and write its regions, and to ask the kernel about it.
+    file: Handle,
     /// The same, for the VMM to map them.
     shared: Arc<OwnedFd>,
     registers: Registers,
@@ -106,6 +107,7 @@ impl Passthrough {
         let borrowed = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
         let system = |error| OpenError::System(address(), error);
         let file = File::from(borrowed.try_clone_to_owned().map_err(system)?);
+        let file = Handle::new(file, Arc::new(Linux));
         let shared = Arc::new(borrowed.try_clone_to_owned().map_err(system)?);
         if !vfio::can_reset(&file).map_err(|errno| system(errno.into()))? {
             return Err(OpenError::NoReset(address()));

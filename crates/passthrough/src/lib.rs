@@ -9,6 +9,7 @@
 //! | `vectors` | interrupts, from the kernel to the VMM |
 //! | `memory` | guest memory, as the IOMMU has it |
 //! | `vfio` | the calls of the kernel's interface whose outcome matters |
+//! | `kernel` | who answers them |
 //!
 //! vferry is in the way of nothing that is frequent: the VMM maps the BARs themselves, interrupts go
 //! from the kernel to the VMM by the VMM's own eventfds, and DMA goes through the IOMMU. What
@@ -29,6 +30,7 @@
 pub mod device;
 pub mod function;
 pub mod locked;
+mod kernel;
 mod memory;
 mod registers;
 mod vectors;

@@ -1,10 +1,10 @@
 //! The function's interrupts, which go from the kernel to the VMM without us.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
+use crate::kernel::Handle;
 use crate::vfio;
 
 /// The interrupts of one kind, and whom they signal.
@@ -31,7 +31,7 @@ impl Vectors {
         &mut self,
         first: u32,
         eventfds: Vec<Option<OwnedFd>>,
-        device: &File,
+        device: &Handle,
     ) -> Result<(), Errno> {
         let start = first;
         let first = usize::try_from(first).map_err(|_| Errno::INVAL)?;
@@ -52,7 +52,7 @@ impl Vectors {
         Ok(())
     }
 
-    pub(crate) fn clear(&mut self, device: &File) -> Result<(), Errno> {
+    pub(crate) fn clear(&mut self, device: &Handle) -> Result<(), Errno> {
         self.eventfds.fill_with(|| None);
         if std::mem::take(&mut self.enabled) > 0 {
             vfio::disable(device, self.index)?;
@@ -60,12 +60,12 @@ impl Vectors {
         Ok(())
     }
 
-    pub(crate) fn raise(&self, vector: u32, device: &File) -> Result<(), Errno> {
+    pub(crate) fn raise(&self, vector: u32, device: &Handle) -> Result<(), Errno> {
         vfio::trigger(device, self.index, vector)
     }
 
     /// All that signal somebody.
-    pub(crate) fn raise_all(&self, device: &File) -> Result<(), Errno> {
+    pub(crate) fn raise_all(&self, device: &Handle) -> Result<(), Errno> {
         let enabled = (0..).zip(&self.eventfds).take(self.enabled);
         let mut armed = enabled.filter(|(_, eventfd)| eventfd.is_some());
         armed.try_for_each(|(vector, _)| self.raise(vector, device))

@@ -6,17 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD,
-    VFIO_IRQ_SET_DATA_NONE, VFIO_TYPE,
+    VFIO_IRQ_SET_DATA_NONE,
 };
 
-/// `_IO(VFIO_TYPE, VFIO_BASE + number)`
-const fn call(number: u32) -> libc::Ioctl {
-    ((VFIO_TYPE as libc::Ioctl) << 8) | (VFIO_BASE + number) as libc::Ioctl
-}
+use crate::kernel::{Call, Handle, call};
 
-const GET_INFO: libc::Ioctl = call(7);
-const SET_IRQS: libc::Ioctl = call(10);
-const RESET: libc::Ioctl = call(11);
+const GET_INFO: Call = call(VFIO_BASE + 7);
+const SET_IRQS: Call = call(VFIO_BASE + 10);
+const RESET: Call = call(VFIO_BASE + 11);
 
 /// Words of `struct vfio_irq_set` before its data.
 const HEADER: usize = 5;
@@ -24,19 +21,19 @@ const HEADER: usize = 5;
 const INFO: usize = 6;
 
 /// Whether the function can be reset.
-pub(crate) fn can_reset(device: &impl AsRawFd) -> Result<bool, Errno> {
+pub(crate) fn can_reset(device: &Handle) -> Result<bool, Errno> {
     let mut info = [0_u32; INFO];
     ioctl(device, GET_INFO, &mut info)?;
     Ok(info[1] & VFIO_DEVICE_FLAGS_RESET != 0)
 }
 
-pub(crate) fn reset(device: &impl AsRawFd) -> Result<(), Errno> {
+pub(crate) fn reset(device: &Handle) -> Result<(), Errno> {
     ioctl(device, RESET, &mut []).map(drop)
 }
 
 /// Interrupts `start..` of kind `index` signal these; `None` signals nobody.
 pub(crate) fn connect(
-    device: &impl AsRawFd,
+    device: &Handle,
     index: u32,
     start: u32,
     eventfds: &[Option<OwnedFd>],
@@ -54,19 +51,19 @@ pub(crate) fn connect(
 }
 
 /// Interrupts of kind `index` are off.
-pub(crate) fn disable(device: &impl AsRawFd, index: u32) -> Result<(), Errno> {
+pub(crate) fn disable(device: &Handle, index: u32) -> Result<(), Errno> {
     let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
     set_irqs(device, [flags, index, 0, 0], std::iter::empty())
 }
 
 /// As if the function had raised it.
-pub(crate) fn trigger(device: &impl AsRawFd, index: u32, vector: u32) -> Result<(), Errno> {
+pub(crate) fn trigger(device: &Handle, index: u32, vector: u32) -> Result<(), Errno> {
     let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
     set_irqs(device, [flags, index, vector, 1], std::iter::empty())
 }
 
 fn set_irqs(
-    device: &impl AsRawFd,
+    device: &Handle,
     what: [u32; HEADER - 1],
     data: impl Iterator<Item = u32>,
 ) -> Result<(), Errno> {
@@ -81,27 +78,25 @@ fn set_irqs(
 }
 
 /// The first word, if there is one, becomes the length (`argsz`).
-fn ioctl(device: &impl AsRawFd, call: libc::Ioctl, words: &mut [u32]) -> Result<i32, Errno> {
+fn ioctl(device: &Handle, call: Call, words: &mut [u32]) -> Result<i32, Errno> {
     let len = u32::try_from(size_of_val(words)).map_err(|_| Errno::INVAL)?;
     if let Some(argsz) = words.first_mut() {
         *argsz = len;
     }
-    #[expect(
-        unsafe_code,
-        reason = "VFIO's calls have no safe wrapper that tells their outcome"
-    )]
+    #[expect(unsafe_code, reason = "see `Kernel::ioctl`")]
     // SAFETY: each of the calls reads and writes at most as many bytes as its first word says, which
     // is how many there are (set above); the one without an argument looks at none.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), call, words.as_mut_ptr()) };
-    if result < 0 {
-        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    unsafe {
+        device.call(call, words)
     }
-    Ok(result)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::kernel::Linux;
 
     #[test]
     fn calls_have_the_numbers_of_the_kernels_header() {
@@ -110,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_no_vfio_device_is_refused() {
-        let file = tempfile::tempfile().unwrap();
+        let file = Handle::new(tempfile::tempfile().unwrap(), Arc::new(Linux));
         assert_eq!(reset(&file), Err(Errno::NOTTY));
         assert_eq!(can_reset(&file), Err(Errno::NOTTY));
         assert_eq!(connect(&file, 2, 0, &[None]), Err(Errno::NOTTY));

@@ -1,0 +1,112 @@
+//! The kernel's end of the calls, which another may take. Both are asked by the same numbers and the same
+//! bytes.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+use std::slice;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vfio_bindings::bindings::vfio::VFIO_TYPE;
+
+/// The number of a call.
+pub(crate) type Call = libc::Ioctl;
+
+/// `_IO(VFIO_TYPE, number)`. The calls of VFIO and of iommufd have the same type, and their numbers say
+/// nothing of what they take.
+pub(crate) const fn call(number: u32) -> Call {
+    ((VFIO_TYPE as Call) << 8) | number as Call
+}
+
+/// Who answers.
+pub(crate) trait Kernel: Send + Sync {
+    /// `ioctl(2)`, with the bytes that `call` takes and may change.
+    ///
+    /// # Errors
+    /// The kernel's.
+    ///
+    /// # Safety
+    /// `argument` is no shorter than `call`, or a length in it, says. Where it holds addresses, what
+    /// `call` reads and writes there is there, and nobody else's.
+    #[expect(unsafe_code, reason = "the kernel goes by the bytes alone")]
+    unsafe fn ioctl(&self, file: &File, call: Call, argument: &mut [u8]) -> Result<i32, Errno>;
+}
+
+/// The one that runs here.
+pub(crate) struct Linux;
+
+impl Kernel for Linux {
+    #[expect(
+        unsafe_code,
+        reason = "these calls have no safe wrapper that tells their outcome"
+    )]
+    unsafe fn ioctl(&self, file: &File, call: Call, argument: &mut [u8]) -> Result<i32, Errno> {
+        // SAFETY: the caller's promise.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), call, argument.as_mut_ptr()) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        }
+        Ok(result)
+    }
+}
+
+/// An open file of the kernel's, and who answers for it.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    file: Arc<File>,
+    kernel: Arc<dyn Kernel>,
+}
+
+impl Handle {
+    pub(crate) fn new(file: File, kernel: Arc<dyn Kernel>) -> Self {
+        let file = Arc::new(file);
+        Self { file, kernel }
+    }
+
+    /// As [`Kernel::ioctl`]; what a signal has cut short is asked again.
+    #[expect(unsafe_code, reason = "as unsafe as what it calls")]
+    pub(crate) unsafe fn call<T: Plain + ?Sized>(
+        &self,
+        call: Call,
+        argument: &mut T,
+    ) -> Result<i32, Errno> {
+        loop {
+            // SAFETY: the caller's promise.
+            match unsafe { self.kernel.ioctl(&self.file, call, bytes_of(argument)) } {
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Deref for Handle {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+/// What a call takes.
+///
+/// # Safety
+/// It is made of integers without gaps, so that all of its bytes have a value, and any value will do.
+#[expect(unsafe_code, reason = "only a type's author knows")]
+pub(crate) unsafe trait Plain {}
+
+#[expect(unsafe_code, reason = "see `Plain`")]
+// SAFETY: integers.
+unsafe impl Plain for [u32] {}
+
+fn bytes_of<T: Plain + ?Sized>(value: &mut T) -> &mut [u8] {
+    let len = size_of_val(value);
+    #[expect(unsafe_code, reason = "the kernel takes bytes")]
+    // SAFETY: these are the value's bytes, all of which have a value and may have any (`Plain`).
+    unsafe {
+        slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), len)
+    }
+}
