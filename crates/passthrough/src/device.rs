@@ -4,30 +4,32 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ::device::{
-    Access, Hardware, MapError, MapRequest, Mappable, Model, Progress, Reset, StateError,
-    StateRecord,
+    Access, DirtySink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress, Reset,
+    Run, StateError, StateRecord,
 };
 use pci::registers::CAPABILITY_END;
 use pci::{ConfigSpace, guest_view};
 use rustix::io::Errno;
-use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
-};
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
+use vfio_bindings::bindings::vfio::VFIO_PCI_MSIX_IRQ_INDEX;
+use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
-use crate::kernel::{Handle, Linux};
-use crate::memory::Memory;
+use crate::kernel::{Handle, Kernel, Linux};
+use crate::log::Log;
+use crate::memory::{Iommu, Memory};
+use crate::migration::Migration;
+use crate::regions::Regions;
 use crate::registers::Registers;
 use crate::vectors::Vectors;
-use crate::{Function, vfio};
+use crate::{Function, iommufd, state, vfio};
 
 /// The name of the model.
-const NAME: &str = "passthrough";
+pub(crate) const NAME: &str = "passthrough";
 /// How long what the function has under way may take once bus mastering is off. A read that nobody
 /// answers is given up after 50 ms to 64 s as the function is set (PCIe 7.5.3.16); by default within
 /// 50 ms.
@@ -40,15 +42,24 @@ const LOOK: Duration = Duration::from_micros(50);
 /// which the kernel allows when nobody has it any more.
 pub struct Passthrough {
     name: String,
+    /// Vendor and device ID.
+    id: (u16, u16),
     // Before the device: its memory goes while the IOMMU still knows the device.
     memory: Memory,
-    device: VfioDevice,
-    /// The same, to read and write its regions, and to ask the kernel about it.
+    /// Where it was opened by its group: nobody else can have it as long as this is there.
+    _group: Option<VfioDevice>,
+    /// To read and write its regions, and to ask the kernel about it.
     file: Handle,
     /// The same, for the VMM to map them.
     shared: Arc<OwnedFd>,
+    regions: Regions,
     registers: Registers,
     vectors: Vectors,
+    /// `None` if its driver on the host cannot stop it, nor read its state.
+    migration: Option<Migration>,
+    log: Log,
+    /// What bus mastering is to be while it is not stopped.
+    bus_master: bool,
     untouched: bool,
     /// Its VMM is gone.
     over: bool,
@@ -97,6 +108,13 @@ impl Passthrough {
             group: function.group,
             error,
         };
+        if let Some(path) = function.own_file() {
+            let kernel: Arc<dyn Kernel> = Arc::new(Linux);
+            match Self::open_by(&kernel, function, &path) {
+                Ok(opened) => return opened,
+                Err(error) => tracing::debug!(%error, ?path, "opened by its group instead"),
+            }
+        }
         let container = Arc::new(VfioContainer::new(None).map_err(vfio)?);
         let device = VfioDevice::new(&function.folder, container.clone(), true).map_err(vfio)?;
         #[expect(
@@ -105,18 +123,45 @@ impl Passthrough {
         )]
         // SAFETY: `device` has it open, and outlives this.
         let borrowed = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
+        let file = borrowed.try_clone_to_owned();
+        let file = file.map_err(|error| OpenError::System(address(), error))?;
+        let file = Handle::new(File::from(file), Arc::new(Linux));
+        let regions = Regions::of(&device);
+        let memory = Memory::new(Iommu::Container(container));
+        Self::of(function, file, Some(device), regions, memory)
+    }
+
+    /// By its own file at `path`. Errors are of that file only; what the function itself refuses, it would
+    /// refuse by its group too.
+    pub(crate) fn open_by(
+        kernel: &Arc<dyn Kernel>,
+        function: &Function,
+        path: &Path,
+    ) -> io::Result<Result<(ConfigSpace, Self), OpenError>> {
+        let (file, ioas) = iommufd::open(kernel, path)?;
+        let regions = Regions::read(&file)?;
+        let memory = Memory::new(Iommu::Ioas(ioas));
+        Ok(Self::of(function, file, None, regions, memory))
+    }
+
+    fn of(
+        function: &Function,
+        file: Handle,
+        group: Option<VfioDevice>,
+        regions: Regions,
+        memory: Memory,
+    ) -> Result<(ConfigSpace, Self), OpenError> {
+        let address = || function.address.clone();
         let system = |error| OpenError::System(address(), error);
-        let file = File::from(borrowed.try_clone_to_owned().map_err(system)?);
-        let file = Handle::new(file, Arc::new(Linux));
-        let shared = Arc::new(borrowed.try_clone_to_owned().map_err(system)?);
+        let shared = Arc::new(file.try_clone().map_err(system)?.into());
         if !vfio::can_reset(&file).map_err(|errno| system(errno.into()))? {
             return Err(OpenError::NoReset(address()));
         }
         vfio::reset(&file).map_err(|errno| system(errno.into()))?;
-        let at = device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX);
+        let at = regions.config().offset;
         let mut header = [0; CAPABILITY_END];
         file.read_exact_at(&mut header, at).map_err(system)?;
-        let sizes = [0, 1, 2, 3, 4, 5].map(|bar| device.get_region_size(bar));
+        let sizes = [0, 1, 2, 3, 4, 5].map(|bar| regions.bar(bar).map_or(0, |region| region.size));
         let space = guest_view::of(&header, sizes);
         let space = space.map_err(|error| OpenError::NotShown(address(), error))?;
         let registers = Registers::new(at, space.express());
@@ -124,24 +169,34 @@ impl Passthrough {
         let vectors = space.msix().map_or(0, |(_, layout)| layout.vectors);
         let this = Self {
             name: address(),
-            memory: Memory::new(container),
-            device,
+            id: function.id,
+            migration: Migration::of(&file),
+            log: Log::of(&file, &memory),
+            memory,
+            _group: group,
             registers,
             vectors: Vectors::new(VFIO_PCI_MSIX_IRQ_INDEX, vectors),
+            regions,
             file,
             shared,
+            bus_master: false,
             untouched: true,
             over: false,
         };
         Ok((space, this))
     }
 
+    /// By the function's own states, which keep it from memory whatever bus mastering is.
+    fn is_stopped(&self) -> bool {
+        self.migration.as_ref().is_some_and(Migration::is_stopped)
+    }
+
     /// Where `offset` of BAR `bar` is in the device's file, if `len` bytes are there.
     fn place(&self, bar: u8, offset: u64, len: usize) -> Option<u64> {
-        let bar = u32::from(bar);
+        let region = self.regions.bar(bar)?;
         let end = offset.checked_add(u64::try_from(len).ok()?)?;
-        let is_there = bar < 6 && end <= self.device.get_region_size(bar) && !self.over;
-        is_there.then(|| self.device.get_region_offset(bar).checked_add(offset))?
+        let is_there = end <= region.size && !self.over;
+        is_there.then(|| region.offset.checked_add(offset))?
     }
 }
 
@@ -165,9 +220,19 @@ impl Model for Passthrough {
 
     /// The kernel makes it by the function's own means, and knows how long it takes.
     fn reset(&mut self, _: Reset) {
+        if self.is_stopped() {
+            // It runs after a reset, if only until it is stopped again.
+            let quiet = self.registers.set_bus_master(&self.file, false);
+            if let Err(error) = quiet {
+                tracing::error!(%error, function = self.name, "not switched off");
+            }
+        }
         match vfio::reset(&self.file) {
             Ok(()) => self.untouched = true,
             Err(error) => tracing::error!(%error, function = self.name, "not reset"),
+        }
+        if let Some(migration) = &self.migration {
+            migration.was_reset();
         }
     }
 
@@ -189,8 +254,12 @@ impl Model for Passthrough {
 
     /// Bus mastering is off, so nothing new begins; what had begun is over when no transaction is
     /// pending (PCIe 7.5.3.5). A read of the function comes back behind the writes that it has sent
-    /// before (PCIe 2.4.1), so when this has read, they have arrived.
+    /// before (PCIe 2.4.1), so when this has read, they have arrived. One that is stopped has nothing
+    /// under way: its driver on the host has waited for that.
     fn drain(&mut self) -> io::Result<()> {
+        if self.is_stopped() {
+            return Ok(());
+        }
         let deadline = Instant::now() + PENDING;
         loop {
             let seen = self.registers.look(&self.file)?;
@@ -217,15 +286,24 @@ impl Model for Passthrough {
     }
 
     fn has_state(&self) -> bool {
-        false
+        let migration = self.migration.as_ref();
+        migration.is_some_and(Migration::carries_state)
     }
 
     fn save(&self) -> Result<StateRecord, StateError> {
-        Err(StateError::NotReadable(NAME))
+        let migration = self.migration.as_ref();
+        let migration = migration.ok_or(StateError::NotReadable(NAME))?;
+        let data = migration.save().map_err(|error| failed(&error))?;
+        state::pack(self.id, &data)
     }
 
-    fn load(&mut self, _: &StateRecord) -> Result<(), StateError> {
-        Err(StateError::NotReadable(NAME))
+    fn load(&mut self, record: &StateRecord) -> Result<(), StateError> {
+        let migration = self.migration.as_ref();
+        let migration = migration.ok_or(StateError::NotReadable(NAME))?;
+        let data = state::unpack(record, self.id)?;
+        let loaded = migration.load(&data);
+        self.untouched = loaded.is_err();
+        loaded.map_err(|error| failed(&error))
     }
 
     fn resume(&mut self, _: &Access<'_>) {}
@@ -233,23 +311,12 @@ impl Model for Passthrough {
 
 impl Hardware for Passthrough {
     fn mappable(&self, bar: u8) -> Option<Mappable> {
-        let index = u32::from(bar);
-        let flags = self.device.get_region_flags(index);
-        if bar > 5 || flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
-            return None;
-        }
-        let areas = self.device.get_region_caps(index).into_iter();
-        let areas = areas.filter_map(|capability| match capability {
-            VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
-            _ => None,
-        });
+        let region = self.regions.bar(bar);
+        let region = region.filter(|region| region.is_mappable)?;
         Some(Mappable {
             file: Arc::clone(&self.shared),
-            offset: self.device.get_region_offset(index),
-            areas: areas
-                .flatten()
-                .map(|area| (area.offset, area.size))
-                .collect(),
+            offset: region.offset,
+            areas: region.areas.clone(),
         })
     }
 
@@ -257,20 +324,39 @@ impl Hardware for Passthrough {
         if self.over {
             return Err(MapError::System("its guest is gone".into()));
         }
-        self.memory.map(request, file)
+        let is_reached = file.is_some() && request.writable;
+        self.memory.map(request, file)?;
+        if is_reached {
+            let end = request.iova.saturating_add(request.size);
+            self.log.mapped(request.iova..end);
+        }
+        Ok(())
     }
 
     fn unmap(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
-        self.memory.unmap(iova, size)
+        let is_reached = self.memory.reached().any(|range| range.start == iova);
+        self.memory.unmap(iova, size)?;
+        if is_reached {
+            self.log.unmapped(iova..iova.saturating_add(size));
+        }
+        Ok(())
     }
 
     fn unmap_all(&mut self) {
+        for range in self.memory.reached() {
+            self.log.unmapped(range);
+        }
         self.memory.unmap_all();
     }
 
     fn set_bus_master(&mut self, on: bool) -> io::Result<()> {
         let on = on && !self.over;
         self.untouched &= !on;
+        self.bus_master = on;
+        // A driver on the host may need it to gather the state of one that is stopped.
+        if self.is_stopped() {
+            return Ok(());
+        }
         self.registers.set_bus_master(&self.file, on)
     }
 
@@ -298,6 +384,7 @@ impl Hardware for Passthrough {
     /// It may write guest memory until it has been reset: before its memory goes.
     fn abandon(&mut self) {
         self.over = true;
+        self.log.close(&self.file, &self.memory);
         let quiet = self.registers.set_bus_master(&self.file, false);
         let clear = self.vectors.clear(&self.file);
         for result in [quiet, clear.map_err(Into::into)] {
@@ -312,6 +399,39 @@ impl Hardware for Passthrough {
     fn is_untouched(&self) -> bool {
         self.untouched
     }
+
+    fn run(&mut self, run: Run) -> io::Result<()> {
+        let Some(migration) = &mut self.migration else {
+            return Ok(());
+        };
+        if run == Run::On && migration.is_stopped() {
+            // As it was before, or as it was on the host where the state comes from.
+            let on = self.bus_master && !self.over;
+            self.registers.set_bus_master(&self.file, on)?;
+        }
+        migration.run(run)
+    }
+
+    fn log_source(&self) -> Option<LogSource> {
+        self.log.source()
+    }
+
+    fn open_log(&mut self) -> io::Result<()> {
+        self.log.open(&self.file, &self.memory)
+    }
+
+    fn read_log(&mut self, sink: &mut dyn DirtySink) -> io::Result<()> {
+        self.log.read(&self.file, &self.memory, sink)
+    }
+
+    fn close_log(&mut self) {
+        self.log.close(&self.file, &self.memory);
+    }
+}
+
+fn failed(error: &io::Error) -> StateError {
+    let why = error.to_string();
+    StateError::Device { name: NAME, why }
 }
 
 impl std::fmt::Debug for Passthrough {

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::iommufd::IOMMU;
+
 /// The driver that gives any function to processes. Others do so for one kind of device; all make
 /// the folder.
 const VFIO: &str = "vfio-pci";
@@ -98,6 +100,10 @@ impl Function {
     /// [`NotUsable`] says why not, and what to do.
     pub fn find(address: &str) -> Result<Self, NotUsable> {
         let function = Self::find_in(Path::new("/sys"), address)?;
+        let own = function.own_file();
+        if own.is_some_and(|path| path.exists() && Path::new(IOMMU).exists()) {
+            return Ok(function);
+        }
         for path in [
             PathBuf::from("/dev/vfio/vfio"),
             Path::new("/dev/vfio").join(function.group.to_string()),
@@ -106,6 +112,13 @@ impl Function {
             fs::metadata(&path).map_err(|error| NotUsable::NoVfio { path, error })?;
         }
         Ok(function)
+    }
+
+    /// The file by which a kernel with iommufd gives it away without its group, if this one does.
+    pub(crate) fn own_file(&self) -> Option<PathBuf> {
+        let mut entries = fs::read_dir(self.folder.join(VFIO_FOLDER)).ok()?;
+        let name = entries.next()?.ok()?.file_name();
+        Some(Path::new("/dev/vfio/devices").join(name))
     }
 
     fn find_in(sys: &Path, address: &str) -> Result<Self, NotUsable> {
@@ -273,7 +286,11 @@ mod tests {
         assert!(Function::find_in(sys.path(), ADDRESS).is_err());
         let folder = sys.path().join("bus/pci/devices").join(ADDRESS);
         fs::create_dir(folder.join("vfio-dev")).unwrap();
-        assert!(Function::find_in(sys.path(), ADDRESS).is_ok());
+        let function = Function::find_in(sys.path(), ADDRESS).unwrap();
+        assert_eq!(function.own_file(), None);
+        fs::create_dir(folder.join("vfio-dev/vfio3")).unwrap();
+        let path = function.own_file().unwrap();
+        assert_eq!(path, Path::new("/dev/vfio/devices/vfio3"));
     }
 
     #[test]

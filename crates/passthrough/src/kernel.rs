@@ -1,10 +1,11 @@
-//! The kernel's end of the calls, which another may take. Both are asked by the same numbers and the same
-//! bytes.
+//! The kernel's end of the calls: the real one, or in tests one that keeps its rules (`fake`). Both
+//! are asked by the same numbers and the same bytes.
 
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 
@@ -32,6 +33,12 @@ pub(crate) trait Kernel: Send + Sync {
     /// `call` reads and writes there is there, and nobody else's.
     #[expect(unsafe_code, reason = "the kernel goes by the bytes alone")]
     unsafe fn ioctl(&self, file: &File, call: Call, argument: &mut [u8]) -> Result<i32, Errno>;
+
+    /// Opens a device's file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn open(&self, path: &Path) -> io::Result<File>;
 }
 
 /// The one that runs here.
@@ -50,6 +57,10 @@ impl Kernel for Linux {
             return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
         }
         Ok(result)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        File::options().read(true).write(true).open(path)
     }
 }
 
@@ -102,6 +113,23 @@ pub(crate) unsafe trait Plain {}
 // SAFETY: integers.
 unsafe impl Plain for [u32] {}
 
+#[expect(unsafe_code, reason = "see `Plain`")]
+// SAFETY: nothing at all.
+unsafe impl Plain for () {}
+
+/// Says of structs of the kernel's interface that they are [`Plain`]: it leaves no gaps in them, so that
+/// nothing of the kernel's leaks.
+macro_rules! plain {
+    ($($name:ty),+ $(,)?) => {
+        $(
+            #[expect(unsafe_code, reason = "see `Plain`")]
+            // SAFETY: the kernel's header has it so; the bindings check its size and offsets.
+            unsafe impl $crate::kernel::Plain for $name {}
+        )+
+    };
+}
+pub(crate) use plain;
+
 fn bytes_of<T: Plain + ?Sized>(value: &mut T) -> &mut [u8] {
     let len = size_of_val(value);
     #[expect(unsafe_code, reason = "the kernel takes bytes")]
@@ -109,4 +137,9 @@ fn bytes_of<T: Plain + ?Sized>(value: &mut T) -> &mut [u8] {
     unsafe {
         slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), len)
     }
+}
+
+/// The length of what a call takes, for its first field (`argsz`, `size`).
+pub(crate) fn length_of<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }

@@ -9,10 +9,20 @@ use ::device::{MapError, MapRequest};
 use vfio_ioctls::VfioContainer;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::iommufd::Ioas;
+
 /// What is mapped, by first address. The device reaches these and nothing else.
 pub(crate) struct Memory {
-    container: Arc<VfioContainer>,
+    iommu: Iommu,
     ranges: BTreeMap<u64, Range>,
+}
+
+/// How the IOMMU is reached.
+pub(crate) enum Iommu {
+    /// By the device's group.
+    Container(Arc<VfioContainer>),
+    /// By `/dev/iommu`.
+    Ioas(Ioas),
 }
 
 struct Range {
@@ -23,9 +33,24 @@ struct Range {
 }
 
 impl Memory {
-    pub(crate) fn new(container: Arc<VfioContainer>) -> Self {
+    pub(crate) fn new(iommu: Iommu) -> Self {
         let ranges = BTreeMap::new();
-        Self { container, ranges }
+        Self { iommu, ranges }
+    }
+
+    /// The addresses that the device reaches, each range as it was mapped.
+    pub(crate) fn reached(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        let reached = self.ranges.iter();
+        let reached = reached.filter(|(_, range)| range.mapping.is_some());
+        reached.map(|(&iova, range)| iova..iova.saturating_add(range.size))
+    }
+
+    /// The device's addresses, if the IOMMU can tell which of them it has written.
+    pub(crate) fn tracked(&self) -> Option<&Ioas> {
+        match &self.iommu {
+            Iommu::Ioas(ioas) => Some(ioas).filter(|ioas| ioas.can_track()),
+            Iommu::Container(_) => None,
+        }
     }
 
     pub(crate) fn map(
@@ -64,7 +89,7 @@ impl Memory {
         #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
         // SAFETY: `Range` keeps the mapping until the IOMMU has let go of it, and of its bytes no
         // reference is ever made: nobody but the guest and its devices touches them.
-        let mapped = unsafe { self.container.vfio_dma_map(iova, len, mapping.as_ptr()) };
+        let mapped = unsafe { self.iommu.map(iova, len, mapping.as_ptr()) };
         mapped.map_err(|error| {
             let of = size >> 10;
             MapError::System(format!(
@@ -80,8 +105,8 @@ impl Memory {
         let range = range.filter(|range| range.size == size);
         let range = range.ok_or(MapError::NotMapped { iova, size })?;
         if let Some(mapping) = &range.mapping {
-            let unmapped = self.container.vfio_dma_unmap(iova, mapping.size());
-            unmapped.map_err(|error| MapError::System(error.to_string()))?;
+            let unmapped = self.iommu.unmap(iova, mapping.size());
+            unmapped.map_err(MapError::System)?;
         }
         self.ranges.remove(&iova);
         Ok(())
@@ -92,7 +117,7 @@ impl Memory {
             let Some(mapping) = range.mapping else {
                 continue;
             };
-            if let Err(error) = self.container.vfio_dma_unmap(iova, mapping.size()) {
+            if let Err(error) = self.iommu.unmap(iova, mapping.size()) {
                 tracing::error!(%error, iova, "the IOMMU keeps guest memory");
                 // The device may write there: nobody else shall have that place.
                 std::mem::forget(mapping);
@@ -109,6 +134,36 @@ impl Memory {
                 .range(iova..iova.saturating_add(size))
                 .next()
                 .is_some()
+    }
+}
+
+impl Iommu {
+    /// # Safety
+    /// The memory stays until it is unmapped, and nobody has a reference to it.
+    #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
+    unsafe fn map(&self, iova: u64, len: usize, address: *mut u8) -> Result<(), String> {
+        match self {
+            Self::Container(container) => {
+                // SAFETY: the caller's promise.
+                let mapped = unsafe { container.vfio_dma_map(iova, len, address) };
+                mapped.map_err(|error| error.to_string())
+            }
+            Self::Ioas(ioas) => {
+                // SAFETY: the caller's promise.
+                let mapped = unsafe { ioas.map(iova, len, address) };
+                mapped.map_err(|errno| errno.to_string())
+            }
+        }
+    }
+
+    fn unmap(&self, iova: u64, len: usize) -> Result<(), String> {
+        match self {
+            Self::Container(container) => {
+                let unmapped = container.vfio_dma_unmap(iova, len);
+                unmapped.map_err(|error| error.to_string())
+            }
+            Self::Ioas(ioas) => ioas.unmap(iova, len).map_err(|errno| errno.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The calls of the kernel's interface (`include/uapi/linux/vfio.h`) whose outcome matters here, and which
 //! `vfio-ioctls` does not tell, or not all of.
 
+pub(crate) mod feature;
+
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -11,9 +13,9 @@ use vfio_bindings::bindings::vfio::{
 
 use crate::kernel::{Call, Handle, call};
 
-const GET_INFO: Call = call(VFIO_BASE + 7);
-const SET_IRQS: Call = call(VFIO_BASE + 10);
-const RESET: Call = call(VFIO_BASE + 11);
+pub(crate) const GET_INFO: Call = call(VFIO_BASE + 7);
+pub(crate) const SET_IRQS: Call = call(VFIO_BASE + 10);
+pub(crate) const RESET: Call = call(VFIO_BASE + 11);
 
 /// Words of `struct vfio_irq_set` before its data.
 const HEADER: usize = 5;
