@@ -42,6 +42,9 @@ pub struct DeviceFacts {
     /// How the host treats the traffic of a function of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortFacts>,
+    /// Nobody can read its state here, nor give it one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_state: bool,
 }
 
 /// Settings of the host that a device's guest depends on, by the names that configurations have for them.
@@ -129,6 +132,13 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
     }
     // One of the two is in the other side's words.
     reasons.iter().map(|reason| printable(reason)).collect()
+}
+
+/// The devices whose state cannot be given to those of the destination.
+pub fn states_not_taken(source: &Facts, destination: &Facts) -> Vec<String> {
+    let both = source.devices.iter().zip(&destination.devices);
+    let lost = both.filter(|(here, there)| !here.without_state && there.without_state);
+    lost.map(|(here, _)| here.name.clone()).collect()
 }
 
 /// The tree of QEMU's devices, in which a virtual IOMMU shows.

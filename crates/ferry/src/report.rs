@@ -46,6 +46,9 @@ pub struct Report {
 pub struct DeviceReport {
     /// Its name.
     pub name: String,
+    /// Who knew what it wrote: `device` (its model), `dma-logging`, `iommu-dirty-bits`, `guest`, or
+    /// `comparison` where nobody did.
+    pub dirty_log: String,
     /// How it went over.
     pub strategy: Strategy,
     /// Why not as was asked for.

@@ -1,5 +1,6 @@
 //! The source's part of a migration.
 
+mod choice;
 mod outcome;
 mod precopy;
 mod verify;
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use endpoint::Carry;
 use qemu::migration::MigrationSettings;
 use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
@@ -21,10 +21,10 @@ use crate::digest::Secret;
 use crate::driverless::{self, StartError};
 use crate::link::{self, Afterwards, Arrival, DigestKey, Function, Link, LinkError, Message};
 use crate::recovery::{self, NotPossible};
-use crate::report::{DeviceReport, Marks, Progress, Stopwatch};
+use crate::report::{Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
-use crate::{Guest, Phase, Report, Strategy, Vm, root_port};
+use crate::{Phase, Report, Strategy, Vm, root_port};
 
 /// How long the other side may take for an answer that needs no work.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -212,7 +212,7 @@ impl Source<'_> {
         let timeline = self.vm.timeline();
         let (mut phases_ms, devices_paused_ms) =
             watch.finish(&timeline, sent.completed, &arrival, compared, running);
-        let mut devices = self.device_reports(strategy, cooperation.as_ref());
+        let mut devices = self.device_reports(strategy, cooperation.as_ref(), compared.as_ref());
         if recovers {
             progress(Progress::Phase {
                 phase: Phase::Recover,
@@ -354,46 +354,23 @@ impl Source<'_> {
         let question = Message::Check {
             facts: Box::new(self.facts.clone()),
         };
+        let mut left = self.without_state();
         match link.ask(&question, ANSWER) {
             Ok(Message::Check { facts }) => {
                 reasons.extend(check::compare(&self.facts, &facts));
+                left.extend(check::states_not_taken(&self.facts, &facts));
             }
             Ok(other) => return Err(link::unexpected(&other).into()),
             Err(LinkError::Aborted(reason)) => reasons.push(reason),
             Err(error) => return Err(error.into()),
         }
-        let strategy = self.choose(options.strategy);
-        reasons.extend(self.unreadable(strategy));
+        let strategy = self.choose(options.strategy, &left);
+        reasons.extend(choice::unreadable(strategy, &left));
         if reasons.is_empty() {
             Ok(strategy)
         } else {
             Err(Refused(reasons).into())
         }
-    }
-
-    /// By the guest's leave or its kernel's, where somebody has to start a device whose state nobody
-    /// can read.
-    fn choose(&self, asked: Option<Strategy>) -> Strategy {
-        let unreadable = !self.vm.without_state().is_empty();
-        let helps = || self.vm.guest().is_some_and(Guest::stops_devices);
-        match asked {
-            Some(strategy) => strategy,
-            None if unreadable && helps() => Strategy::Cooperative,
-            None if unreadable => Strategy::Recovery,
-            None => Strategy::default(),
-        }
-    }
-
-    /// Why a strategy that carries all devices' state does not.
-    fn unreadable(&self, strategy: Strategy) -> Option<String> {
-        let index = *self.vm.without_state().first()?;
-        let name = self.vm.endpoints().0.get(index)?.name();
-        (strategy == Strategy::Transparent).then(|| {
-            format!(
-                "nobody can read the state of device `{name}`, so its driver has to start a fresh \
-                 one: use --strategy recovery, or cooperative where the guest has vferry's module"
-            )
-        })
     }
 
     /// What needs a control device where the VM has none.
@@ -412,42 +389,6 @@ impl Source<'_> {
         let not_known = self.vm.unknown_writer().is_some();
         (not_known && options.comparison == Comparison::Never)
             .then(|| NoHelp::NoControlDevice(name).to_string())
-    }
-
-    /// How each device went over, so far as is known here.
-    fn device_reports(
-        &self,
-        asked: Strategy,
-        cooperation: Option<&Cooperation<'_>>,
-    ) -> Vec<DeviceReport> {
-        let guest = self.vm.guest().map(|guest| guest.endpoint.name());
-        let recovered = self.vm.left_to_recovery();
-        let devices = self.slots.iter().map(|slot| slot.endpoint.name());
-        let devices = devices.zip(self.vm.carried()).enumerate();
-        devices
-            .filter(|(_, (name, _))| Some(*name) != guest)
-            .map(|(index, (name, carry))| {
-                let mut report = DeviceReport {
-                    name: name.to_owned(),
-                    strategy: match carry {
-                        Carry::State => Strategy::Transparent,
-                        Carry::Configuration if recovered.iter().any(|left| left == name) => {
-                            Strategy::Recovery
-                        }
-                        Carry::Configuration => asked,
-                    },
-                    why: None,
-                    quiesce_ms: None,
-                    restart_ms: None,
-                    recovered: None,
-                    fault: None,
-                };
-                if let Some(cooperation) = cooperation {
-                    cooperation.complete(&mut report, index, carry);
-                }
-                report
-            })
-            .collect()
     }
 
     /// `None` if the guest shall not sleep, or does so already.
@@ -482,6 +423,7 @@ impl Source<'_> {
         self.qmp.prepare_migration(&options.settings)?;
         let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
         self.prepare_recovery(strategy)?;
+        self.vm.open_logs();
         let functions = restore::read(self.qmp, self.slots, &[])?;
         let compare = match options.comparison {
             Comparison::Never => false,

@@ -15,7 +15,10 @@
 
 mod drain;
 mod hooks;
+mod logs;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -258,16 +261,6 @@ impl Vm {
         })
     }
 
-    /// Pages marked so far in the migration under way or the last one.
-    pub fn marks(&self) -> Marks {
-        self.lock().marks.clone()
-    }
-
-    /// Pages newly marked on the guest's word in the migration under way or the last one.
-    pub(crate) fn marks_by_guest(&self) -> u64 {
-        self.lock().marks_by_guest
-    }
-
     pub(crate) fn timeline(&self) -> Timeline {
         self.lock().timeline
     }
@@ -283,31 +276,6 @@ impl Vm {
     /// Why the sidecar refused last, if it did since the migration began.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.lock().refusal.clone()
-    }
-
-    /// The devices of whose writes only the guest can know: index and name. None in the control run
-    /// in which nobody needs to know.
-    pub(crate) fn without_log(&self) -> Vec<(usize, String)> {
-        if self.0.controls.no_log {
-            return Vec::new();
-        }
-        let all = self.0.endpoints.0.iter().enumerate();
-        all.filter(|(_, endpoint)| !endpoint.keeps_log())
-            .map(|(index, endpoint)| (index, endpoint.name().to_owned()))
-            .collect()
-    }
-
-    /// A device whose writes nobody lets the host know, if there is one.
-    pub(crate) fn unknown_writer(&self) -> Option<(usize, String)> {
-        let state = self.lock();
-        let devices = &self.0.endpoints.0;
-        let known = |index: usize| {
-            let help = state.help.as_ref().zip(devices.get(index));
-            help.is_some_and(|(help, device)| help.knows(index, device))
-        };
-        self.without_log()
-            .into_iter()
-            .find(|(index, _)| !known(*index))
     }
 
     pub(crate) fn log(&self) -> LogHandle {
@@ -363,13 +331,6 @@ impl Vm {
         self.lock().starter = Starter::WakeUp;
     }
 
-    /// The devices whose state nobody can read, by index.
-    pub(crate) fn without_state(&self) -> Vec<usize> {
-        let devices = self.0.endpoints.0.iter().enumerate();
-        let without = devices.filter(|(_, device)| !device.has_state());
-        without.map(|(index, _)| index).collect()
-    }
-
     /// The VM runs at the destination: the guest is told there that it is over.
     pub(crate) fn has_left(&self) {
         let mut state = self.lock();
@@ -380,6 +341,7 @@ impl Vm {
     }
 
     pub(crate) fn begin_migration(&self, name: &str, secret: Secret) {
+        self.close_logs();
         let mut state = self.lock();
         state.outgoing = true;
         name.clone_into(&mut state.migration);
@@ -398,6 +360,7 @@ impl Vm {
     /// The migration away from here is over, one way or the other. Where the VM is not known, the
     /// guest is told only when the VM runs here again.
     pub(crate) fn end_migration(&self) {
+        self.close_logs();
         let mut state = self.lock();
         state.outgoing = false;
         state.comparing = Comparing::default();

@@ -153,6 +153,11 @@ impl Shared {
                 format!("{vendor:04x}:{device:04x}")
             })
         };
+        let without_state = |name: &str| {
+            let mut slots = self.slots.iter();
+            let slot = slots.find(|slot| slot.endpoint.name() == name);
+            slot.is_some_and(|slot| !slot.endpoint.has_state())
+        };
         let device = |device: &crate::config::Device| -> anyhow::Result<DeviceFacts> {
             let port = self.host.port(device);
             Ok(DeviceFacts {
@@ -164,6 +169,7 @@ impl Shared {
                     Settings::Nic(_) | Settings::None => None,
                 },
                 place: device.place,
+                without_state: without_state(&device.name),
                 port: port.with_context(|| format!("device `{}`", device.name))?,
             })
         };
@@ -173,6 +179,7 @@ impl Shared {
             identity: None,
             place: Place::MainBus(guest.address),
             port: None,
+            without_state: false,
         };
         let devices = self.config.devices.iter().map(device);
         let guest = self.config.guest.iter().map(guest).map(Ok);

@@ -33,9 +33,21 @@ pub(crate) fn facts() -> Facts {
             identity: None,
             place: Place::MainBus("00:05.0".parse().unwrap()),
             port: None,
+            without_state: false,
         }],
         sidecar: "00:06.0".parse().unwrap(),
     }
+}
+
+#[test]
+fn a_state_that_only_the_source_has_is_not_taken() {
+    let mut there = facts();
+    assert_eq!(states_not_taken(&facts(), &there), [""; 0]);
+    there.devices[0].without_state = true;
+    assert_eq!(states_not_taken(&facts(), &there), ["net0"]);
+    // What has none there either is left to its driver in any case.
+    assert_eq!(states_not_taken(&there, &facts()), [""; 0]);
+    assert_eq!(states_not_taken(&there, &there), [""; 0]);
 }
 
 #[test]

@@ -1,11 +1,67 @@
-//! What became of devices that were left to their drivers: asked at the destination.
+//! How each device went over, and what became of those that were left to their drivers: asked at the
+//! destination.
 
-use super::RUN;
+use endpoint::Carry;
+
+use super::{RUN, Source};
 use crate::Strategy;
+use crate::comparison::Compared;
+use crate::cooperative::ask::Cooperation;
 use crate::cooperative::end::Restart;
 use crate::link::{self, Link, Message};
 use crate::recovery::Outcome;
 use crate::report::DeviceReport;
+use crate::restore::Slot;
+
+impl Source<'_> {
+    /// How each device went over, so far as is known here.
+    pub(super) fn device_reports(
+        &self,
+        asked: Strategy,
+        cooperation: Option<&Cooperation<'_>>,
+        compared: Option<&Compared>,
+    ) -> Vec<DeviceReport> {
+        let guest = self.vm.guest().map(|guest| guest.endpoint.name());
+        let recovered = self.vm.left_to_recovery();
+        let without_log = self.vm.without_log();
+        let known_by = |index: usize, slot: &Slot| {
+            let has_log = without_log.iter().all(|(other, _)| *other != index);
+            match slot.endpoint.log_source() {
+                Some(source) if has_log => source.name(),
+                None if has_log => "device",
+                _ if compared.is_some() => "comparison",
+                _ => "guest",
+            }
+        };
+        let devices = self.slots.iter().zip(self.vm.carried()).enumerate();
+        devices
+            .map(|(index, (slot, carry))| (index, slot, slot.endpoint.name(), carry))
+            .filter(|(_, _, name, _)| Some(*name) != guest)
+            .map(|(index, slot, name, carry)| {
+                let mut report = DeviceReport {
+                    name: name.to_owned(),
+                    dirty_log: known_by(index, slot).into(),
+                    strategy: match carry {
+                        Carry::State => Strategy::Transparent,
+                        Carry::Configuration if recovered.iter().any(|left| left == name) => {
+                            Strategy::Recovery
+                        }
+                        Carry::Configuration => asked,
+                    },
+                    why: None,
+                    quiesce_ms: None,
+                    restart_ms: None,
+                    recovered: None,
+                    fault: None,
+                };
+                if let Some(cooperation) = cooperation {
+                    cooperation.complete(&mut report, index, carry);
+                }
+                report
+            })
+            .collect()
+    }
+}
 
 /// Asks the destination what became of the devices that the guest was to start, and returns the
 /// milliseconds that it took.

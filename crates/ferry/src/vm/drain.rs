@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use device::DirtySink;
 use device::lifecycle::Migratable;
@@ -17,6 +17,11 @@ use super::Vm;
 /// How often. A page that is written all the time is sent again at most once per pass of QEMU's,
 /// so more often gains nothing; less often leaves more for the halt.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// What hardware has logged may take long to read (an IOMMU's bits are in all of its tables): no more of a
+/// processor's time than the twentieth part goes there.
+const SHARE: u32 = 20;
+/// Nor is it left for longer.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// The running thread; stops and joins when dropped.
 #[derive(Debug)]
@@ -60,11 +65,22 @@ fn run(vm: &Vm, stop: &AtomicBool) {
     while !stopped() {
         // Sleeps without a timer while no migration is under way.
         vm.wait(Duration::from_hours(1), |state| state.logging || stopped());
+        let began = Instant::now();
         if vm.is_logging() && !vm.0.controls.no_log {
             drain(vm);
         }
-        vm.wait(INTERVAL, |state| !state.logging || stopped());
+        let pause = if logs_hardware(vm) {
+            (began.elapsed() * SHARE).clamp(INTERVAL, LONGEST)
+        } else {
+            INTERVAL
+        };
+        vm.wait(pause, |state| !state.logging || stopped());
     }
+}
+
+fn logs_hardware(vm: &Vm) -> bool {
+    let mut endpoints = vm.0.endpoints.0.iter();
+    endpoints.any(|endpoint| endpoint.keeps_log() && endpoint.log_source().is_some())
 }
 
 fn drain(vm: &Vm) {

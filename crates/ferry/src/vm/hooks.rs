@@ -215,8 +215,8 @@ fn mark_by_guest(
         && !comparing.take()
     {
         return Err(Veto::new(format!(
-            "device `{}` keeps no log of what it writes, and when the VM was stopped the guest had \
-             not told, or the device had been started anew: migrate again",
+            "device `{}` keeps no log of what it writes, or has lost it, and when the VM was stopped \
+             the guest had not told, or the device had been started anew: migrate again",
             device.name()
         )));
     }

@@ -153,7 +153,10 @@ impl Display {
 }
 
 fn print_device(device: &DeviceReport) {
-    print!("  device {:13} {}", device.name, device.strategy);
+    print!(
+        "  device {:13} {}, pages known by {}",
+        device.name, device.strategy, device.dirty_log
+    );
     if let Some(ms) = device.quiesce_ms {
         print!(", stopped by the guest in {ms:.1} ms");
     }
