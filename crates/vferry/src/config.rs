@@ -89,9 +89,11 @@ pub struct Device {
 /// Who knows which pages a device writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DirtyLog {
-    /// The device: its model logs each write.
+    /// The device: its model logs each write, or hardware does.
     #[default]
     Device,
+    /// Hardware, if it does, and else the guest: it is seen when the device is opened.
+    Best,
     /// The guest alone, which lets the host know by the control device; as for hardware that keeps
     /// no log.
     Guest,

@@ -180,6 +180,20 @@ fn a_device_for_tests_has_no_settings() {
     }
 }
 
+/// Whether its hardware logs anything is seen only once it is opened.
+#[test]
+fn of_a_function_of_the_host_the_best_log_is_used() {
+    let log = |keys: &str| {
+        let (rest, _) = GOOD.split_once("mac =").unwrap();
+        let text = format!("{rest}function = \"0000:01:10.0\"\n{keys}");
+        let config = parse(&text.replace("ixgbevf", "passthrough")).unwrap();
+        config.devices[0].dirty_log
+    };
+    assert_eq!(log(""), DirtyLog::Best);
+    assert_eq!(log("dirty-log = \"device\"\n"), DirtyLog::Device);
+    assert_eq!(log("dirty-log = \"guest\"\n"), DirtyLog::Guest);
+}
+
 #[test]
 fn two_disks_do_not_share_a_file() {
     let one = with_disk("file = \"/srv/disk.img\"\n");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use device::{LogSource, Model};
 use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
@@ -38,12 +39,13 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
     let mut spaces = Vec::new();
     for device in &config.devices {
         let context = || format!("device `{}`", device.name);
-        let (space, model) = models::build(device).with_context(context)?;
+        let (space, mut model) = models::build(device).with_context(context)?;
         spaces.push(space.clone());
         let place = (device.place, &*device.socket);
-        let endpoint = match device.dirty_log {
-            DirtyLog::Device => Endpoint::new(&device.name, space, model),
-            DirtyLog::Guest => Endpoint::without_log(&device.name, space, model),
+        let endpoint = if keeps_log(device, model.as_mut()).with_context(context)? {
+            Endpoint::new(&device.name, space, model)
+        } else {
+            Endpoint::without_log(&device.name, space, model)
         };
         devices.push(bind(place, endpoint?).with_context(context)?);
     }
@@ -65,6 +67,31 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
         deadlines: guest.deadlines,
     };
     Ok((devices, Some(guest)))
+}
+
+/// Whether the host knows what the device writes. Of hardware that is seen only now.
+fn keeps_log(device: &config::Device, model: &mut dyn Model) -> anyhow::Result<bool> {
+    let Some(hardware) = model.hardware() else {
+        return Ok(device.dirty_log != DirtyLog::Guest);
+    };
+    let source = hardware.log_source();
+    let keeps = hardware_keeps_log(device.dirty_log, source)?;
+    if let Some(source) = source.filter(|_| keeps) {
+        let source = source.name();
+        tracing::info!(device = device.name, source, "what it writes is logged");
+    }
+    Ok(keeps)
+}
+
+fn hardware_keeps_log(asked: DirtyLog, source: Option<LogSource>) -> anyhow::Result<bool> {
+    match (asked, source) {
+        (DirtyLog::Device, None) => bail!(
+            "dirty-log = \"device\", but neither the function nor this host's IOMMU logs what it \
+             writes: write \"guest\", or leave `dirty-log` out"
+        ),
+        (DirtyLog::Guest, _) | (DirtyLog::Best, None) => Ok(false),
+        (DirtyLog::Device | DirtyLog::Best, Some(_)) => Ok(true),
+    }
 }
 
 fn bind((place, socket): (Place, &Path), endpoint: Endpoint) -> anyhow::Result<Device> {
@@ -130,5 +157,23 @@ impl Drop for Serving {
             stopper.stop();
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_that_logs_nothing_is_left_to_the_guest_unless_it_was_asked_to() {
+        let both = |asked| [None, Some(LogSource::Iommu)].map(|has| hardware_keeps_log(asked, has));
+        let [none, some] = both(DirtyLog::Best);
+        assert!(!none.unwrap() && some.unwrap());
+        let [none, some] = both(DirtyLog::Guest);
+        assert!(!none.unwrap() && !some.unwrap());
+        let [none, some] = both(DirtyLog::Device);
+        assert!(some.unwrap());
+        let refused = none.unwrap_err().to_string();
+        assert!(refused.contains("leave `dirty-log` out"), "{refused}");
     }
 }

@@ -69,7 +69,7 @@ impl Check<'_> {
             self.wrong::<(), _>(&device.model, what, known.join(" or "));
         }
         let kind = models::kind(model);
-        let dirty_log = self.dirty_log(device, kind != Some(Kind::Host));
+        let dirty_log = self.dirty_log(device, kind);
         let settings = match kind {
             Some(Kind::Nic) => self.nic(section).map(Settings::Nic),
             Some(Kind::Disk) => self.disk(section).map(Settings::Disk),
@@ -94,21 +94,16 @@ impl Check<'_> {
     }
 
     /// By default the device, if it can.
-    fn dirty_log(&mut self, section: &DeviceSection, keeps_one: bool) -> DirtyLog {
+    fn dirty_log(&mut self, section: &DeviceSection, kind: Option<Kind>) -> DirtyLog {
         let Some(text) = &section.dirty_log else {
-            return if keeps_one {
-                DirtyLog::Device
-            } else {
-                DirtyLog::Guest
+            return match kind {
+                Some(Kind::Host) => DirtyLog::Best,
+                _ => DirtyLog::Device,
             };
         };
         match text.get_ref().as_str() {
-            "device" if keeps_one => return DirtyLog::Device,
+            "device" => return DirtyLog::Device,
             "guest" => return DirtyLog::Guest,
-            "device" => {
-                let what = "hardware keeps no log of what it writes that could be read here";
-                self.wrong::<(), _>(text, what, "\"guest\", or no `dirty-log`");
-            }
             other => {
                 let what = format!("`{other}` is nobody who could know what a device writes");
                 self.wrong::<(), _>(
