@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::PciAddress;
+use crate::{Iommu, PciAddress};
 
 /// Longest path of a unix socket, without the terminating zero (`sun_path` in `unix(7)`).
 const MAX_SOCKET_PATH: usize = 107;
@@ -166,6 +166,17 @@ impl QemuArgs {
             properties["x-msg-timeout"] = json!(milliseconds);
         }
         Ok(self.args(["-device".to_owned(), properties.to_string()]))
+    }
+
+    /// A virtual IOMMU. Devices that come before it on the command line are not behind it.
+    #[must_use]
+    pub fn iommu(self, iommu: Iommu, address: PciAddress) -> Self {
+        let properties = match iommu {
+            Iommu::Virtio => json!({ "driver": "virtio-iommu-pci", "addr": address.slot() }),
+            // No PCI function. Without caching mode the guest need not tell what it maps anew.
+            Iommu::Intel => json!({ "driver": "intel-iommu", "caching-mode": true }),
+        };
+        self.args(["-device".to_owned(), properties.to_string()])
     }
 
     /// A root port whose link Linux can bring up again after an error: of 2.5 GT/s, and without a

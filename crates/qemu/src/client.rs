@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -33,6 +33,7 @@ pub struct Qmp {
     reader: Option<JoinHandle<()>>,
     next_id: AtomicU64,
     version: Version,
+    path: Option<PathBuf>,
 }
 
 impl Qmp {
@@ -46,7 +47,11 @@ impl Qmp {
     pub fn connect(path: &Path, deadline: Instant) -> Result<Self, QmpError> {
         loop {
             let error = match UnixStream::connect(path) {
-                Ok(stream) => return Self::from_stream(stream, deadline),
+                Ok(stream) => {
+                    let mut qmp = Self::from_stream(stream, deadline)?;
+                    qmp.path = Some(path.to_owned());
+                    return Ok(qmp);
+                }
                 Err(error) => error,
             };
             // A QEMU that is just starting has not made its socket yet, or not called listen.
@@ -102,6 +107,7 @@ impl Qmp {
             reader: Some(reader),
             next_id: AtomicU64::new(1),
             version: Version::default(),
+            path: None,
         };
         qmp.version = qmp
             .shared
@@ -112,6 +118,11 @@ impl Qmp {
             })?;
         qmp.execute_by("qmp_capabilities", json!({}), deadline)?;
         Ok(qmp)
+    }
+
+    /// The socket, if it was connected to by its path.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The version that QEMU greeted with.

@@ -83,6 +83,14 @@ pub enum QmpError {
         /// What the monitor printed.
         output: String,
     },
+    /// QEMU's server for debuggers did not write memory.
+    #[error("QEMU did not write guest-physical memory at {address:#x} as for a debugger: {source}")]
+    Debugger {
+        /// Where.
+        address: u64,
+        /// Why.
+        source: io::Error,
+    },
     /// More events arrived than are kept, before this reader came to them.
     #[error("{missed} QMP events were lost, because they were not read as fast as QEMU sent them")]
     EventsLost {

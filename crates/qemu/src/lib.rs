@@ -10,6 +10,8 @@
 //! | [`machine`] | describe itself, so that two QEMUs can be compared before a migration |
 //! | [`pci`] | read and write PCI configuration space from outside the guest |
 //! | [`monitor`] | run a command of the human monitor, read guest-physical memory |
+//! | [`debugger`] | write guest-physical memory while the VM stands still |
+//! | [`iommu`] | tell which virtual IOMMU the VM has |
 //! | [`system`] | stop, continue, quit, press the sleep key, wake up, and tell its run state |
 //!
 //! [`args`] is the other end of the same knowledge: the command line that makes a QEMU which can
@@ -36,8 +38,10 @@ pub mod args;
 pub mod bridge;
 mod client;
 mod connection;
+pub mod debugger;
 mod error;
 pub mod guest_agent;
+pub mod iommu;
 pub mod machine;
 pub mod message;
 pub mod migration;
@@ -49,5 +53,6 @@ pub use client::{DEFAULT_TIMEOUT, Qmp};
 pub use connection::{Event, Events};
 pub use error::{Disconnect, QmpError};
 pub use guest_agent::{AgentError, GuestAgent};
+pub use iommu::Iommu;
 pub use machine::Version;
 pub use pci::{PciAddress, Place};

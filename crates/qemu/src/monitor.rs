@@ -121,7 +121,7 @@ impl Qmp {
 }
 
 /// What a failed monitor command printed, cut to what an error message can carry.
-fn failed(line: &str, output: &str) -> QmpError {
+pub(crate) fn failed(line: &str, output: &str) -> QmpError {
     let output = match output.trim() {
         "" => "it printed nothing".to_owned(),
         text => text.chars().take(200).collect(),
