@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use device::lifecycle::Halted;
-use device::{DirtySink, GuestMemory};
+use device::{GuestMemory, GuestPageSink};
 
 use crate::answers::{Coverage, Outcome, Stopped};
 use crate::exchange::{Replies, Reply};
@@ -316,7 +316,7 @@ impl Tracked {
         &self,
         _: &Halted<D>,
         memory: &dyn GuestMemory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<u64, TableError> {
         self.tracking.mark(&self.session, |_| false, memory, sink)
     }
@@ -385,7 +385,7 @@ impl Quiesced {
         &self,
         _: &Halted<D>,
         memory: &dyn GuestMemory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<u64, TableError> {
         let stopped = |index| self.is_stopped(index);
         self.tracking.mark(&self.session, stopped, memory, sink)
@@ -426,7 +426,7 @@ impl Tracking {
         session: &Session,
         stopped: impl Fn(usize) -> bool,
         memory: &dyn GuestMemory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<u64, TableError> {
         let devices = 0..self.promises.len();
         let promised: Vec<_> = devices

@@ -1,6 +1,6 @@
 //! The guest's DMA table, read from guest memory.
 
-use device::{DirtySink, GuestMemory, PAGE_SIZE};
+use device::{GuestMemory, GuestPageSink, PAGE_SIZE};
 
 use crate::spec::table::{CHUNK_BYTES, CHUNK_PAGES, CHUNK_SPAN, ENTRY_BYTES};
 use crate::state::TableRegisters;
@@ -94,7 +94,7 @@ impl Table {
     pub(crate) fn mark(
         &self,
         memory: &dyn GuestMemory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<u64, TableError> {
         let mut pages = 0;
         let mut bytes = [0; CHUNK_LEN];
@@ -276,7 +276,7 @@ mod tests {
         calls: u64,
     }
 
-    impl DirtySink for Counting {
+    impl GuestPageSink for Counting {
         fn mark_words(&mut self, first: u64, words: &[u64]) {
             self.calls += 1;
             let mut last = 0;

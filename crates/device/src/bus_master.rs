@@ -6,12 +6,14 @@
 //!
 //! Memory maps change only under the same lock, so an unmap that has returned is final too.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::memory::{
-    DirtySink, DmaError, GuestMemory, MapError, MapRequest, MemoryFile, MemoryMap,
+    DirtySink, DmaError, GuestMemory, MapError, MapRequest, MemoryFile, MemoryId, MemoryMap,
+    PageSet,
 };
 
 /// One function's access to guest memory.
@@ -35,7 +37,7 @@ impl BusMaster {
     ///
     /// The burst ends when the permit is dropped; it must be short, as `halt` waits for it.
     pub fn begin(&self) -> Option<Dma<'_>> {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.read();
         (gate.enabled && !gate.halted).then_some(Dma { gate })
     }
 
@@ -44,7 +46,7 @@ impl BusMaster {
     ///
     /// Maps do not change while the value lives; it must be short-lived, as a [`Dma`] permit.
     pub fn look(&self) -> Look<'_> {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.read();
         Look { gate }
     }
 
@@ -59,7 +61,7 @@ impl BusMaster {
     /// Whether the guest has bus mastering on, and how often it was switched on: what is the same
     /// as before, and off, has written nothing meanwhile.
     pub fn enabled(&self) -> (bool, u64) {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.read();
         (gate.enabled, gate.starts)
     }
 
@@ -97,39 +99,65 @@ impl BusMaster {
     /// Moves the dirty bits gathered since the last call to `sink`. Devices may go on meanwhile;
     /// what they write then is in this drain or in the next.
     pub fn drain_dirty(&self, sink: &mut dyn DirtySink) {
-        // Bits of ranges that were unmapped are kept in the map itself, hence the exclusive lock.
-        let kept = self.close().map.take_unmapped_dirty();
-        for (first_page, word) in kept {
-            sink.mark_words(first_page, &[word]);
-        }
-        self.gate
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map
-            .drain_dirty(sink);
+        // Bits of files that were unmapped are kept in the map itself, hence the exclusive lock.
+        let kept = self.close().map.take_written();
+        report(&kept, sink);
+        self.read().map.drain_written(sink);
     }
 
-    /// Forgets the dirty bits gathered so far: a full copy of memory starts after this call.
+    /// Moves to `sink` the pages that the function could write and that were unmapped since the last
+    /// call. Together with those that it [can write](Self::mark_writable) after a halt they are all
+    /// that it can have written, whoever moved the data.
+    pub fn drain_released(&self, sink: &mut dyn DirtySink) {
+        let released = self.close().map.take_released();
+        report(&released, sink);
+    }
+
+    /// Reports all pages that the function can write now. Says what it wrote only after a
+    /// [`halt`](Self::halt).
+    pub fn mark_writable(&self, sink: &mut dyn DirtySink) {
+        report(&self.read().map.writable(), sink);
+    }
+
+    /// Whether the function can write more than half of the memory of which it can reach anything,
+    /// as without an IOMMU between them.
+    pub fn can_write_most(&self) -> bool {
+        let gate = self.read();
+        let pages: u64 = gate.map.writable().values().map(PageSet::len).sum();
+        pages > gate.map.file_pages() / 2
+    }
+
+    /// Reports pages that somebody else knows to be written, by their numbers on the function's bus: bit
+    /// `n` of `words[i]` stands for page `first_page + 64 * i + n`. Nothing where nothing is mapped.
+    pub fn mark_at(&self, first_page: u64, words: &[u64], sink: &mut dyn DirtySink) {
+        self.read().map.report_at(first_page, words, sink);
+    }
+
+    /// Forgets what was gathered so far: a full copy of memory starts after this call.
     pub fn discard_dirty(&self) {
-        struct Nowhere;
-        impl DirtySink for Nowhere {
-            fn mark_words(&mut self, _: u64, _: &[u64]) {}
-        }
-        self.drain_dirty(&mut Nowhere);
+        let mut nowhere = |_: MemoryId, _: u64| {};
+        self.drain_dirty(&mut nowhere);
+        self.drain_released(&mut nowhere);
     }
 
     /// The distinct files behind the mapped memory, in the order of their lowest address: guest
     /// RAM as the VMM holds it, for digests.
     pub fn memory_files(&self) -> Vec<MemoryFile> {
-        self.gate
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map
-            .files()
+        self.read().map.files()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Gate> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close(&self) -> RwLockWriteGuard<'_, Gate> {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn report(pages: &BTreeMap<MemoryId, PageSet>, sink: &mut dyn DirtySink) {
+    for (file, pages) in pages {
+        sink.mark_words(*file, 0, pages.words());
     }
 }
 
@@ -271,7 +299,7 @@ mod tests {
         look.read(8, &mut byte).unwrap();
         assert_eq!(byte, [7]);
         drop(look);
-        bus.drain_dirty(&mut |page| panic!("page {page} is dirty"));
+        bus.drain_dirty(&mut |_, page| panic!("page {page} is dirty"));
     }
 
     /// The promise of `halt`: a burst that has begun is over, with all its writes, when it returns.
@@ -306,10 +334,59 @@ mod tests {
         bus.begin().unwrap().write(0x1fff, &[1, 2]).unwrap();
         bus.unmap(0, 0x4000).unwrap();
         let mut seen = Vec::new();
-        bus.drain_dirty(&mut |page| seen.push(page));
+        bus.drain_dirty(&mut |_, page| seen.push(page));
         assert_eq!(seen, [1, 2]);
         seen.clear();
-        bus.drain_dirty(&mut |page| seen.push(page));
+        bus.drain_dirty(&mut |_, page| seen.push(page));
         assert!(seen.is_empty(), "drained twice");
+    }
+
+    fn pages(drain: impl FnOnce(&mut dyn DirtySink)) -> Vec<u64> {
+        let mut pages = Vec::new();
+        drain(&mut |_, page| pages.push(page));
+        pages
+    }
+
+    /// Nobody has logged a write.
+    #[test]
+    fn what_could_be_written_is_known_while_it_is_mapped_and_once_after() {
+        let (bus, file) = bus(2);
+        let map = |request| {
+            let file = file.try_clone().unwrap();
+            bus.map(request, Some(file.into())).unwrap();
+        };
+        file.set_len(9 * 4096).unwrap();
+        bus.unmap_all();
+        bus.discard_dirty();
+        let at = |page: u64, offset: u64| MapRequest {
+            offset: offset * 4096,
+            ..request(page, 1)
+        };
+        map(at(100, 7));
+        map(at(200, 3));
+        // The same page at two addresses, and one that cannot be written.
+        map(at(201, 3));
+        map(MapRequest {
+            writable: false,
+            ..at(202, 5)
+        });
+        assert_eq!(pages(|sink| bus.mark_writable(sink)), [3, 7]);
+        assert!(!bus.can_write_most());
+        map(MapRequest {
+            size: 3 * 4096,
+            ..at(0, 0)
+        });
+        assert!(bus.can_write_most(), "5 of 9");
+        bus.unmap(0, 3 * 4096).unwrap();
+        bus.drain_released(&mut |_, _| {});
+        assert_eq!(pages(|sink| bus.drain_released(sink)), [0; 0]);
+        bus.unmap(100 * 4096, 4096).unwrap();
+        bus.unmap(202 * 4096, 4096).unwrap();
+        assert_eq!(pages(|sink| bus.mark_writable(sink)), [3]);
+        bus.unmap_all();
+        assert_eq!(pages(|sink| bus.mark_writable(sink)), [0; 0]);
+        assert_eq!(pages(|sink| bus.drain_released(sink)), [3, 7]);
+        assert_eq!(pages(|sink| bus.drain_released(sink)), [0; 0]);
+        assert_eq!(pages(|sink| bus.drain_dirty(sink)), [0; 0]);
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::{DirtySink, MapError, MapRequest};
+use crate::{GuestPageSink, MapError, MapRequest};
 
 /// A real device behind a [`Model`](crate::Model).
 pub trait Hardware: Send {
@@ -95,7 +95,7 @@ pub trait Hardware: Send {
     ///
     /// # Errors
     /// When what was written is not known any more, or no log is open.
-    fn read_log(&mut self, sink: &mut dyn DirtySink) -> io::Result<()> {
+    fn read_log(&mut self, sink: &mut dyn GuestPageSink) -> io::Result<()> {
         let _ = sink;
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -30,7 +30,8 @@ pub use hardware::{Hardware, LogSource, Mappable, Run};
 pub use interrupts::Interrupts;
 pub use link::{FrameLink, Offloads, RxFrame, Sent, TxFrame, TxOffload};
 pub use memory::{
-    DirtySink, DmaError, FlatMemory, GuestMemory, MapError, MapRequest, MemoryFile, PAGE_SIZE,
+    DirtySink, DmaError, FlatMemory, GuestMemory, GuestPageSink, MapError, MapRequest, MemoryFile,
+    MemoryId, PAGE_SIZE,
 };
 pub use model::{Access, Claim, Model, Progress, Reset};
 pub use state::{State, StateError, StateRecord};

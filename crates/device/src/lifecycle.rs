@@ -315,6 +315,12 @@ impl Migratable for () {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::MemoryId;
+
+    const FILE: MemoryId = MemoryId {
+        device: 0,
+        inode: 0,
+    };
 
     #[derive(Debug, Default)]
     struct Recorder {
@@ -345,7 +351,7 @@ mod tests {
             self.calls.push("unhalt");
         }
         fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), &'static str> {
-            sink.mark_words(0, &[1]);
+            sink.mark_words(FILE, 0, &[1]);
             self.call("mark")
         }
         fn save(&self, (): &()) -> Result<u32, &'static str> {
@@ -375,7 +381,7 @@ mod tests {
     fn source_and_destination_pass_through_every_step() {
         let mut pages = Vec::new();
         let halted = Running::new(Recorder::default()).halt().unwrap();
-        let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
+        let marked = halted.mark(&mut |_, page| pages.push(page)).unwrap();
         let state = marked.save(&()).unwrap();
         let gone = marked.hand_over("m1").unwrap();
         assert_eq!(gone.0.calls, ["halt", "mark", "release"]);
@@ -394,7 +400,7 @@ mod tests {
     #[test]
     fn what_was_let_go_of_is_taken_back_before_devices_run_again() {
         let marked = Running::new(Recorder::default()).halt().unwrap();
-        let marked = marked.mark(&mut |_| {}).unwrap();
+        let marked = marked.mark(&mut |_, _| {}).unwrap();
         let back = marked.hand_over("m1").unwrap().take_back("m1").unwrap();
         assert_eq!(
             back.resume().0.calls,
@@ -416,7 +422,11 @@ mod tests {
         assert_eq!(failed.back_to.0.calls, ["halt", "load", "arrive"]);
 
         let marked = Running::new(refusing("take back")).halt().unwrap();
-        let gone = marked.mark(&mut |_| {}).unwrap().hand_over("m1").unwrap();
+        let gone = marked
+            .mark(&mut |_, _| {})
+            .unwrap()
+            .hand_over("m1")
+            .unwrap();
         let failed = gone.take_back("m1").unwrap_err();
         assert_eq!(
             failed.back_to.0.calls,
@@ -432,7 +442,7 @@ mod tests {
         };
         let marked = Running::new(devices).halt().unwrap();
         let failed = marked
-            .mark(&mut |_| {})
+            .mark(&mut |_, _| {})
             .unwrap()
             .hand_over("m1")
             .unwrap_err();
@@ -460,7 +470,7 @@ mod tests {
         let failed = Running::new(devices)
             .halt()
             .unwrap()
-            .mark(&mut |_| {})
+            .mark(&mut |_, _| {})
             .unwrap_err();
         assert_eq!(failed.back_to.resume().0.calls, ["halt", "mark", "unhalt"]);
     }

@@ -1,6 +1,6 @@
 //! A VM's endpoints on their way to another host.
 
-use device::lifecycle::Migratable;
+use device::lifecycle::{Halted, Migratable};
 use device::{Claim, DirtySink, Interrupts, Reset, Run, StateError, StateRecord};
 use pci::{ConfigImage, ImageError};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,17 @@ pub enum EndpointError {
         /// What happened.
         why: String,
     },
+}
+
+impl Endpoint {
+    /// Reports the pages that the function can write, and those that it could write and that were
+    /// unmapped since the last call, or the last
+    /// [`drain_released`](device::BusMaster::drain_released): a halted function has written nothing
+    /// else. Few, where a virtual IOMMU lets it reach only what its driver maps.
+    pub fn mark_mapped(&self, _: &Halted<Endpoints>, sink: &mut dyn DirtySink) {
+        self.0.bus.drain_released(sink);
+        self.0.bus.mark_writable(sink);
+    }
 }
 
 impl Migratable for Endpoints {

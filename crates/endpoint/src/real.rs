@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use device::{DirtySink, Hardware, LogSource, MapError, MapRequest, Model, Run};
+use device::{
+    BusMaster, DirtySink, GuestPageSink, Hardware, LogSource, MapError, MapRequest, Model, Run,
+};
 use rustix::io::Errno;
 use vfio_user::{IrqChange, IrqEvent, IrqSet, MapArea, RegionMapping};
 
@@ -48,7 +50,11 @@ impl Endpoint {
 
     /// Adds what was logged of a real device to what is marked.
     pub(crate) fn read_log(&self, sink: &mut dyn DirtySink) -> io::Result<()> {
-        let read = self.with_hardware(|hardware| hardware.read_log(sink));
+        let mut pages = OnBus {
+            bus: &self.0.bus,
+            sink,
+        };
+        let read = self.with_hardware(|hardware| hardware.read_log(&mut pages));
         let read = read.unwrap_or(Ok(()));
         if read.is_err() {
             self.0.lost_log.store(true, Ordering::Release);
@@ -102,6 +108,18 @@ impl Endpoint {
             offset: mappable.offset,
             areas: mappable.areas.into_iter().map(area).collect(),
         })
+    }
+}
+
+/// Where pages go that hardware knows by their addresses on its bus.
+struct OnBus<'a> {
+    bus: &'a BusMaster,
+    sink: &'a mut dyn DirtySink,
+}
+
+impl GuestPageSink for OnBus<'_> {
+    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+        self.bus.mark_at(first_page, words, self.sink);
     }
 }
 

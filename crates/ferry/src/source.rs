@@ -299,6 +299,10 @@ impl Source<'_> {
             let precopy = 0;
             by.insert("guest-table".into(), Marks { precopy, at_halt });
         }
+        let iommu = self.vm.marks_by_iommu();
+        if iommu.total() > 0 {
+            by.insert("iommu".into(), iommu);
+        }
         by
     }
 
@@ -388,7 +392,7 @@ impl Source<'_> {
         let (_, name) = self.vm.without_log().into_iter().next()?;
         let not_known = self.vm.unknown_writer().is_some();
         (not_known && options.comparison == Comparison::Never)
-            .then(|| NoHelp::NoControlDevice(name).to_string())
+            .then(|| NoHelp::untold(self.vm, name).to_string())
     }
 
     /// `None` if the guest shall not sleep, or does so already.

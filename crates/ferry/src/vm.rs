@@ -20,15 +20,16 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control_device::Tracked;
-use device::Claim;
 use device::lifecycle::Migratable;
+use device::{Claim, MemoryFile};
 use endpoint::{Carry, Endpoint, EndpointError, Endpoints};
 use qemu::Qmp;
-use sidecar::LogHandle;
+use sidecar::{FileId, LogHandle};
 
 use crate::comparison::{Comparing, ToCompare, Whole};
 use crate::cooperative::Guest;
@@ -52,6 +53,8 @@ struct Inner {
     endpoints: Endpoints,
     log: LogHandle,
     guest: Option<Guest>,
+    /// The devices are behind a virtual IOMMU.
+    iommu: bool,
     controls: Controls,
     state: Mutex<State>,
     changed: Condvar,
@@ -64,6 +67,8 @@ struct State {
     marks: Marks,
     /// Pages newly marked on the guest's word.
     marks_by_guest: u64,
+    /// Pages newly marked because devices could write them.
+    marks_by_iommu: Marks,
     session: Option<Session>,
     /// What the guest does for the migration away from here.
     help: Option<Help>,
@@ -196,10 +201,11 @@ impl State {
 }
 
 impl Vm {
-    /// The VM whose devices are `endpoints`, with the dirty log of its sidecar and the way to its
-    /// guest, if there is one.
+    /// The VM whose devices are `endpoints`, behind a virtual IOMMU if `iommu`, with the dirty log of
+    /// its sidecar and the way to its guest, if there is one.
     pub fn new(
         endpoints: Endpoints,
+        iommu: bool,
         log: LogHandle,
         guest: Option<Guest>,
         controls: Controls,
@@ -218,6 +224,7 @@ impl Vm {
             endpoints,
             log,
             guest,
+            iommu,
             controls,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -276,6 +283,11 @@ impl Vm {
     /// Why the sidecar refused last, if it did since the migration began.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.lock().refusal.clone()
+    }
+
+    /// Whether the devices are behind a virtual IOMMU.
+    pub(crate) fn has_iommu(&self) -> bool {
+        self.0.iommu
     }
 
     pub(crate) fn log(&self) -> LogHandle {
@@ -355,6 +367,7 @@ impl Vm {
         state.timeline = Timeline::default();
         state.marks = Marks::default();
         state.marks_by_guest = 0;
+        state.marks_by_iommu = Marks::default();
     }
 
     /// The migration away from here is over, one way or the other. Where the VM is not known, the
@@ -562,15 +575,14 @@ impl Vm {
     }
 
     fn guest_ram(&self) -> std::io::Result<Vec<GuestRam>> {
-        let Some(endpoint) = self.0.endpoints.0.first() else {
-            return Ok(Vec::new());
-        };
-        endpoint
-            .bus()
-            .memory_files()
-            .into_iter()
-            .map(GuestRam::map)
-            .collect()
+        let mut files = memory_files(&self.0.log)?;
+        // Where QEMU has not told it yet, as it waits for a VM, no virtual IOMMU is at work either.
+        if files.is_empty()
+            && let Some(endpoint) = self.0.endpoints.0.first()
+        {
+            files = endpoint.bus().memory_files();
+        }
+        files.into_iter().map(GuestRam::map).collect()
     }
 
     fn wait(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {
@@ -585,6 +597,20 @@ impl Vm {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The files that hold the guest's memory, as the sidecar knows them.
+fn memory_files(log: &LogHandle) -> std::io::Result<Vec<MemoryFile>> {
+    let mut files: Vec<(FileId, File, Vec<_>)> = Vec::new();
+    for part in log.memory() {
+        let at = (part.offset, part.gpa, part.len);
+        match files.iter_mut().find(|(id, ..)| *id == part.id) {
+            Some((.., parts)) => parts.push(at),
+            None => files.push((part.id, part.file.try_clone()?, vec![at])),
+        }
+    }
+    let file = |(_, file, parts)| MemoryFile::new(file, parts);
+    Ok(files.into_iter().map(file).collect())
 }
 
 /// Maps all of it in the background.

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::device::{
-    Access, DirtySink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress, Reset,
-    Run, StateError, StateRecord,
+    Access, GuestPageSink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress,
+    Reset, Run, StateError, StateRecord,
 };
 use pci::registers::CAPABILITY_END;
 use pci::{ConfigSpace, guest_view};
@@ -420,7 +420,7 @@ impl Hardware for Passthrough {
         self.log.open(&self.file, &self.memory)
     }
 
-    fn read_log(&mut self, sink: &mut dyn DirtySink) -> io::Result<()> {
+    fn read_log(&mut self, sink: &mut dyn GuestPageSink) -> io::Result<()> {
         self.log.read(&self.file, &self.memory, sink)
     }
 

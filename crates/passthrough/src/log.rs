@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::Range;
 
-use device::{DirtySink, LogSource, PAGE_SIZE};
+use device::{GuestPageSink, LogSource, PAGE_SIZE};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::vfio_device_feature_dma_logging_range;
 
@@ -105,7 +105,7 @@ impl Log {
         &mut self,
         device: &Handle,
         memory: &Memory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> io::Result<()> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| io::Error::other("what it writes is not logged"))?;
@@ -150,7 +150,7 @@ impl Open {
         &mut self,
         device: &Handle,
         memory: &Memory,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<(), Errno> {
         match self.source {
             // It logs by address, whatever is mapped there.
@@ -223,7 +223,7 @@ fn watch(device: &Handle, reached: &Ranges) -> Result<Ranges, Errno> {
 /// Asks for the bits of `range`, one piece after the other, and hands them on.
 fn in_chunks(
     range: Range<u64>,
-    sink: &mut dyn DirtySink,
+    sink: &mut dyn GuestPageSink,
     mut ask: impl FnMut(u64, u64, &mut [u64]) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let mut bitmap = Vec::new();

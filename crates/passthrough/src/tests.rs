@@ -54,7 +54,7 @@ impl Vm {
         let map = DmaMap {
             iova: page * PAGE,
             size: pages * PAGE,
-            offset: 0,
+            offset: page % PAGES * PAGE,
             readable: true,
             writable: true,
         };
@@ -80,7 +80,7 @@ impl Vm {
     /// The pages that are marked now, while the VM may run.
     fn mark(&self) -> Result<Vec<u64>, String> {
         let mut pages = Vec::new();
-        let marked = self.endpoints.clone().mark(&mut |page| pages.push(page));
+        let marked = self.endpoints.clone().mark(&mut |_, page| pages.push(page));
         marked.map(|()| pages).map_err(|error| error.to_string())
     }
 }

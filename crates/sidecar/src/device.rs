@@ -270,6 +270,7 @@ impl VhostUserBackendReqHandlerMut for Device<'_> {
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
         let regions = regions.iter().map(region_info).zip(files);
         self.memory.set(regions).map_err(refusal)?;
+        self.log.set_layout(self.memory.layout());
         Ok(None)
     }
 
@@ -414,11 +415,14 @@ impl VhostUserBackendReqHandlerMut for Device<'_> {
         self.memory
             .add(region_info(region), file)
             .map_err(refusal)?;
+        self.log.set_layout(self.memory.layout());
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        self.memory.remove(region_info(region)).map_err(refusal)
+        self.memory.remove(region_info(region)).map_err(refusal)?;
+        self.log.set_layout(self.memory.layout());
+        Ok(())
     }
 
     fn set_device_state_fd(

@@ -5,9 +5,11 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use crate::layout::{FileId, Layout, Part};
 
 /// log2 of the page size of the log, whatever the page size of host and guest.
 pub(crate) const PAGE_SHIFT: u32 = 12;
@@ -23,7 +25,7 @@ const CHUNK_PAGES: u64 = 64;
 pub struct Tally {
     /// Pages whose bit was clear and is set now. A page that QEMU fetched in between counts again.
     pub newly_marked: u64,
-    /// Pages outside of the log. QEMU will not send them: each of them is stale on the
+    /// Pages outside of the log, or of a file that the guest does not have. QEMU will not send them: each of them is stale on the
     /// destination, so [`Hooks::save`](crate::Hooks::save) is not even asked when there are any.
     pub missed: u64,
 }
@@ -42,6 +44,7 @@ impl Tally {
 #[derive(Debug)]
 pub struct Marker<'a> {
     log: &'a DirtyLog,
+    layout: &'a Layout,
     totals: &'a Totals,
     tally: Tally,
 }
@@ -91,6 +94,22 @@ impl Marker<'_> {
                 .and_then(|by| word.checked_shr(by));
             chunk = chunk.saturating_add(1);
             self.or_chunk(chunk, spill.unwrap_or(0));
+        }
+    }
+
+    /// Marks page `first_page + n` of the file `file`, wherever the guest has it, for every set bit
+    /// `n` of `words`.
+    pub fn mark_file_words(&mut self, file: FileId, first_page: u64, words: &[u64]) {
+        let layout = self.layout;
+        for (index, &word) in (0u64..).zip(words).filter(|(_, word)| **word != 0) {
+            let page = first_page.saturating_add(index.saturating_mul(CHUNK_PAGES));
+            let missed = layout.locate(file, page, word, |guest_page, bits| {
+                self.mark_words(guest_page, &[bits]);
+            });
+            self.record(Tally {
+                missed,
+                ..Tally::default()
+            });
         }
     }
 
@@ -158,20 +177,32 @@ impl LogHandle {
         self.0.started.load(Ordering::Acquire)
     }
 
+    /// The files that hold the guest's memory, in the order of their guest-physical addresses, as
+    /// QEMU has told it when the device was last started or memory was plugged in since. None before.
+    pub fn memory(&self) -> Vec<Part> {
+        self.0.lock().active.layout.0.clone()
+    }
+
     /// Sum over all markers since the log was opened for the current migration, or the last one.
     pub fn totals(&self) -> Tally {
         self.0.totals()
     }
 }
 
-/// The place of the one log that is active, if any.
+/// The place of the one log that is active, if any, and of what is needed to mark in it.
 #[derive(Debug, Default)]
 pub(crate) struct LogSlot {
     // Marking takes the lock for reading: bits are set by atomic operations, side by side. The
     // message loop takes it for writing to change the log, and so waits for those that mark.
-    active: RwLock<Option<DirtyLog>>,
+    active: RwLock<Active>,
     totals: Totals,
     started: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Active {
+    log: Option<DirtyLog>,
+    layout: Layout,
 }
 
 #[derive(Debug, Default)]
@@ -183,12 +214,17 @@ struct Totals {
 impl LogSlot {
     /// Makes `log` the active one. Returns whether there was one before.
     pub(crate) fn put(&self, log: DirtyLog) -> bool {
-        self.write(Some(log))
+        self.write().log.replace(log).is_some()
     }
 
     /// Unmaps the active log. Returns whether there was one.
     pub(crate) fn clear(&self) -> bool {
-        self.write(None)
+        self.write().log.take().is_some()
+    }
+
+    /// The guest's memory is laid out so from now on.
+    pub(crate) fn set_layout(&self, layout: Layout) {
+        self.write().layout = layout;
     }
 
     pub(crate) fn set_started(&self, started: bool) {
@@ -197,7 +233,7 @@ impl LogSlot {
 
     pub(crate) fn lock(&self) -> ActiveLog<'_> {
         ActiveLog {
-            log: self.active.read().unwrap_or_else(PoisonError::into_inner),
+            active: self.active.read().unwrap_or_else(PoisonError::into_inner),
             totals: &self.totals,
         }
     }
@@ -214,22 +250,23 @@ impl LogSlot {
         self.totals.missed.store(0, Ordering::Relaxed);
     }
 
-    fn write(&self, log: Option<DirtyLog>) -> bool {
-        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *active, log).is_some()
+    fn write(&self) -> RwLockWriteGuard<'_, Active> {
+        self.active.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The active log, kept from changing.
 pub(crate) struct ActiveLog<'a> {
-    log: RwLockReadGuard<'a, Option<DirtyLog>>,
+    active: RwLockReadGuard<'a, Active>,
     totals: &'a Totals,
 }
 
 impl ActiveLog<'_> {
     pub(crate) fn marker(&self) -> Option<Marker<'_>> {
-        self.log.as_ref().map(|log| Marker {
+        let Active { log, layout } = &*self.active;
+        log.as_ref().map(|log| Marker {
             log,
+            layout,
             totals: self.totals,
             tally: Tally::default(),
         })
@@ -371,6 +408,29 @@ mod tests {
                 missed: 1
             }
         );
+    }
+
+    #[test]
+    fn pages_of_a_file_are_marked_where_the_guest_has_them() {
+        let (slot, file) = slot(24, 0);
+        let memory = memfd(8 << 12);
+        let id = FileId::of(&memory.metadata().expect("a file"));
+        slot.set_layout(Layout(vec![Part {
+            file: Arc::new(memory),
+            id,
+            offset: 2 << 12,
+            gpa: 63 << 12,
+            len: 3 << 12,
+        }]));
+        let log = slot.lock();
+        let mut marker = log.marker().expect("active");
+        marker.mark_file_words(id, 0, &[0b1_1100, 0]);
+        assert_eq!(chunk(&file, 0), 1 << 63);
+        assert_eq!(chunk(&file, 8), 0b11);
+        assert_eq!(marker.tally().missed, 0);
+        marker.mark_file_words(id, 1, &[0b1_0001]);
+        assert_eq!(marker.tally().missed, 2, "the guest does not have them");
+        assert_eq!(marker.tally().newly_marked, 3);
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+use crate::layout::{FileId, Layout, Part};
 
 /// Memory regions that QEMU may add, boot memory and hot-plugged together.
 pub(crate) const MAX_REGIONS: usize = 256;
@@ -71,6 +75,21 @@ impl MemoryMap {
             let into = user_addr.checked_sub(r.user_addr)?;
             (into < r.len).then(|| GuestAddress(r.gpa.saturating_add(into)))
         })
+    }
+
+    /// Which part of which file is where.
+    pub(crate) fn layout(&self) -> Layout {
+        let part = |(info, region): &(RegionInfo, Arc<GuestRegionMmap<()>>)| {
+            let file = Arc::clone(region.file_offset()?.arc());
+            Some(Part {
+                id: FileId::of(&file.metadata().ok()?),
+                file,
+                offset: info.offset,
+                gpa: info.gpa,
+                len: info.len,
+            })
+        };
+        Layout(self.regions.iter().filter_map(part).collect())
     }
 
     pub(crate) fn guest(&self) -> &GuestMemoryMmap<()> {

@@ -75,6 +75,7 @@ pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> a
         .collect();
     let vm = Vm::new(
         Endpoints(endpoints),
+        false,
         sidecar.marker_handle(),
         guest,
         controls,

@@ -1,20 +1,21 @@
 //! Guest memory mapped from the file descriptors that the VMM hands over.
+//!
+//! Each file is mapped once and whole, and a range of the bus is a window into it: a guest with a
+//! virtual IOMMU maps and unmaps single pages all the time. What was written is therefore known by
+//! the file's pages, of which a range may show any at any address.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::{GuestRegionMmap, MmapRegionBuilder};
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection,
-    MemoryRegionAddress,
-};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
-use super::{DirtySink, DmaError, PAGE_SIZE};
+use super::pages::PageSet;
+use super::{DirtySink, DmaError, MemoryFile, MemoryId, PAGE_SIZE};
 
 const PROT_READ: i32 = rustix::mm::ProtFlags::READ.bits().cast_signed();
 const PROT_WRITE: i32 = rustix::mm::ProtFlags::WRITE.bits().cast_signed();
@@ -27,9 +28,10 @@ const SHARED: i32 = rustix::mm::MapFlags::SHARED
 const PAGE: NonZeroUsize =
     NonZeroUsize::new(1 << PAGE_SIZE.trailing_zeros()).expect("a page has bytes");
 
-type Region = GuestRegionMmap<AtomicBitmap>;
+/// A whole file, with a dirty bit for each of its pages.
+type Window = MmapRegion<AtomicBitmap>;
 
-/// No range is larger: 16 TiB, whose dirty bits take 512 MiB.
+/// No range, and no file, is larger: 16 TiB, whose dirty bits take 512 MiB.
 const MAX_SIZE: u64 = 1 << 44;
 
 /// A range to be mapped.
@@ -76,38 +78,39 @@ pub enum MapError {
     System(String),
 }
 
-/// A file that holds guest memory.
-#[derive(Debug)]
-pub struct MemoryFile {
-    /// The file.
-    pub file: File,
-    /// Offset in the file, address on the bus, and bytes of each mapped range.
-    parts: Vec<(u64, u64, u64)>,
-}
-
-impl MemoryFile {
-    /// The address under which a function reaches the byte at `offset`, if it does.
-    pub fn address_of(&self, offset: u64) -> Option<u64> {
-        let within = |(start, address, len): &(u64, u64, u64)| {
-            offset
-                .checked_sub(*start)
-                .filter(|by| by < len)
-                .map(|by| address + by)
-        };
-        self.parts.iter().find_map(within)
-    }
-}
-
-/// The ranges that a function can reach, each with a dirty bit per page.
+/// The ranges that a function can reach, and which pages it wrote or may have written.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryMap {
-    regions: GuestRegionCollection<Region>,
-    /// Ranges announced without a file (ROMs): known, so that they can be unmapped, but out of
-    /// reach for DMA by mapping.
-    unbacked: BTreeMap<u64, u64>,
-    /// Dirty bits of ranges that are no longer mapped, by the page of the word's first bit.
-    /// Firmware remaps low memory many times; what was written before must not be forgotten.
-    unmapped_dirty: BTreeMap<u64, u64>,
+    ranges: BTreeMap<u64, Range>,
+    files: BTreeMap<MemoryId, Mapped>,
+    /// Pages written while they were mapped, of files of which nothing is mapped any more. Firmware
+    /// remaps low memory many times; what was written before must not be forgotten.
+    written: BTreeMap<MemoryId, PageSet>,
+    /// Pages that could be written and are no longer mapped so.
+    released: BTreeMap<MemoryId, PageSet>,
+}
+
+#[derive(Debug)]
+struct Range {
+    size: u64,
+    writable: bool,
+    /// `None` of ranges announced without a file (ROMs): known, so that they can be unmapped, but
+    /// out of reach for DMA by mapping.
+    shows: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    file: MemoryId,
+    window: Arc<Window>,
+    offset: u64,
+}
+
+/// A file of which something is mapped.
+#[derive(Debug)]
+struct Mapped {
+    window: Arc<Window>,
+    ranges: usize,
 }
 
 impl MemoryMap {
@@ -132,96 +135,179 @@ impl MemoryMap {
         if self.overlaps(iova, end) {
             return Err(MapError::Overlap(request));
         }
-        let Some(file) = file else {
-            self.unbacked.insert(iova, size);
-            return Ok(());
+        let shows = file.map(|file| self.show(request, file)).transpose()?;
+        let range = Range {
+            size,
+            writable,
+            shows,
         };
-        let system = |why: &dyn std::fmt::Display| MapError::System(why.to_string());
-        let file_len = file.metadata().map_err(|e| system(&e))?.len();
-        if offset.checked_add(size).is_none_or(|end| end > file_len) {
-            return Err(MapError::PastEnd { request, file_len });
-        }
-        let len = usize::try_from(size).map_err(|e| system(&e))?;
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, AtomicBitmap::new(len, PAGE))
-            .with_mmap_prot(if writable {
-                PROT_READ | PROT_WRITE
-            } else {
-                PROT_READ
-            })
-            .with_mmap_flags(SHARED)
-            .with_file_offset(FileOffset::new(file, offset))
-            .build()
-            .map_err(|e| system(&e))?;
-        let region =
-            Region::new(mapping, GuestAddress(iova)).ok_or(MapError::Unaligned(request))?;
-        self.regions = self
-            .regions
-            .insert_region(Arc::new(region))
-            .map_err(|e| system(&e))?;
+        self.ranges.insert(iova, range);
         Ok(())
     }
 
-    pub(crate) fn remove(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
-        if self.unbacked.get(&iova) == Some(&size) {
-            self.unbacked.remove(&iova);
-            return Ok(());
+    fn show(&mut self, request: MapRequest, file: File) -> Result<Shown, MapError> {
+        let system = |why: &dyn std::fmt::Display| MapError::System(why.to_string());
+        let metadata = file.metadata().map_err(|e| system(&e))?;
+        let id = MemoryId::of(&metadata);
+        let past_end = |file_len| MapError::PastEnd { request, file_len };
+        let end = request.offset.checked_add(request.size);
+        let ends_within = |len| end.is_some_and(|end| end <= len);
+        if !ends_within(metadata.len()) {
+            return Err(past_end(metadata.len()));
         }
-        let (rest, region) = self
-            .regions
-            .remove_region(GuestAddress(iova), size)
-            .map_err(|_| MapError::NotMapped { iova, size })?;
-        self.regions = rest;
-        self.keep_dirty(&region);
+        let window = match self.files.get(&id) {
+            Some(mapped) => Arc::clone(&mapped.window),
+            None => Arc::new(map(file, metadata.len(), request.writable)?),
+        };
+        // A file may have grown since.
+        if !ends_within(window.size() as u64) {
+            return Err(past_end(window.size() as u64));
+        }
+        if request.writable && window.prot() & PROT_WRITE == 0 {
+            return Err(system(&"its file was first given for reading only"));
+        }
+        let mapped = self.files.entry(id).or_insert_with(|| Mapped {
+            window: Arc::clone(&window),
+            ranges: 0,
+        });
+        mapped.ranges += 1;
+        Ok(Shown {
+            file: id,
+            window,
+            offset: request.offset,
+        })
+    }
+
+    pub(crate) fn remove(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
+        let not_mapped = MapError::NotMapped { iova, size };
+        let found = self.ranges.get(&iova).filter(|range| range.size == size);
+        found.ok_or(not_mapped)?;
+        if let Some(range) = self.ranges.remove(&iova) {
+            self.release(&range);
+        }
         Ok(())
     }
 
     pub(crate) fn clear(&mut self) {
-        let gone = std::mem::take(&mut self.regions);
-        gone.iter().for_each(|region| self.keep_dirty(region));
-        self.unbacked.clear();
-    }
-
-    pub(crate) fn take_unmapped_dirty(&mut self) -> BTreeMap<u64, u64> {
-        std::mem::take(&mut self.unmapped_dirty)
-    }
-
-    pub(crate) fn drain_dirty(&self, sink: &mut dyn DirtySink) {
-        for region in self.regions.iter() {
-            let words = region.get_mmap().bitmap().get_and_reset();
-            sink.mark_words(region.start_addr().0 / PAGE_SIZE, &words);
+        for range in std::mem::take(&mut self.ranges).values() {
+            self.release(range);
         }
     }
 
+    /// A range is gone. What it showed could be written until now.
+    fn release(&mut self, range: &Range) {
+        let Some(Shown { file, offset, .. }) = &range.shows else {
+            return;
+        };
+        if range.writable {
+            let released = self.released.entry(*file).or_default();
+            released.add(offset / PAGE_SIZE, range.size / PAGE_SIZE);
+        }
+        let Some(mapped) = self.files.get_mut(file) else {
+            return;
+        };
+        mapped.ranges -= 1;
+        if mapped.ranges == 0 {
+            let words = mapped.window.bitmap().get_and_reset();
+            self.written.entry(*file).or_default().add_words(&words);
+            self.files.remove(file);
+        }
+    }
+
+    /// Moves what was written to `sink`, but for [`Self::take_written`].
+    pub(crate) fn drain_written(&self, sink: &mut dyn DirtySink) {
+        for (file, mapped) in &self.files {
+            let words = mapped.window.bitmap().get_and_reset();
+            sink.mark_words(*file, 0, &words);
+        }
+    }
+
+    /// Reports pages by the file that is mapped where they are.
+    pub(crate) fn report_at(&self, first_page: u64, words: &[u64], sink: &mut dyn DirtySink) {
+        for (index, word) in (0..).zip(words) {
+            let Some(first) = first_page.checked_add(64 * index) else {
+                return;
+            };
+            if *word == 0 {
+                continue;
+            }
+            // All 64 at once, where they lie in one range.
+            match (
+                self.place_of(first),
+                self.place_of(first.saturating_add(63)),
+            ) {
+                (Some((file, page)), Some((last, end))) if file == last && end == page + 63 => {
+                    sink.mark_words(file, page, &[*word]);
+                }
+                _ => super::each(0, &[*word], |bit| {
+                    let page = first.checked_add(bit);
+                    if let Some((file, page)) = page.and_then(|page| self.place_of(page)) {
+                        sink.mark_words(file, page, &[1]);
+                    }
+                }),
+            }
+        }
+    }
+
+    /// The file that is mapped at this page of the bus, and its page there.
+    fn place_of(&self, page: u64) -> Option<(MemoryId, u64)> {
+        let iova = page.checked_mul(PAGE_SIZE)?;
+        let (start, range) = self.ranges.range(..=iova).next_back()?;
+        let by = (iova - start < range.size).then_some(iova - start)?;
+        let shown = range.shows.as_ref()?;
+        Some((shown.file, (shown.offset + by) / PAGE_SIZE))
+    }
+
+    /// What was written in files that are no longer mapped.
+    pub(crate) fn take_written(&mut self) -> BTreeMap<MemoryId, PageSet> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// What could be written and is no longer mapped.
+    pub(crate) fn take_released(&mut self) -> BTreeMap<MemoryId, PageSet> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// What can be written now.
+    pub(crate) fn writable(&self) -> BTreeMap<MemoryId, PageSet> {
+        let mut pages = BTreeMap::<_, PageSet>::new();
+        for range in self.ranges.values().filter(|range| range.writable) {
+            if let Some(shown) = &range.shows {
+                let first = shown.offset / PAGE_SIZE;
+                let set = pages.entry(shown.file).or_default();
+                set.add(first, range.size / PAGE_SIZE);
+            }
+        }
+        pages
+    }
+
+    /// Pages of all files of which something is mapped.
+    pub(crate) fn file_pages(&self) -> u64 {
+        let pages = |mapped: &Mapped| mapped.window.size() as u64 / PAGE_SIZE;
+        self.files.values().map(pages).sum()
+    }
+
     pub(crate) fn files(&self) -> Vec<MemoryFile> {
-        let mut files: Vec<(_, MemoryFile)> = Vec::new();
-        for region in self.regions.iter() {
-            let mapping = region.get_mmap();
-            let Some(offset) = mapping.file_offset() else {
+        let mut files: Vec<(MemoryId, MemoryFile)> = Vec::new();
+        for (iova, range) in &self.ranges {
+            let Some(shown) = &range.shows else { continue };
+            let part = (shown.offset, *iova, range.size);
+            if let Some((_, known)) = files.iter_mut().find(|(id, _)| *id == shown.file) {
+                known.add(part);
                 continue;
-            };
-            let Ok(metadata) = offset.file().metadata() else {
-                continue;
-            };
-            let id = (metadata.dev(), metadata.ino());
-            let part = (offset.start(), region.start_addr().0, region.len());
-            if let Some((_, known)) = files.iter_mut().find(|(known, _)| *known == id) {
-                known.parts.push(part);
-            } else if let Ok(file) = offset.file().try_clone() {
-                files.push((
-                    id,
-                    MemoryFile {
-                        file,
-                        parts: vec![part],
-                    },
-                ));
+            }
+            let file = shown.window.file_offset().map(|at| at.file().try_clone());
+            if let Some(Ok(file)) = file {
+                files.push((shown.file, MemoryFile::new(file, vec![part])));
             }
         }
         files.into_iter().map(|(_, file)| file).collect()
     }
 
     pub(crate) fn end(&self) -> u64 {
-        let end = |region: &Region| region.start_addr().0.saturating_add(region.len());
-        self.regions.iter().map(end).max().unwrap_or(0)
+        let mut backed = self.ranges.iter().filter(|(_, r)| r.shows.is_some());
+        let last = backed.next_back();
+        last.map_or(0, |(iova, range)| iova.saturating_add(range.size))
     }
 
     pub(crate) fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
@@ -232,11 +318,11 @@ impl MemoryMap {
         let mut at = iova;
         let mut rest = buf;
         while !rest.is_empty() {
-            let (region, offset, len) = self.piece(at, rest.len(), PROT_READ).ok_or(error)?;
-            let (now, later) = rest.split_at_mut(len);
-            region.read_slice(now, offset).map_err(|_| error)?;
+            let piece = self.piece(at, rest.len(), Direction::Read).ok_or(error)?;
+            let (now, later) = rest.split_at_mut(piece.len());
+            piece.read_slice(now, 0).map_err(|_| error)?;
             rest = later;
-            at = at.wrapping_add(len as u64);
+            at = at.wrapping_add(piece.len() as u64);
         }
         Ok(())
     }
@@ -251,70 +337,81 @@ impl MemoryMap {
         let mut at = iova;
         let mut rest = data;
         while !rest.is_empty() {
-            let (region, offset, len) = self.piece(at, rest.len(), PROT_WRITE).ok_or(error)?;
-            let (now, later) = rest.split_at(len);
-            region.write_slice(now, offset).map_err(|_| error)?;
+            let piece = self.piece(at, rest.len(), Direction::Write).ok_or(error)?;
+            let (now, later) = rest.split_at(piece.len());
+            piece.write_slice(now, 0).map_err(|_| error)?;
             rest = later;
-            at = at.wrapping_add(len as u64);
+            at = at.wrapping_add(piece.len() as u64);
         }
         Ok(())
     }
 
     pub(crate) fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaError> {
-        let error = DmaError { iova, len: 8 };
-        let (region, offset, len) = self.piece(iova, 8, PROT_WRITE).ok_or(error)?;
-        if len != 8 || !iova.is_multiple_of(8) {
-            return Err(error);
-        }
-        region
-            .store(value.to_le(), offset, Ordering::Release)
-            .map_err(|_| error)
+        let word = self.word(iova, 8)?;
+        word.store(value.to_le(), 0, Ordering::Release)
+            .map_err(|_| DmaError { iova, len: 8 })
     }
 
     pub(crate) fn store_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
-        let error = DmaError { iova, len: 4 };
-        let (region, offset, len) = self.piece(iova, 4, PROT_WRITE).ok_or(error)?;
-        if len != 4 || !iova.is_multiple_of(4) {
-            return Err(error);
-        }
-        region
-            .store(value.to_le(), offset, Ordering::Release)
-            .map_err(|_| error)
+        let word = self.word(iova, 4)?;
+        word.store(value.to_le(), 0, Ordering::Release)
+            .map_err(|_| DmaError { iova, len: 4 })
     }
 
-    /// The part of `iova..iova + len` that lies in the region of `iova`.
+    fn word(&self, iova: u64, len: usize) -> Result<VolatileSlice<'_, Bits<'_>>, DmaError> {
+        let piece = self
+            .piece(iova, len, Direction::Write)
+            .filter(|piece| piece.len() == len && iova.is_multiple_of(len as u64));
+        piece.ok_or(DmaError { iova, len })
+    }
+
+    /// The part of `iova..iova + len` that lies in the range of `iova`.
     fn piece(
         &self,
         iova: u64,
         len: usize,
-        prot: i32,
-    ) -> Option<(&Region, MemoryRegionAddress, usize)> {
-        let region = self.regions.find_region(GuestAddress(iova))?;
-        if region.prot() & prot == 0 {
+        direction: Direction,
+    ) -> Option<VolatileSlice<'_, Bits<'_>>> {
+        let (start, range) = self.ranges.range(..=iova).next_back()?;
+        let into = Some(iova - start).filter(|into| *into < range.size)?;
+        if direction == Direction::Write && !range.writable {
             return None;
         }
-        let offset = iova - region.start_addr().0;
-        let room = usize::try_from(region.len() - offset).unwrap_or(usize::MAX);
-        Some((region, MemoryRegionAddress(offset), len.min(room)))
+        let Shown { window, offset, .. } = range.shows.as_ref()?;
+        let room = usize::try_from(range.size - into).unwrap_or(usize::MAX);
+        let at = usize::try_from(offset + into).ok()?;
+        window.get_slice(at, len.min(room)).ok()
     }
 
     fn overlaps(&self, start: u64, end: u64) -> bool {
-        let backed = self.regions.iter().map(|r| (r.start_addr().0, r.len()));
-        let unbacked = self.unbacked.iter().map(|(&iova, &size)| (iova, size));
-        backed
-            .chain(unbacked)
-            .any(|(s, len)| s < end && start < s + len)
+        let before = self.ranges.range(..end).next_back();
+        before.is_some_and(|(s, range)| start < s.saturating_add(range.size))
     }
+}
 
-    fn keep_dirty(&mut self, region: &Region) {
-        let first_page = region.start_addr().0 / PAGE_SIZE;
-        for (index, word) in (0u64..).zip(region.get_mmap().bitmap().get_and_reset()) {
-            if word != 0 {
-                *self
-                    .unmapped_dirty
-                    .entry(first_page + index * 64)
-                    .or_default() |= word;
-            }
-        }
-    }
+type Bits<'a> = vm_memory::bitmap::BS<'a, AtomicBitmap>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+/// All of `file`, for writing too if it can be, or must.
+fn map(file: File, len: u64, writable: bool) -> Result<Window, MapError> {
+    let system = |why: &dyn std::fmt::Display| MapError::System(why.to_string());
+    let len = Some(len).filter(|len| *len <= MAX_SIZE);
+    let len = len.and_then(|len| usize::try_from(len).ok());
+    let len = len.ok_or_else(|| system(&"a file of more than 16 TiB"))?;
+    let file = FileOffset::new(file, 0);
+    let with = |prot| {
+        MmapRegionBuilder::new_with_bitmap(len, AtomicBitmap::new(len, PAGE))
+            .with_mmap_prot(prot)
+            .with_mmap_flags(SHARED)
+            .with_file_offset(file.clone())
+            .build()
+    };
+    let window = with(PROT_READ | PROT_WRITE);
+    let window = window.or_else(|e| if writable { Err(e) } else { with(PROT_READ) });
+    window.map_err(|e| system(&e))
 }

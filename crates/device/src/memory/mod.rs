@@ -1,9 +1,13 @@
 //! Guest memory as a device sees it: addresses on its bus, and errors instead of faults.
 
+mod file;
 mod map;
+mod pages;
 
+pub use file::{MemoryFile, MemoryId};
 pub(crate) use map::MemoryMap;
-pub use map::{MapError, MapRequest, MemoryFile};
+pub use map::{MapError, MapRequest};
+pub(crate) use pages::PageSet;
 
 /// Reads and writes of guest memory by DMA.
 ///
@@ -106,21 +110,39 @@ impl GuestMemory for FlatMemory {
 /// Bytes of a page, the unit of dirty tracking.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// Where dirty pages are reported to.
+/// Where the pages that devices wrote are reported to, by the file that holds them: addresses on a
+/// device's bus are the guest's to choose, where it has an IOMMU.
 pub trait DirtySink {
+    /// Bit `n` of `words[i]` stands for page `first_page + 64 * i + n` of `file`.
+    fn mark_words(&mut self, file: MemoryId, first_page: u64, words: &[u64]);
+}
+
+/// A closure that takes one page of a file at a time.
+impl<F: FnMut(MemoryId, u64)> DirtySink for F {
+    fn mark_words(&mut self, file: MemoryId, first_page: u64, words: &[u64]) {
+        each(first_page, words, |page| self(file, page));
+    }
+}
+
+/// Where pages are reported to that somebody knows by their guest-physical address.
+pub trait GuestPageSink {
     /// Bit `n` of `words[i]` stands for guest page `first_page + 64 * i + n`.
     fn mark_words(&mut self, first_page: u64, words: &[u64]);
 }
 
 /// A closure that takes one page number at a time.
-impl<F: FnMut(u64)> DirtySink for F {
+impl<F: FnMut(u64)> GuestPageSink for F {
     fn mark_words(&mut self, first_page: u64, words: &[u64]) {
-        for (index, &word) in (0u64..).zip(words) {
-            let mut bits = word;
-            while bits != 0 {
-                self(first_page + index * 64 + u64::from(bits.trailing_zeros()));
-                bits &= bits - 1;
-            }
+        each(first_page, words, self);
+    }
+}
+
+fn each(first_page: u64, words: &[u64], mut f: impl FnMut(u64)) {
+    for (index, &word) in (0u64..).zip(words) {
+        let mut bits = word;
+        while bits != 0 {
+            f(first_page + index * 64 + u64::from(bits.trailing_zeros()));
+            bits &= bits - 1;
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn request(page: u64, pages: u64) -> MapRequest {
 
 fn dirty(map: &MemoryMap) -> Vec<u64> {
     let mut pages = Vec::new();
-    map.drain_dirty(&mut |page| pages.push(page));
+    map.drain_written(&mut |_, page| pages.push(page));
     pages
 }
 
@@ -35,13 +35,13 @@ fn a_write_reaches_the_file_and_marks_every_page_it_touches() {
         .unwrap();
     let data = vec![7u8; 4098];
     map.write(16 * PAGE_SIZE + 4095, &data).unwrap();
-    assert_eq!(dirty(&map), [16, 17, 18]);
+    assert_eq!(dirty(&map), [0, 1, 2], "pages of the file");
     let mut back = vec![0; 4098];
     file.read_exact_at(&mut back, 4095).unwrap();
     assert_eq!(back, data);
     map.store_u64(19 * PAGE_SIZE, 1).unwrap();
     map.store_u32(16 * PAGE_SIZE + 4, 1).unwrap();
-    assert_eq!(dirty(&map), [16, 19]);
+    assert_eq!(dirty(&map), [0, 3]);
 }
 
 #[test]
@@ -58,7 +58,40 @@ fn a_write_crosses_from_one_mapping_to_the_next() {
     map.write(PAGE_SIZE - 1, &[1, 2]).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, 2 * PAGE_SIZE).unwrap();
-    assert_eq!((byte, dirty(&map)), ([2], vec![0, 1]));
+    assert_eq!((byte, dirty(&map)), ([2], vec![0, 2]));
+}
+
+#[test]
+fn pages_known_by_their_place_on_the_bus_are_reported_by_their_file() {
+    let (low, high) = (memfd(200), memfd(300));
+    let ids = [&low, &high].map(|file| MemoryId::of(&file.metadata().unwrap()));
+    let mut map = MemoryMap::default();
+    // Pages 0 to 99 show the second half of the one, pages 128 to 327 the first 200 of the other.
+    let half = MapRequest {
+        offset: 100 * PAGE_SIZE,
+        ..request(0, 100)
+    };
+    map.insert(half, Some(low)).unwrap();
+    map.insert(request(128, 200), Some(high)).unwrap();
+    let mut words = [0; 6];
+    for page in [0, 63, 99, 100, 127, 128, 191, 192, 327, 328, 383] {
+        words[page / 64] |= 1 << (page % 64);
+    }
+    let mut seen = Vec::new();
+    map.report_at(0, &words, &mut |file, page| seen.push((file, page)));
+    let [low, high] = ids;
+    let expected = [
+        (low, 100),
+        (low, 163),
+        (low, 199),
+        (high, 0),
+        (high, 63),
+        (high, 64),
+        (high, 199),
+    ];
+    assert_eq!(seen, expected);
+    // Nor does a number that no bus has.
+    map.report_at(u64::MAX - 70, &[u64::MAX; 2], &mut |_, _| unreachable!());
 }
 
 #[test]
@@ -114,6 +147,61 @@ fn refuses_what_would_fault_or_overlap() {
     map.remove(8 * PAGE_SIZE, PAGE_SIZE).unwrap();
     map.remove(4 * PAGE_SIZE, 4 * PAGE_SIZE).unwrap();
     map.insert(request(4, 1), Some(memfd(1))).unwrap();
+}
+
+/// As with a virtual IOMMU.
+#[test]
+fn ranges_of_one_file_come_and_go_while_what_was_written_stays_known() {
+    let file = memfd(8);
+    let id = MemoryId::of(&file.metadata().unwrap());
+    let mut map = MemoryMap::default();
+    for round in 0..3 {
+        let range = MapRequest {
+            offset: (5 - round) * PAGE_SIZE,
+            ..request(0xf_ffff - round, 1)
+        };
+        map.insert(range, Some(file.try_clone().unwrap())).unwrap();
+        map.write(range.iova, &[1]).unwrap();
+        map.remove(range.iova, range.size).unwrap();
+        assert!(map.read(range.iova, &mut [0]).is_err());
+    }
+    assert_eq!(dirty(&map), [0; 0], "nothing is mapped");
+    let kept = map.take_written();
+    assert_eq!(kept.keys().collect::<Vec<_>>(), [&id]);
+    assert_eq!(kept[&id].words(), [0b11_1000]);
+    assert!(map.take_written().is_empty());
+}
+
+#[test]
+fn a_file_that_is_shorter_than_it_was_or_for_reading_only_is_refused() {
+    let file = memfd(1);
+    let mut map = MemoryMap::default();
+    map.insert(request(0, 1), Some(file.try_clone().unwrap()))
+        .unwrap();
+    file.set_len(4 * PAGE_SIZE).unwrap();
+    let beyond = MapRequest {
+        offset: 2 * PAGE_SIZE,
+        ..request(1, 1)
+    };
+    let beyond = map.insert(beyond, Some(file.try_clone().unwrap()));
+    assert!(
+        matches!(beyond, Err(MapError::PastEnd { .. })),
+        "{beyond:?}"
+    );
+
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(PAGE_SIZE).unwrap();
+    let reading = || Some(File::open(named.path()).unwrap());
+    let writable = map.insert(request(8, 1), reading());
+    assert!(matches!(writable, Err(MapError::System(_))));
+    let read_only = |page| MapRequest {
+        writable: false,
+        ..request(page, 1)
+    };
+    map.insert(read_only(8), reading()).unwrap();
+    assert!(map.read(8 * PAGE_SIZE, &mut [0]).is_ok());
+    let writable = map.insert(request(9, 1), Some(named.reopen().unwrap()));
+    assert!(matches!(writable, Err(MapError::System(_))));
 }
 
 #[test]

@@ -268,7 +268,7 @@ fn what_was_written_is_marked_after_the_halt_and_what_was_left_undone_is_done_el
     let mut pages = Vec::new();
     let halted = Running::new(source.devices()).halt().unwrap();
     source.store(8);
-    let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
+    let marked = halted.mark(&mut |_, page| pages.push(page)).unwrap();
     assert_eq!(pages, [5]);
     let state = marked.save(&Vec::new()).unwrap();
 
@@ -298,7 +298,7 @@ fn an_interrupt_that_nobody_took_goes_along() {
     let state = Running::new(source.devices())
         .halt()
         .unwrap()
-        .mark(&mut |_| {})
+        .mark(&mut |_, _| {})
         .unwrap();
     let state = state.save(&Vec::new()).unwrap();
     assert_eq!(state[0].pending, [0]);
@@ -317,7 +317,7 @@ fn a_device_that_is_left_to_its_driver_arrives_blank_with_its_configuration() {
     let marked = Running::new(source.devices())
         .halt()
         .unwrap()
-        .mark(&mut |_| {})
+        .mark(&mut |_, _| {})
         .unwrap();
     let state = marked.save(&vec![Carry::Configuration]).unwrap();
     assert_eq!((&state[0].model, &state[0].pending), (&None, &vec![]));
@@ -341,9 +341,21 @@ fn a_device_without_a_log_marks_nothing() {
     source.store(7);
     let mut pages = Vec::new();
     let halted = Running::new(source.devices()).halt().unwrap();
-    let _marked = halted.mark(&mut |page| pages.push(page)).unwrap();
+    let _marked = halted.mark(&mut |_, page| pages.push(page)).unwrap();
     assert_eq!(source.memory(), 7);
     assert_eq!(pages, [0; 0]);
+}
+
+#[test]
+fn what_a_device_without_a_log_can_write_is_known_by_what_is_mapped_for_it() {
+    let endpoint = Endpoint::without_log("a", space(), Box::new(Store::default()));
+    let mut source = Rig::of(endpoint.unwrap());
+    source.store(7);
+    let endpoint = source.endpoint.clone();
+    let halted = Running::new(source.devices()).halt().unwrap();
+    let mut pages = Vec::new();
+    endpoint.mark_mapped(&halted, &mut |_, page| pages.push(page));
+    assert!(pages.contains(&5), "{pages:?}");
 }
 
 #[test]
@@ -352,7 +364,7 @@ fn a_state_of_other_devices_is_refused_and_nothing_changed() {
     let marked = Running::new(source.devices())
         .halt()
         .unwrap()
-        .mark(&mut |_| {})
+        .mark(&mut |_, _| {})
         .unwrap();
     let mut state = marked.save(&Vec::new()).unwrap();
     let mut other = Rig::new("b");

@@ -106,7 +106,7 @@ fn host() -> ([Device; 2], Endpoints) {
 /// The source's, at the end of its part.
 fn marked(endpoints: Endpoints) -> Marked<Endpoints> {
     let halted = Running::new(endpoints).halt().unwrap();
-    halted.mark(&mut |_| {}).unwrap()
+    halted.mark(&mut |_, _| {}).unwrap()
 }
 
 fn have_it(devices: &[Device; 2]) -> [bool; 2] {

@@ -23,9 +23,14 @@ pub(crate) const WATCH: Duration = Duration::from_millis(10);
 pub(crate) enum NoHelp {
     /// The VM has no control device.
     #[error(
-        "device `{0}` keeps no log of what it writes, and the VM has no control device through which its guest could tell: add a [guest] section to the configuration, or let memory be compared (--compare if-needed)"
+        "device `{0}` keeps no log of what it writes, and the VM has no control device through which its guest could tell: add a [guest] section to the configuration, or a virtual IOMMU (iommu in its [qemu] section), or let memory be compared (--compare if-needed)"
     )]
     NoControlDevice(String),
+    /// Its virtual IOMMU keeps it from nothing.
+    #[error(
+        "device `{0}` keeps no log of what it writes, and the guest has its virtual IOMMU pass all of memory through to it: take iommu=pt and iommu.passthrough=1 off its kernel's command line, or let memory be compared (--compare if-needed)"
+    )]
+    NotConfined(String),
     /// The guest cannot be asked.
     #[error("device `{0}` keeps no log of what it writes, and the guest cannot be asked: {1}")]
     Unavailable(String, Unavailable),
@@ -38,6 +43,17 @@ pub(crate) enum NoHelp {
     /// No thread to be had.
     #[error("holding QEMU until the guest has answered: {0}")]
     System(#[from] std::io::Error),
+}
+
+impl NoHelp {
+    /// Nobody tells what this device writes.
+    pub(crate) fn untold(vm: &Vm, device: String) -> Self {
+        if vm.has_iommu() {
+            Self::NotConfined(device)
+        } else {
+            Self::NoControlDevice(device)
+        }
+    }
 }
 
 /// What is asked of the guest in one migration.
@@ -88,7 +104,7 @@ impl<'a> Cooperation<'a> {
         }
         let Some(guest) = vm.guest() else {
             return match without_log.first() {
-                Some((_, name)) if !vm.may_compare() => Err(NoHelp::NoControlDevice(name.clone())),
+                Some((_, name)) if !vm.may_compare() => Err(NoHelp::untold(vm, name.clone())),
                 _ => Ok(None),
             };
         };

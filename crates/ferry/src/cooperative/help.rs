@@ -1,7 +1,7 @@
 //! What the guest has said, as the stop hook finds it.
 
 use control_device::{Coverage, Quiesced, TableError, Tracked};
-use device::DirtySink;
+use device::GuestPageSink;
 use device::lifecycle::Halted;
 use endpoint::{Carry, Endpoint, Endpoints};
 
@@ -54,7 +54,7 @@ impl Help {
     pub(crate) fn mark(
         &self,
         halted: &Halted<Endpoints>,
-        sink: &mut dyn DirtySink,
+        sink: &mut dyn GuestPageSink,
     ) -> Result<u64, TableError> {
         let memory = self.guest.memory().ok_or(TableError::OutOfReach)?;
         match &self.step {

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use device::DirtySink;
 use device::lifecycle::Migratable;
-use sidecar::Marker;
+use device::{DirtySink, MemoryId};
+use sidecar::{FileId, Marker};
 
 use super::Vm;
 
@@ -85,21 +85,35 @@ fn logs_hardware(vm: &Vm) -> bool {
 
 fn drain(vm: &Vm) {
     let mut endpoints = vm.0.endpoints.clone();
-    let mut marked = 0;
+    let (mut marked, mut released) = (0, 0);
     vm.0.log.with(|marker| {
         let mut sink = Sink(marker);
+        if vm.0.iommu {
+            let devices = endpoints.0.iter();
+            for device in devices.filter(|device| !device.keeps_log()) {
+                device.bus().drain_released(&mut sink);
+            }
+            released = sink.0.tally().newly_marked;
+        }
         if let Err(error) = endpoints.mark(&mut sink) {
             tracing::warn!(%error, "dirty pages not carried over yet");
         }
-        marked = sink.0.tally().newly_marked;
+        marked = sink.0.tally().newly_marked - released;
     });
-    vm.lock().marks.precopy += marked;
+    let mut state = vm.lock();
+    state.marks.precopy += marked;
+    state.marks_by_iommu.precopy += released;
 }
 
 struct Sink<'a, 'b>(&'a mut Marker<'b>);
 
 impl DirtySink for Sink<'_, '_> {
-    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
-        self.0.mark_words(first_page, words);
+    fn mark_words(&mut self, file: MemoryId, first_page: u64, words: &[u64]) {
+        self.0.mark_file_words(of_sidecar(file), first_page, words);
     }
+}
+
+/// The same file, by the sidecar's name for it.
+pub(super) fn of_sidecar(MemoryId { device, inode }: MemoryId) -> FileId {
+    FileId { device, inode }
 }

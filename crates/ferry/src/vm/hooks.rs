@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use device::DirtySink;
 use device::lifecycle::{Halted, Migratable};
+use device::{DirtySink, GuestPageSink, MemoryId};
 use endpoint::{Carry, Endpoint, Endpoints};
 use sidecar::{Hooks, LogStart, Marker, Stop, Stopped, Veto};
 
+use super::drain::of_sidecar;
 use super::{StageName, Starter, State, Vm};
 use crate::comparison::Comparing;
 use crate::cooperative::help::Help;
@@ -44,7 +45,7 @@ impl Hooks for VmHooks {
 
     fn stopping(&mut self, stop: Stop<'_>) -> Result<(), Veto> {
         // A VM that is merely paused keeps its devices as they are: nobody reads its memory.
-        let Stop::Logged(mut marker) = stop else {
+        let Stop::Logged(marker) = stop else {
             return Ok(());
         };
         let controls = self.0.0.controls;
@@ -59,10 +60,10 @@ impl Hooks for VmHooks {
             state.timeline.stopping = Some(Instant::now());
             state.timeline.saved = None;
             result = if controls.naive_order {
-                mark_only(&vm, state, &mut marker)
+                mark_only(&vm, state, marker)
             } else {
                 let lose = controls.no_log;
-                halt_and_mark(state, &vm.0.endpoints, &mut Sink { marker, lose })
+                halt_and_mark(state, &vm, &mut Sink { marker, lose })
             };
         });
         result
@@ -86,7 +87,7 @@ impl Hooks for VmHooks {
                 // The wrong way round, on purpose: what was written since the marking is lost.
                 let _ = state
                     .stage
-                    .halt_and_mark(&mut |_page: u64| {}, |_, _| Ok(()));
+                    .halt_and_mark(&mut |_: MemoryId, _: u64| {}, |_, _| Ok(()));
             }
             result = save(state, &vm.0.endpoints, stopped);
             state.timeline.saved = Some(Instant::now());
@@ -153,33 +154,33 @@ impl VmHooks {
     }
 }
 
-fn halt_and_mark(
-    state: &mut State,
-    endpoints: &Endpoints,
-    sink: &mut Sink<'_>,
-) -> Result<(), Veto> {
+fn halt_and_mark(state: &mut State, vm: &Vm, sink: &mut Sink<'_>) -> Result<(), Veto> {
+    let endpoints = &vm.0.endpoints;
     let State {
         stage,
         help,
         timeline,
         marks,
         marks_by_guest,
+        marks_by_iommu,
         starter,
         carry,
         comparing,
         ..
     } = state;
-    *marks_by_guest = 0;
+    let mut untold = Untold::default();
     let result = stage.halt_and_mark(sink, |halted, sink| {
         timeline.halted = Some(Instant::now());
         comparing.begin();
-        *marks_by_guest = mark_by_guest(help.as_ref(), halted, endpoints, sink, comparing)?;
+        untold = mark_untold(help.as_ref(), halted, vm, sink, comparing)?;
         *carry = carries(help.as_ref(), starter, endpoints);
         Ok(())
     });
     timeline.marked = Some(Instant::now());
+    *marks_by_guest = untold.by_guest;
+    marks_by_iommu.at_halt = untold.by_iommu;
     let all = sink.marker.tally().newly_marked;
-    marks.at_halt = all.saturating_sub(*marks_by_guest);
+    marks.at_halt = all.saturating_sub(untold.by_guest + untold.by_iommu);
     result?;
     match sink.marker.tally().missed {
         0 => Ok(()),
@@ -190,56 +191,66 @@ fn halt_and_mark(
     }
 }
 
-/// Marks what devices without a log wrote, as far as the guest says, which must be all unless memory
-/// is compared. Returns the number of pages that were not marked yet.
-fn mark_by_guest(
+/// How many pages of devices without a log were not marked yet.
+#[derive(Debug, Default)]
+struct Untold {
+    /// Marked on the guest's word.
+    by_guest: u64,
+    /// Marked as the devices can write them.
+    by_iommu: u64,
+}
+
+/// Marks what devices without a log wrote, as far as the guest says or a virtual IOMMU lets them, which
+/// must be all unless memory is compared.
+fn mark_untold(
     help: Option<&Help>,
     halted: &Halted<Endpoints>,
-    endpoints: &Endpoints,
+    vm: &Vm,
     sink: &mut Sink<'_>,
     comparing: &mut Comparing,
-) -> Result<u64, Veto> {
-    let without_log = |(_, device): &(usize, &Endpoint)| !device.keeps_log();
-    let mut blind = endpoints
-        .0
-        .iter()
-        .enumerate()
-        .filter(without_log)
-        .peekable();
-    if blind.peek().is_none() {
-        return Ok(0);
+) -> Result<Untold, Veto> {
+    let devices = vm.0.endpoints.0.iter().enumerate();
+    let blind: Vec<_> = devices.filter(|(_, device)| !device.keeps_log()).collect();
+    let mut untold = Untold::default();
+    let mut asked = false;
+    for (index, device) in blind {
+        if help.is_some_and(|help| help.knows(index, device)) {
+            asked = true;
+        } else if !sink.lose && vm.0.iommu && (!device.bus().can_write_most() || !comparing.take())
+        {
+            // All of memory, where nobody compares it.
+            device.mark_mapped(halted, sink);
+            untold.by_iommu = sink.marker.tally().newly_marked;
+        } else if !sink.lose && !comparing.take() {
+            return Err(Veto::new(format!(
+                "device `{}` keeps no log of what it writes, or has lost it, and when the VM was stopped \
+                 the guest had not told, or the device had been started anew: migrate again",
+                device.name()
+            )));
+        }
     }
-    let known = |index, device| help.is_some_and(|help| help.knows(index, device));
-    if let Some((_, device)) = blind.find(|(index, device)| !known(*index, device))
-        && !sink.lose
-        && !comparing.take()
-    {
-        return Err(Veto::new(format!(
-            "device `{}` keeps no log of what it writes, or has lost it, and when the VM was stopped \
-             the guest had not told, or the device had been started anew: migrate again",
-            device.name()
-        )));
-    }
-    if let Some(help) = help {
+    if let Some(help) = help.filter(|_| asked) {
         let marked = help.mark(halted, &mut sink.marker());
         if let Err(error) = marked
             && !comparing.take()
         {
             return Err(Veto::new(error.to_string()));
         }
+        untold.by_guest = sink.marker.tally().newly_marked - untold.by_iommu;
     }
-    Ok(sink.marker.tally().newly_marked)
+    Ok(untold)
 }
 
 /// The control run of the naive order: devices run on.
-fn mark_only(vm: &Vm, state: &mut State, marker: &mut Marker<'_>) -> Result<(), Veto> {
+fn mark_only(vm: &Vm, state: &mut State, marker: Marker<'_>) -> Result<(), Veto> {
     let mut endpoints = vm.0.endpoints.clone();
-    let mut sink = |page: u64| marker.mark_page(page << 12);
+    let lose = false;
+    let mut sink = Sink { marker, lose };
     let result = endpoints
         .mark(&mut sink)
         .map_err(|error| Veto::new(error.to_string()));
     state.timeline.marked = Some(Instant::now());
-    state.marks.at_halt = marker.tally().newly_marked;
+    state.marks.at_halt = sink.marker.tally().newly_marked;
     result
 }
 
@@ -301,9 +312,9 @@ struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     /// Where the guest's word goes, whatever the device's own log is worth.
-    fn marker(&mut self) -> impl DirtySink + use<'_, 'a> {
+    fn marker(&mut self) -> impl GuestPageSink + use<'_, 'a> {
         struct Through<'b, 'a>(&'b mut Marker<'a>);
-        impl DirtySink for Through<'_, '_> {
+        impl GuestPageSink for Through<'_, '_> {
             fn mark_words(&mut self, first_page: u64, words: &[u64]) {
                 self.0.mark_words(first_page, words);
             }
@@ -313,9 +324,10 @@ impl<'a> Sink<'a> {
 }
 
 impl DirtySink for Sink<'_> {
-    fn mark_words(&mut self, first_page: u64, words: &[u64]) {
+    fn mark_words(&mut self, file: MemoryId, first_page: u64, words: &[u64]) {
         if !self.lose {
-            self.marker.mark_words(first_page, words);
+            let file = of_sidecar(file);
+            self.marker.mark_file_words(file, first_page, words);
         }
     }
 }

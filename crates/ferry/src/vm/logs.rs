@@ -23,13 +23,15 @@ impl Vm {
     }
 
     /// The devices of whose writes only the guest can know: index and name. None in the control run
-    /// in which nobody needs to know.
+    /// in which nobody needs to know. What one can write is known where a virtual IOMMU lets it reach
+    /// little.
     pub(crate) fn without_log(&self) -> Vec<(usize, String)> {
         if self.0.controls.no_log {
             return Vec::new();
         }
         let all = self.0.endpoints.0.iter().enumerate();
-        all.filter(|(_, endpoint)| !endpoint.keeps_log())
+        let confined = |device: &Endpoint| self.0.iommu && !device.bus().can_write_most();
+        all.filter(|(_, endpoint)| !endpoint.keeps_log() && !confined(endpoint))
             .map(|(index, endpoint)| (index, endpoint.name().to_owned()))
             .collect()
     }
@@ -55,6 +57,11 @@ impl Vm {
     /// Pages newly marked on the guest's word in the migration under way or the last one.
     pub(crate) fn marks_by_guest(&self) -> u64 {
         self.lock().marks_by_guest
+    }
+
+    /// Pages newly marked in it because devices that keep no log could write them.
+    pub(crate) fn marks_by_iommu(&self) -> Marks {
+        self.lock().marks_by_iommu.clone()
     }
 
     /// The devices whose state nobody can read, by index.

@@ -5,8 +5,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use device::{
-    Access, DirtySink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress, Reset,
-    StateError, StateRecord,
+    Access, GuestPageSink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress,
+    Reset, StateError, StateRecord,
 };
 use pci::ConfigSpace;
 use sidecar::Sidecar;
@@ -103,7 +103,7 @@ impl Hardware for Real {
             Ok(())
         }
     }
-    fn read_log(&mut self, _: &mut dyn DirtySink) -> io::Result<()> {
+    fn read_log(&mut self, _: &mut dyn GuestPageSink) -> io::Result<()> {
         Ok(())
     }
     fn close_log(&mut self) {
@@ -115,7 +115,7 @@ fn vm(devices: Vec<Endpoint>) -> Vm {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::bind(folder.path().join("sidecar"), sidecar::Config::default());
     let log = sidecar.unwrap().marker_handle();
-    Vm::new(Endpoints(devices), log, None, Controls::default())
+    Vm::new(Endpoints(devices), false, log, None, Controls::default())
 }
 
 fn real(has_state: bool) -> (Endpoint, Arc<Log>) {

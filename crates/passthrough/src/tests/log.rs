@@ -62,7 +62,7 @@ fn every_page_is_marked_once_and_the_last_ones_after_the_halt() {
         let halted = Running::new(vm.endpoints.clone()).halt().unwrap();
         assert!(!vm.fake.writes(9), "halted");
         let mut pages = Vec::new();
-        let marked = halted.mark(&mut |page| pages.push(page)).unwrap();
+        let marked = halted.mark(&mut |_, page| pages.push(page)).unwrap();
         assert_eq!(pages, if states != 0 { vec![7, 8] } else { vec![7] });
         drop(marked);
         vm.endpoint().close_log();
@@ -77,7 +77,7 @@ fn the_last_report_is_asked_for_only_once_the_function_has_stopped() {
     vm.endpoint().open_log().unwrap();
     vm.fake.journal();
     let halted = Running::new(vm.endpoints.clone()).halt().unwrap();
-    halted.mark(&mut |_page| {}).unwrap();
+    halted.mark(&mut |_, _| {}).unwrap();
     assert_eq!(
         vm.fake.journal(),
         [
@@ -91,7 +91,7 @@ fn the_last_report_is_asked_for_only_once_the_function_has_stopped() {
     vm.endpoint().open_log().unwrap();
     vm.fake.journal();
     let halted = Running::new(vm.endpoints.clone()).halt().unwrap();
-    halted.mark(&mut |_page| {}).unwrap();
+    halted.mark(&mut |_, _| {}).unwrap();
     assert_eq!(
         vm.fake.journal(),
         ["reported in state 2, bus mastering off"]
@@ -201,7 +201,7 @@ fn after_a_failed_report_nothing_is_known_until_the_log_is_opened_again() {
         assert!(vm.fake.writes(5));
         vm.fake.fail(when, Errno::IO);
         let halted = Running::new(vm.endpoints.clone()).halt().unwrap();
-        let failed = halted.mark(&mut |_page| {}).unwrap_err();
+        let failed = halted.mark(&mut |_, _| {}).unwrap_err();
         let error = failed.error.to_string();
         assert!(error.contains("not known"), "{error}");
         assert!(!vm.endpoint().keeps_log());
@@ -219,7 +219,7 @@ fn a_fault_of_the_log_outlasts_a_report_that_works() {
     map(&mut function, 0, 10);
     function.open_log().unwrap();
     fake.fail(When::Feature(REPORT), Errno::IO);
-    let read = |function: &mut dyn Hardware| function.read_log(&mut |_page| {});
+    let read = |function: &mut dyn Hardware| function.read_log(&mut |_| {});
     assert!(read(&mut function).is_err());
     assert!(read(&mut function).is_err(), "and again");
     function.close_log();
@@ -242,7 +242,7 @@ fn memory_that_comes_while_the_function_logs_is_in_its_log_or_the_log_is_lost() 
     function.read_log(&mut |page| pages.push(page)).unwrap();
     assert_eq!(pages, [13]);
     map(&mut function, 40, 3);
-    let error = function.read_log(&mut |_page| {}).unwrap_err();
+    let error = function.read_log(&mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("0x28000"), "{error}");
 }
 

@@ -17,7 +17,7 @@ fn with_data(data: Data) -> Has {
 fn sent(vm: &Vm) -> Result<Vec<endpoint::EndpointState>, EndpointError> {
     let halted = Running::new(vm.endpoints.clone()).halt().unwrap();
     vm.endpoint().open_log().unwrap();
-    let marked = halted.mark(&mut |_page| {}).unwrap();
+    let marked = halted.mark(&mut |_, _| {}).unwrap();
     let state = marked.save(&vec![Carry::State]);
     assert_eq!(vm.fake.state(), STOP, "whatever came of it");
     drop(marked.resume());
