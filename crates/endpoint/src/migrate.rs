@@ -128,6 +128,11 @@ impl Migratable for Endpoints {
     fn mark(&mut self, sink: &mut dyn DirtySink) -> Result<(), EndpointError> {
         for endpoint in self.0.iter().filter(|endpoint| endpoint.keeps_log()) {
             endpoint.0.bus.drain_dirty(sink);
+            // A real device's log knows addresses on the bus only: of memory that is gone from there, all that
+            // it could write counts.
+            if endpoint.log_source().is_some() {
+                endpoint.0.bus.drain_released(sink);
+            }
             let read = endpoint.read_log(sink);
             read.map_err(|error| endpoint.hold_error(error))?;
         }

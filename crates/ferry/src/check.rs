@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use qemu::iommu::Found;
 use qemu::machine::Machine;
 use qemu::system::RunState;
-use qemu::{PciAddress, Place, Qmp};
+use qemu::{Iommu, PciAddress, Place};
 use serde::{Deserialize, Serialize};
 
 use crate::link::printable;
@@ -23,6 +24,9 @@ pub struct Facts {
     pub devices: Vec<DeviceFacts>,
     /// Where the sidecar sits.
     pub sidecar: PciAddress,
+    /// The virtual IOMMU that the devices are behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iommu: Option<Iommu>,
 }
 
 /// One device.
@@ -63,8 +67,8 @@ pub struct PortFacts {
 pub struct Refused(pub Vec<String>);
 
 /// What stands against taking a VM away from here.
-pub fn source(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
-    let mut reasons = side("the source", &facts.machine, qtree);
+pub fn source(facts: &Facts, state: &RunState, iommu: &Found) -> Vec<String> {
+    let mut reasons = side("the source", facts, iommu);
     match state {
         // One that sleeps writes nothing that is not logged: its vCPUs are as if they ran.
         RunState::Running | RunState::Suspended => {}
@@ -82,8 +86,8 @@ pub fn source(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
 }
 
 /// What stands against taking a VM in.
-pub fn destination(facts: &Facts, state: &RunState, qtree: &str) -> Vec<String> {
-    let mut reasons = side("the destination", &facts.machine, qtree);
+pub fn destination(facts: &Facts, state: &RunState, iommu: &Found) -> Vec<String> {
+    let mut reasons = side("the destination", facts, iommu);
     if *state != RunState::InMigrate {
         reasons.push(format!(
             "the destination's QEMU is in state {state:?} and not waiting for a VM: start it with \
@@ -122,6 +126,8 @@ pub fn compare(source: &Facts, destination: &Facts) -> Vec<String> {
         source.sidecar.to_string(),
         destination.sidecar.to_string(),
     );
+    let iommu = |facts: &Facts| facts.iommu.map_or("none", Iommu::name).to_owned();
+    same("the virtual IOMMU is", iommu(source), iommu(destination));
     reasons.extend(ports(source, destination));
     let order = |m: &Machine| (m.version.major, m.version.minor);
     if order(b) < order(a) {
@@ -141,15 +147,8 @@ pub fn states_not_taken(source: &Facts, destination: &Facts) -> Vec<String> {
     lost.map(|(here, _)| here.name.clone()).collect()
 }
 
-/// The tree of QEMU's devices, in which a virtual IOMMU shows.
-///
-/// # Errors
-/// As [`Qmp::execute`].
-pub fn device_tree(qmp: &Qmp) -> Result<String, qemu::QmpError> {
-    qmp.human_monitor("info qtree")
-}
-
-fn side(name: &str, machine: &Machine, qtree: &str) -> Vec<String> {
+fn side(name: &str, facts: &Facts, iommu: &Found) -> Vec<String> {
+    let machine = &facts.machine;
     let mut reasons = Vec::new();
     if !machine.version.is_supported() {
         let (major, minor) = qemu::machine::OLDEST_SUPPORTED;
@@ -164,16 +163,28 @@ fn side(name: &str, machine: &Machine, qtree: &str) -> Vec<String> {
              `vferry qemu-args`"
         ));
     }
-    for iommu in ["intel-iommu", "amd-iommu", "virtio-iommu-pci"] {
-        if qtree
-            .lines()
-            .any(|line| line.trim().starts_with(&format!("dev: {iommu},")))
-        {
+    let (has, expected) = match iommu {
+        Found::Unusable(why) => {
             reasons.push(format!(
-                "{name} has a virtual IOMMU ({iommu}), behind which addresses of DMA are not \
-                 guest-physical: this version cannot mark what devices write there; leave it out"
+                "{name} has a virtual IOMMU that cannot be served: {why}"
             ));
+            return reasons;
         }
+        Found::Iommu(iommu) => (Some(*iommu), facts.iommu),
+        Found::Nothing => (None, facts.iommu),
+    };
+    match (has, expected) {
+        (Some(has), None) => reasons.push(format!(
+            "{name} has a virtual IOMMU ({has}) of which the configuration knows nothing: write \
+             iommu = \"{has}\" into its [qemu] section, and start the VM with the arguments of \
+             `vferry qemu-args`, which put it before the devices"
+        )),
+        (has, Some(expected)) if has != Some(expected) => reasons.push(format!(
+            "{name}'s configuration speaks of a virtual IOMMU ({expected}), and QEMU has {}: start \
+             it with the arguments of `vferry qemu-args`",
+            has.map_or("none", Iommu::name)
+        )),
+        _ => {}
     }
     reasons
 }

@@ -131,8 +131,8 @@ impl Destination<'_> {
             other => return Err(link::unexpected(&other).into()),
         };
         let state = self.qmp.run_status()?.status;
-        let tree = check::device_tree(self.qmp)?;
-        let mut reasons = check::destination(&self.facts, &state, &tree);
+        let iommu = self.qmp.virtual_iommu()?;
+        let mut reasons = check::destination(&self.facts, &state, &iommu);
         reasons.extend(check::compare(&theirs, &self.facts));
         let obstacles = self.host.obstacles().into_iter();
         reasons.extend(obstacles.map(|obstacle| format!("at the destination, {obstacle}")));

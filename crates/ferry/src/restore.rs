@@ -3,14 +3,17 @@
 //! QEMU keeps its own BARs, Command register and MSI-X table of a vfio-user function and does not
 //! migrate them. The writes are made while it waits for the VM, with the port accesses of its
 //! monitor and, for the table, by a DMA message to the function's own BAR; they survive the load.
+//! Behind a virtual IOMMU no message gets there: the table is read by the monitor, and written as
+//! a debugger does.
 //! What the guest changes afterwards is corrected between the load and the VM's first instruction.
 
 use endpoint::{Carry, Endpoint, EndpointError};
 use pci::restore::{ConfigWrite, Step};
 use pci::{ImageError, MsixTable};
+use qemu::debugger::MAX_WRITE;
 use qemu::monitor::Width;
 use qemu::pci::PciConfig;
-use qemu::{PciAddress, Place, Qmp, QmpError};
+use qemu::{Iommu, PciAddress, Place, Qmp, QmpError};
 
 use crate::link::Function;
 use crate::root_port::Buses;
@@ -53,6 +56,9 @@ pub struct Slot {
     pub endpoint: Endpoint,
     /// Where it is plugged in.
     pub place: Place,
+    /// The virtual IOMMU that it is behind. Its DMA messages then reach what the guest has mapped for
+    /// it, by other addresses than the guest's own, and nothing else.
+    pub iommu: Option<Iommu>,
 }
 
 /// Programs all of `functions` that are not as in `known` already. Returns how many were not.
@@ -117,16 +123,17 @@ pub fn read(qmp: &Qmp, slots: &[Slot], carry: &[Carry]) -> Result<Vec<Function>,
     slots
         .iter()
         .zip(carry)
-        .map(|(slot, carry)| read_one(qmp, &slot.endpoint, carry))
+        .map(|(slot, carry)| read_one(qmp, slot, carry))
         .collect()
 }
 
-fn read_one(qmp: &Qmp, endpoint: &Endpoint, carry: Carry) -> Result<Function, RestoreError> {
+fn read_one(qmp: &Qmp, slot: &Slot, carry: Carry) -> Result<Function, RestoreError> {
+    let endpoint = &slot.endpoint;
     let table = if carry == Carry::Configuration && !endpoint.is_in_use() {
         // Its driver writes it anew. One that recovers a device that it had at work may not
         // (`igbvf`).
         None
-    } else if endpoint.is_bus_master() {
+    } else if endpoint.is_bus_master() && slot.iommu.is_none() {
         endpoint.read_msix_table()?
     } else {
         // Messages do not get through; the monitor still reads what the BAR shows.
@@ -186,7 +193,7 @@ fn program_one(
                         config_write(config, address, write)?;
                     }
                     (Step::MsixTable { at }, Some(table)) => {
-                        write_table(&slot.endpoint, at, table)?;
+                        write_table(qmp, slot, at, table)?;
                     }
                     (Step::MsixTable { .. }, None) => {}
                 }
@@ -196,11 +203,20 @@ fn program_one(
     })
 }
 
-fn write_table(endpoint: &Endpoint, at: u64, table: &MsixTable) -> Result<(), EndpointError> {
-    let offsets = (0..).step_by(pci::msix::ENTRY_LEN);
-    offsets
-        .zip(&table.0)
-        .try_for_each(|(offset, entry)| endpoint.write_through_vmm(at + offset, &entry.to_bytes()))
+fn write_table(qmp: &Qmp, slot: &Slot, at: u64, table: &MsixTable) -> Result<(), RestoreError> {
+    if slot.iommu.is_some() {
+        let bytes: Vec<u8> = table.0.iter().flat_map(|e| e.to_bytes()).collect();
+        let parts = (at..).step_by(MAX_WRITE).zip(bytes.chunks(MAX_WRITE));
+        for (at, bytes) in parts {
+            qmp.write_physical(at, bytes)?;
+        }
+        return Ok(());
+    }
+    let offsets = (at..).step_by(pci::msix::ENTRY_LEN);
+    for (at, entry) in offsets.zip(&table.0) {
+        slot.endpoint.write_through_vmm(at, &entry.to_bytes())?;
+    }
+    Ok(())
 }
 
 fn config_write(

@@ -308,7 +308,7 @@ impl Source<'_> {
 
     fn check(&self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
         let state = self.qmp.run_status()?.status;
-        let mut reasons = check::source(&self.facts, &state, &check::device_tree(self.qmp)?);
+        let mut reasons = check::source(&self.facts, &state, &self.qmp.virtual_iommu()?);
         if let Err(error) = self.qmp.refuse_unsound_capabilities() {
             reasons.push(error.to_string());
         }

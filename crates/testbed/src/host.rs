@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Guarded, Initrd, Lab, Vm};
+use qemu::Iommu;
 use vferry::control::Status;
 
 use crate::{GUEST_IP, Programs};
@@ -42,6 +43,8 @@ pub struct HostOptions {
     pub nic_address: String,
     /// Root ports sit where NIC and `NVMe` controller would, and these behind them.
     pub root_ports: bool,
+    /// The virtual IOMMU that all of them are behind.
+    pub iommu: Option<Iommu>,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
     /// Firmware is given no kernel to boot.
@@ -250,6 +253,7 @@ impl HostOptions {
             sidecar_address: "00:06.1".into(),
             nic_address: "00:05.0".into(),
             root_ports: false,
+            iommu: None,
             firmware: None,
             without_kernel: false,
             modules: Vec::new(),
@@ -366,6 +370,9 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let limit = options.downtime_limit.as_millis();
     let bandwidth = options.max_bandwidth.unwrap_or(0);
     let sidecar_address = &options.sidecar_address;
+    let iommu = options
+        .iommu
+        .map_or(String::new(), |iommu| format!("iommu = \"{iommu}\""));
     format!(
         r#"[vm]
 name = "lab"
@@ -373,6 +380,7 @@ memory = "{memory}M"
 
 [qemu]
 qmp = "{folder}/vferry-qmp.sock"
+{iommu}
 
 [control]
 socket = "{folder}/control.sock"

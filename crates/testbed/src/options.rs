@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ferry::Strategy;
+use qemu::Iommu;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -24,6 +25,9 @@ pub struct Options {
     pub devices: Devices,
     /// What they are plugged into.
     pub plug: Plug,
+    /// The virtual IOMMU that the devices are behind. The guest's kernel has to use it: see
+    /// [`Options::modules`] and [`Options::append`].
+    pub iommu: Option<Iommu>,
     /// The firmware's image; QEMU's own if `None`.
     pub firmware: Option<PathBuf>,
     /// How far the guest can boot.
@@ -119,6 +123,7 @@ impl Default for Options {
             sidecar_address: "00:06.1".into(),
             devices: Devices::Nic,
             plug: Plug::MainBus,
+            iommu: None,
             firmware: None,
             boot: Boot::Kernel,
             modules: Vec::new(),

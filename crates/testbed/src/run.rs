@@ -122,6 +122,7 @@ impl Testbed {
                 .then(|| disk(folder.path()))
                 .transpose()?,
             root_ports: options.plug == Plug::RootPort,
+            iommu: options.iommu,
             firmware: options.firmware.clone(),
             without_kernel: options.boot == Boot::Firmware,
             modules: options.modules.clone(),
@@ -237,6 +238,11 @@ impl Testbed {
         Ok(Some(
             self.guest_report()?.disk.context("no disk is loaded")?,
         ))
+    }
+
+    /// From the next migration on memory is compared so; see [`Options::compare`].
+    pub fn set_compare(&mut self, compare: Option<&'static str>) {
+        self.options.compare = compare;
     }
 
     /// Starts a host that waits for the guest.

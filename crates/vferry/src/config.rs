@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ferry::cooperative::Deadlines;
 use ferry::sleep::Bedtime;
-use qemu::{PciAddress, Place};
+use qemu::{Iommu, PciAddress, Place};
 use sriov::Wish;
 use tls::Peers;
 
@@ -34,6 +34,8 @@ pub struct Config {
     pub machine: String,
     /// QEMU's monitor.
     pub qmp: PathBuf,
+    /// The virtual IOMMU that the VM's devices are behind.
+    pub iommu: Option<Iommu>,
     /// Where `vferry migrate` and `vferry status` reach this VM's process.
     pub control: PathBuf,
     /// The sidecar's socket.
@@ -223,6 +225,24 @@ impl Config {
         });
         ports.collect()
     }
+
+    /// Where a virtual IOMMU sits on the main bus, if it is a PCI device: in the highest slot that no
+    /// other has. `None` if there is none.
+    pub fn free_slot(&self) -> Option<PciAddress> {
+        let of_device = |device: &Device| match device.place {
+            Place::MainBus(at) | Place::RootPort(at) => at.device(),
+        };
+        let mut taken: Vec<_> = self.devices.iter().map(of_device).collect();
+        taken.extend(self.guest.as_ref().map(|guest| guest.address.device()));
+        taken.push(self.sidecar_address.device());
+        let free = (1..=Self::LAST_DEVICE)
+            .rev()
+            .find(|device| !taken.contains(device));
+        PciAddress::new(0, free?, 0)
+    }
+
+    /// The highest device number that q35 leaves free: 1f is the chipset's.
+    const LAST_DEVICE: u8 = 0x1e;
 
     /// Where `vferry run` puts the ACPI table of what is behind them, for QEMU: beside the sidecar's
     /// socket.

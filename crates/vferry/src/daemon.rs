@@ -75,7 +75,7 @@ pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> a
         .collect();
     let vm = Vm::new(
         Endpoints(endpoints),
-        false,
+        config.iommu.is_some(),
         sidecar.marker_handle(),
         guest,
         controls,
@@ -190,6 +190,7 @@ impl Shared {
             machine,
             devices: devices.chain(guest).collect::<anyhow::Result<_>>()?,
             sidecar: self.config.sidecar_address,
+            iommu: self.config.iommu,
         })
     }
 

@@ -36,6 +36,7 @@ pub(crate) fn facts() -> Facts {
             without_state: false,
         }],
         sidecar: "00:06.0".parse().unwrap(),
+        iommu: None,
     }
 }
 
@@ -53,15 +54,24 @@ fn a_state_that_only_the_source_has_is_not_taken() {
 #[test]
 fn two_sides_that_fit_are_not_refused() {
     assert_eq!(compare(&facts(), &facts()), [""; 0]);
-    assert_eq!(source(&facts(), &RunState::Running, ""), [""; 0]);
-    assert_eq!(source(&facts(), &RunState::Suspended, ""), [""; 0]);
-    assert_eq!(destination(&facts(), &RunState::InMigrate, ""), [""; 0]);
+    assert_eq!(
+        source(&facts(), &RunState::Running, &Found::Nothing),
+        [""; 0]
+    );
+    assert_eq!(
+        source(&facts(), &RunState::Suspended, &Found::Nothing),
+        [""; 0]
+    );
+    assert_eq!(
+        destination(&facts(), &RunState::InMigrate, &Found::Nothing),
+        [""; 0]
+    );
 }
 
 #[test]
 fn every_difference_is_named_with_both_values() {
     type Spoil = fn(&mut Facts);
-    let cases: [(Spoil, &str); 7] = [
+    let cases: [(Spoil, &str); 8] = [
         (
             |f| f.machine.machine_type = "pc-q35-11.0".into(),
             "pc-q35-11.0",
@@ -78,6 +88,10 @@ fn every_difference_is_named_with_both_values() {
         ),
         (|f| f.sidecar = "00:07.0".parse().unwrap(), "00:07.0"),
         (|f| f.machine.version.major = 10, "older"),
+        (
+            |f| f.iommu = Some(Iommu::Virtio),
+            "none at the source, virtio-iommu",
+        ),
     ];
     for (spoil, expected) in cases {
         let mut other = facts();
@@ -156,11 +170,39 @@ fn a_side_that_cannot_be_migrated_says_what_to_do() {
     for (spoil, expected) in [(old as fn(&mut Facts), "too old"), (private, "qemu-args")] {
         let mut facts = facts();
         spoil(&mut facts);
-        assert!(source(&facts, &RunState::Running, "")[0].contains(expected));
+        assert!(source(&facts, &RunState::Running, &Found::Nothing)[0].contains(expected));
     }
-    let iommu = "bus: main\n  dev: intel-iommu, id \"\"\n";
-    assert!(source(&facts(), &RunState::Running, iommu)[0].contains("virtual IOMMU"));
-    assert!(source(&facts(), &RunState::Paused, "")[0].contains("cont"));
-    assert!(source(&facts(), &RunState::PostMigrate, "")[0].contains("migrated away"));
-    assert!(destination(&facts(), &RunState::Running, "")[0].contains("-incoming defer"));
+    assert!(source(&facts(), &RunState::Paused, &Found::Nothing)[0].contains("cont"));
+    assert!(source(&facts(), &RunState::PostMigrate, &Found::Nothing)[0].contains("migrated away"));
+    assert!(
+        destination(&facts(), &RunState::Running, &Found::Nothing)[0].contains("-incoming defer")
+    );
+}
+
+#[test]
+fn a_virtual_iommu_must_be_the_configurations_and_one_that_works() {
+    let look = |configured, found: Found| {
+        let facts = Facts {
+            iommu: configured,
+            ..facts()
+        };
+        source(&facts, &RunState::Running, &found).pop()
+    };
+    let intel = || Found::Iommu(Iommu::Intel);
+    assert_eq!(look(Some(Iommu::Intel), intel()), None);
+    let cases = [
+        (look(None, intel()), "iommu = \"intel-iommu\""),
+        (look(Some(Iommu::Virtio), intel()), "QEMU has intel-iommu"),
+        (look(Some(Iommu::Virtio), Found::Nothing), "QEMU has none"),
+        (
+            look(Some(Iommu::Intel), Found::Unusable("of lead".into())),
+            "cannot be served: of lead",
+        ),
+    ];
+    for (reason, expected) in cases {
+        assert!(
+            reason.as_ref().is_some_and(|r| r.contains(expected)),
+            "{reason:?}"
+        );
+    }
 }

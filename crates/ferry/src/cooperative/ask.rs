@@ -28,7 +28,7 @@ pub(crate) enum NoHelp {
     NoControlDevice(String),
     /// Its virtual IOMMU keeps it from nothing.
     #[error(
-        "device `{0}` keeps no log of what it writes, and the guest has its virtual IOMMU pass all of memory through to it: take iommu=pt and iommu.passthrough=1 off its kernel's command line, or let memory be compared (--compare if-needed)"
+        "device `{0}` keeps no log of what it writes, and the guest has its virtual IOMMU let it reach all of memory: have its kernel use the IOMMU, without iommu=pt or iommu.passthrough=1, or let memory be compared (--compare if-needed)"
     )]
     NotConfined(String),
     /// The guest cannot be asked.

@@ -1,5 +1,6 @@
 //! `vferry qemu-args`.
 
+use anyhow::Context;
 use qemu::Place;
 use qemu::args::{Plug, QemuArgs, RootPort, VfioUser, VhostUserFs};
 
@@ -16,12 +17,17 @@ pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Resu
     Ok(())
 }
 
-/// The sidecar comes last: QEMU loads device state in the order of its devices, and all that the
+/// A virtual IOMMU comes first: what comes before it is not behind it. The sidecar comes last: QEMU loads device state in the order of its devices, and all that the
 /// sidecar's LOAD may look at is loaded then.
 fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
     let mut args = QemuArgs::new()
         .machine(&config.machine, config.memory)?
         .qmp(&config.qmp)?;
+    if let Some(iommu) = config.iommu {
+        let slot = config.free_slot();
+        let slot = slot.context("no slot of the main bus is left for the virtual IOMMU")?;
+        args = args.iommu(iommu, slot);
+    }
     let devices = config.devices.iter();
     let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.place));
     let guest = config.guest.iter();

@@ -34,6 +34,7 @@ pub(super) struct VmSection {
 pub(super) struct QemuSection {
     pub(super) qmp: Text,
     pub(super) machine: Option<Text>,
+    pub(super) iommu: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -51,6 +51,31 @@ fn a_sound_file_is_taken_as_it_is_meant() {
 }
 
 #[test]
+fn a_virtual_iommu_has_a_known_name_and_a_slot_of_its_own() {
+    let with = |text: &str, qmp: &str| {
+        let section = format!("qmp = \"{qmp}\"\niommu = \"{text}\"");
+        parse(&GOOD.replace("qmp = \"/tmp/qmp.sock\"", &section))
+    };
+    assert_eq!(parse(GOOD).unwrap().iommu, None);
+    let config = with("virtio-iommu", "/tmp/qmp.sock").unwrap();
+    assert_eq!(config.iommu, Some(Iommu::Virtio));
+    assert_eq!(config.free_slot(), "00:1e.0".parse().ok());
+    let taken = GOOD
+        .replace("00:05.0", "00:1e.0")
+        .replace("00:06.0", "00:1d.1");
+    assert_eq!(parse(&taken).unwrap().free_slot(), "00:1c.0".parse().ok());
+    let unknown = with("amd-iommu", "/tmp/qmp.sock").unwrap_err().to_string();
+    assert!(
+        unknown.contains("\"virtio-iommu\" or \"intel-iommu\""),
+        "{unknown}"
+    );
+    let long = format!("/tmp/{}", "x".repeat(100));
+    assert!(parse(&GOOD.replace("/tmp/qmp.sock", &long)).is_ok());
+    let too_long = with("intel-iommu", &long).unwrap_err().to_string();
+    assert!(too_long.contains("a shorter path"), "{too_long}");
+}
+
+#[test]
 fn a_device_is_on_the_main_bus_or_behind_a_root_port() {
     let place = |key: &str| {
         let text = GOOD.replace("mac =", &format!("{key}\nmac ="));

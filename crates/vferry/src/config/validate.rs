@@ -10,17 +10,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ferry::sleep::{Ask, Bedtime};
-use qemu::PciAddress;
+use qemu::{Iommu, PciAddress, debugger};
 use toml::Spanned;
 
-use super::file::{File, GuestSection, SleepSection};
+use super::file::{File, GuestSection, QemuSection, SleepSection};
 use super::problem::line;
 use super::{Config, Deadlines, Endpoint, Guest, Origin, Problem};
 
 /// Longest path of a unix socket (`sockaddr_un`, unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
-/// The highest device number that q35 leaves free: 1f is the chipset's.
-const LAST_DEVICE: u8 = 0x1e;
+const LAST_DEVICE: u8 = Config::LAST_DEVICE;
 const DEFAULT_DOWNTIME_LIMIT_MS: u64 = 100;
 
 pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, Vec<Problem>> {
@@ -40,6 +39,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let memory = check.memory(&file.vm.memory);
     let qmp = check.socket(&file.qemu.qmp);
     let machine = check.machine(file.qemu.machine.as_ref());
+    let iommu = check.iommu(&file.qemu);
     let control = check.socket(&file.control.socket);
     let sidecar = check.socket(&file.sidecar.socket);
     let sidecar_address = check.function(&file.sidecar.address, 7);
@@ -75,6 +75,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             memory: memory?,
             machine,
             qmp: qmp?,
+            iommu,
             control: control?,
             sidecar: sidecar?,
             sidecar_address: sidecar_address?,
@@ -174,6 +175,25 @@ impl Check<'_> {
             );
         }
         text.clone()
+    }
+
+    fn iommu(&mut self, qemu: &QemuSection) -> Option<Iommu> {
+        let iommu = qemu.iommu.as_ref()?;
+        let text = iommu.get_ref().as_str();
+        let Some(known) = Iommu::ALL.into_iter().find(|iommu| iommu.name() == text) else {
+            let what = format!("`{text}` is no virtual IOMMU that vferry knows");
+            let instead = Iommu::ALL.map(|iommu| format!("{:?}", iommu.name()));
+            return self.wrong(iommu, what, instead.join(" or "));
+        };
+        let len = qemu.qmp.get_ref().len() + debugger::SUFFIX.len();
+        if len > MAX_SOCKET_PATH {
+            let what = format!(
+                "behind a virtual IOMMU vferry needs a socket beside this one, with {len} \
+                 characters: the system allows {MAX_SOCKET_PATH}"
+            );
+            return self.wrong(&qemu.qmp, what, "a shorter path, for instance below /run");
+        }
+        Some(known)
     }
 
     fn socket(&mut self, socket: &Spanned<String>) -> Option<PathBuf> {

@@ -11,7 +11,7 @@ use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
 use ferry::root_port;
-use qemu::Place;
+use qemu::{Iommu, Place};
 use vfio_user::{Ended, Server, Stopper};
 
 use super::{End, Shared};
@@ -47,7 +47,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
         } else {
             Endpoint::without_log(&device.name, space, model)
         };
-        devices.push(bind(place, endpoint?).with_context(context)?);
+        devices.push(bind(place, config.iommu, endpoint?).with_context(context)?);
     }
     let Some(guest) = &config.guest else {
         return Ok((devices, None));
@@ -60,7 +60,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
     control.place(&root_port::locations(&slots, &[]))?;
     let place = (Place::MainBus(guest.address), guest.socket.as_path());
     let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
-    devices.push(bind(place, endpoint.clone()).with_context(context)?);
+    devices.push(bind(place, config.iommu, endpoint.clone()).with_context(context)?);
     let guest = ferry::Guest {
         control,
         endpoint,
@@ -94,10 +94,18 @@ fn hardware_keeps_log(asked: DirtyLog, source: Option<LogSource>) -> anyhow::Res
     }
 }
 
-fn bind((place, socket): (Place, &Path), endpoint: Endpoint) -> anyhow::Result<Device> {
+fn bind(
+    (place, socket): (Place, &Path),
+    iommu: Option<Iommu>,
+    endpoint: Endpoint,
+) -> anyhow::Result<Device> {
     let server = Server::bind(socket)?;
     Ok(Device {
-        slot: Slot { endpoint, place },
+        slot: Slot {
+            endpoint,
+            place,
+            iommu,
+        },
         server,
     })
 }
