@@ -59,7 +59,6 @@ fn all_that_can_be_wished_is_taken_as_it_is_meant() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn every_mistake_is_refused_with_line_and_remedy() {
     let function = "function = \"0000:01:10.0\"\n";
     for (keys, line, what, instead) in [
