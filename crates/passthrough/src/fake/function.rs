@@ -46,6 +46,8 @@ pub(crate) enum Data {
     Endless,
     /// Neither anything nor an end.
     Silent,
+    /// Nor anything to read it from.
+    Missing,
 }
 
 pub(super) struct Function {
@@ -333,6 +335,7 @@ impl State {
             }
             (_, STOP_COPY) => {
                 let file = match &has.data {
+                    Data::Missing => return Ok(None),
                     Data::Bytes(bytes) => {
                         let file = tempfile::tempfile().unwrap();
                         file.write_all_at(bytes, 0).unwrap();

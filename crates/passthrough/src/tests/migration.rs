@@ -145,6 +145,14 @@ fn a_function_that_falls_silent_is_not_waited_for() {
 }
 
 #[test]
+fn a_function_that_offers_nothing_to_read_has_no_state_to_send() {
+    let vm = Vm::running(with_data(Data::Missing));
+    let error = sent(&vm).unwrap_err().to_string();
+    assert!(error.contains("no state to read"), "{error}");
+    assert_eq!(vm.fake.state(), RUNNING, "it runs on");
+}
+
+#[test]
 fn one_that_is_not_stopped_runs_on() {
     let vm = Vm::running(Has::all());
     vm.fake.fail(When::Refuses(STOP), Errno::BUSY);
