@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use qemu::migration::MigrationSettings;
 use qemu::system::RunState;
-use qemu::{Qmp, QmpError};
+use qemu::{Iommu, Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
 use crate::comparison::{self, Compared, Comparison, Whole};
@@ -354,6 +354,14 @@ impl Source<'_> {
         }
         if options.strategy == Some(Strategy::Sleep) && !self.qmp.can_suspend()? {
             reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
+        }
+        // QEMU resets it when it wakes the guest, and `virtio_iommu_drv` in Linux has no `restore`.
+        if options.strategy == Some(Strategy::Sleep) && self.facts.iommu == Some(Iommu::Virtio) {
+            reasons.push(
+                "a guest that is woken does not set its virtio-iommu up again, and all devices \
+                 behind it would be dead: use another strategy, or intel-iommu"
+                    .into(),
+            );
         }
         let question = Message::Check {
             facts: Box::new(self.facts.clone()),

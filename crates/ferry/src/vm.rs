@@ -16,20 +16,20 @@
 mod drain;
 mod hooks;
 mod logs;
+mod memory;
 mod stage;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control_device::Tracked;
+use device::Claim;
 use device::lifecycle::Migratable;
-use device::{Claim, MemoryFile};
 use endpoint::{Carry, Endpoint, EndpointError, Endpoints};
 use qemu::Qmp;
-use sidecar::{FileId, LogHandle};
+use sidecar::LogHandle;
 
 use crate::comparison::{Comparing, ToCompare, Whole};
 use crate::cooperative::Guest;
@@ -42,6 +42,7 @@ use crate::restore::{RestoreError, Slot};
 
 pub use drain::Drainer;
 pub use hooks::VmHooks;
+use memory::touch;
 pub(crate) use stage::{Stage, StageName};
 
 /// A VM's devices.
@@ -427,7 +428,7 @@ impl Vm {
     pub(crate) fn allow_comparison(&self, always: bool) -> std::io::Result<()> {
         let ram = self.guest_ram()?;
         let mut state = self.lock();
-        let memory = ToCompare::new(ram, state.secret.clone().ok_or_else(no_secret)?)?;
+        let memory = ToCompare::new(ram, state.secret.clone().ok_or_else(memory::no_secret)?)?;
         touch(memory.ram())?;
         state.comparing = Comparing::allow(memory, always);
         Ok(())
@@ -563,28 +564,6 @@ impl Vm {
         result
     }
 
-    /// Digests of all guest memory as it is now, without haste. Meaningful only while nothing
-    /// writes it.
-    pub(crate) fn digest_memory(&self) -> std::io::Result<Vec<(GuestRam, MemoryDigest)>> {
-        let secret = self.lock().secret.clone().ok_or_else(no_secret)?;
-        let digest = |ram: GuestRam| {
-            let digest = ram.digest(Urgency::Background, &secret)?;
-            Ok((ram, digest))
-        };
-        self.guest_ram()?.into_iter().map(digest).collect()
-    }
-
-    fn guest_ram(&self) -> std::io::Result<Vec<GuestRam>> {
-        let mut files = memory_files(&self.0.log)?;
-        // Where QEMU has not told it yet, as it waits for a VM, no virtual IOMMU is at work either.
-        if files.is_empty()
-            && let Some(endpoint) = self.0.endpoints.0.first()
-        {
-            files = endpoint.bus().memory_files();
-        }
-        files.into_iter().map(GuestRam::map).collect()
-    }
-
     fn wait(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {
         let waited = self
             .0
@@ -597,29 +576,4 @@ impl Vm {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The files that hold the guest's memory, as the sidecar knows them.
-fn memory_files(log: &LogHandle) -> std::io::Result<Vec<MemoryFile>> {
-    let mut files: Vec<(FileId, File, Vec<_>)> = Vec::new();
-    for part in log.memory() {
-        let at = (part.offset, part.gpa, part.len);
-        match files.iter_mut().find(|(id, ..)| *id == part.id) {
-            Some((.., parts)) => parts.push(at),
-            None => files.push((part.id, part.file.try_clone()?, vec![at])),
-        }
-    }
-    let file = |(_, file, parts)| MemoryFile::new(file, parts);
-    Ok(files.into_iter().map(file).collect())
-}
-
-/// Maps all of it in the background.
-fn touch(ram: Arc<Vec<GuestRam>>) -> std::io::Result<()> {
-    let touch = move || ram.iter().for_each(GuestRam::touch);
-    let named = std::thread::Builder::new().name("touch".into());
-    named.spawn(touch).map(drop)
-}
-
-fn no_secret() -> std::io::Error {
-    std::io::Error::other("no migration was begun")
 }

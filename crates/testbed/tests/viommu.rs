@@ -4,14 +4,26 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use ferry::Strategy;
-use lab::{Lab, progress_on_stderr};
+use lab::{Kernel, Lab, progress_on_stderr};
 use qemu::Iommu;
-use testbed::{Devices, Options, Plug, Programs, Testbed, summarise};
+use testbed::{Devices, Help, Options, Plug, Programs, Testbed, summarise};
 
 type Marks = BTreeMap<String, ferry::report::Marks>;
 
+/// What a distribution's session manager does with the key, by busybox's `acpid`: event type, name,
+/// code and value, then the event's name, for which there is an action.
+const REACT_TO_KEY: &str = "mkdir -p /etc/acpi && \
+     echo 'EV_KEY 1 KEY_SLEEP 142 1 button/sleep SLPB' > /etc/acpid.map && \
+     echo 'SLPB sleep' > /etc/acpid.conf && \
+     printf '#!/bin/sh\\necho mem > /sys/power/state\\n' > /etc/acpi/sleep && \
+     chmod 755 /etc/acpi/sleep && \
+     (acpid -d -c /etc/acpi -a /etc/acpid.conf -M /etc/acpid.map > /tmp/acpid.log 2>&1 &)";
+
 fn start(iommu: Iommu, options: Options) -> Result<Testbed> {
-    let lab = Lab::ensure(&progress_on_stderr)?;
+    let mut lab = Lab::ensure(&progress_on_stderr)?;
+    if options.guest != Help::NoDevice {
+        lab = lab.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    }
     let mut modules = options.modules.clone();
     let mut append = options.append.clone();
     match iommu {
@@ -178,4 +190,50 @@ fn a_guest_recovers_its_device_behind_an_iommu() -> Result<()> {
         assert!(marks["iommu"].at_halt > 0, "{marks:?}");
     }
     Ok(())
+}
+
+/// Its module tracks nothing behind an IOMMU, and stops the device all the same.
+#[test]
+fn a_guest_stops_its_device_behind_an_iommu() -> Result<()> {
+    let options = Options {
+        guest: Help::Module(String::new()),
+        strategy: Some(Strategy::Cooperative),
+        ..without_log()
+    };
+    let mut testbed = start(Iommu::Virtio, options)?;
+    there_and_back(&mut testbed, Strategy::Cooperative).map(drop)
+}
+
+fn to_sleep(iommu: Iommu) -> Result<Testbed> {
+    let options = Options {
+        strategy: Some(Strategy::Sleep),
+        ..Options::default()
+    };
+    let testbed = start(iommu, options)?;
+    testbed.shell(REACT_TO_KEY)?;
+    Ok(testbed)
+}
+
+#[test]
+fn a_guest_sleeps_its_way_there_and_back_behind_intel_iommu() -> Result<()> {
+    let mut testbed = to_sleep(Iommu::Intel)?;
+    for _ in 0..2 {
+        let report = testbed.migrate()?.report;
+        assert_eq!(report.stale_pages, Some(0), "{report:?}");
+        assert_eq!(report.devices[0].strategy, Strategy::Sleep);
+    }
+    testbed.wait_for_traffic()
+}
+
+/// Linux would not set it up again.
+#[test]
+fn no_guest_is_sent_to_sleep_behind_virtio_iommu() -> Result<()> {
+    let mut testbed = to_sleep(Iommu::Virtio)?;
+    let next = testbed.next_host()?;
+    let refused = testbed.run_migrate(&next).unwrap_err().to_string();
+    assert!(
+        refused.contains("does not set its virtio-iommu up again"),
+        "{refused}"
+    );
+    testbed.wait_for_traffic()
 }
