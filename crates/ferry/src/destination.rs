@@ -19,7 +19,7 @@ use crate::restore::{self, RestoreError, Slot};
 use crate::root_port::{self, RootPort};
 use crate::sleep;
 use crate::vm::StageName;
-use crate::{Phase, Vm};
+use crate::{Phase, Protection, Vm};
 
 /// How long an answer may take to send, and the source to ask its next question while it works.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -57,6 +57,8 @@ pub struct Destination<'a> {
     pub facts: Facts,
     /// Where QEMU shall listen, as the source's QEMU reaches it.
     pub uri: String,
+    /// How QEMU's stream goes.
+    pub protection: Protection,
     /// Limits for QEMU.
     pub settings: MigrationSettings,
 }
@@ -174,6 +176,7 @@ impl Destination<'_> {
         root_port::program(self.qmp, self.slots, &asked.root_ports)?;
         restore::program(self.qmp, self.slots, &asked.functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
+        self.qmp.protect_stream(self.protection.tls())?;
         self.qmp.migrate_incoming(&self.uri)?;
         let uri = self.uri.clone();
         Ok(link.send(&Message::Prepared { uri }, ANSWER)?)

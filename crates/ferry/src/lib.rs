@@ -32,6 +32,7 @@ pub mod digest;
 pub mod driverless;
 pub mod link;
 pub mod phase;
+mod protection;
 pub mod recovery;
 pub mod report;
 pub mod restore;
@@ -44,6 +45,7 @@ pub mod vm;
 
 pub use cooperative::Guest;
 pub use phase::Phase;
+pub use protection::Protection;
 pub use report::Report;
 pub use strategy::Strategy;
 pub use vm::{Controls, Vm};

@@ -24,7 +24,7 @@ use crate::recovery::{self, NotPossible};
 use crate::report::{Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
-use crate::{Phase, Report, Strategy, Vm, root_port};
+use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
 
 /// How long the other side may take for an answer that needs no work.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -57,6 +57,8 @@ pub struct Source<'a> {
     pub slots: &'a [Slot],
     /// What it is.
     pub facts: Facts,
+    /// How QEMU's stream goes.
+    pub protection: Protection,
     /// Set to give up.
     pub cancel: Arc<AtomicBool>,
 }
@@ -433,6 +435,7 @@ impl Source<'_> {
         self.stop_if_cancelled()?;
         driverless::ensure_started(self.qmp, self.facts.sidecar, &self.vm.log())?;
         self.qmp.prepare_migration(&options.settings)?;
+        self.qmp.protect_stream(self.protection.tls())?;
         let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
         self.prepare_recovery(strategy)?;
         self.vm.open_logs();
@@ -456,7 +459,12 @@ impl Source<'_> {
             compare,
         };
         match link.ask(&question, RUN)? {
-            Message::Prepared { uri } => Ok(uri),
+            Message::Prepared { uri } if self.protection.allows(&uri) => Ok(uri),
+            Message::Prepared { uri } => Err(StepError::Other(format!(
+                "the destination wants the VM's memory at {}, where it would go over a network in \
+                 the open: set `tls` and `peers` in [migration] of both hosts' configurations",
+                link::printable(&uri)
+            ))),
             other => Err(link::unexpected(&other).into()),
         }
     }

@@ -7,6 +7,7 @@
 //! | module | asks QEMU to |
 //! |---|---|
 //! | [`migration`] | set capabilities and limits, start, watch and cancel a migration |
+//! | [`stream_tls`] | protect its stream by TLS |
 //! | [`machine`] | describe itself, so that two QEMUs can be compared before a migration |
 //! | [`pci`] | read and write PCI configuration space from outside the guest |
 //! | [`monitor`] | run a command of the human monitor, read guest-physical memory |
@@ -47,6 +48,7 @@ pub mod message;
 pub mod migration;
 pub mod monitor;
 pub mod pci;
+pub mod stream_tls;
 pub mod system;
 
 pub use client::{DEFAULT_TIMEOUT, Qmp};

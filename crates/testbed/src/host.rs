@@ -1,12 +1,15 @@
 //! One host: a vferry process and its QEMU.
 
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use authority::{Authority, Subject};
 use lab::{Guarded, Initrd, Lab, Vm};
 use qemu::Iommu;
 use vferry::control::Status;
@@ -19,6 +22,9 @@ const START: Duration = Duration::from_secs(10);
 /// How long a guest may take to begin to track what devices write: long where it has a share of two
 /// processors on which its kernel is translated, and nobody stands still for it.
 const TRACK: Duration = Duration::from_secs(30);
+
+/// The name by which hosts know each other that have certificates.
+const HOST_NAME: &str = "host.example";
 
 /// What the two hosts of a migration have in common.
 #[derive(Debug, Clone)]
@@ -63,6 +69,8 @@ pub struct HostOptions {
     pub guest: Option<GuestOptions>,
     /// Who knows what the devices write: `device` or `guest`.
     pub dirty_log: String,
+    /// Who signs the certificates with which the hosts know each other; all is plain if `None`.
+    pub tls: Option<Arc<Authority>>,
     /// A streaming test device beside the NIC, and the test driver's module and parameters.
     pub stream: Option<(PathBuf, String)>,
 }
@@ -121,12 +129,16 @@ impl Host {
         let folder = folder.join(name);
         fs::create_dir_all(&folder)?;
         let config = folder.join("vm.toml");
-        fs::write(&config, configuration(&folder, options))?;
+        let link = link(&folder, options)?;
+        fs::write(&config, configuration(&folder, &link, options))?;
         let log = folder.join("vferry.log");
         let mut run = Command::new(&programs.vferry);
         run.arg("run").arg(&config);
         if let Some(law) = &options.unsound_control {
             run.args(["--unsound-control", law]);
+        }
+        if options.tls.is_some() {
+            run.env("VFERRY_LOG", "trace");
         }
         let process = Guarded::spawn(run, &File::create(&log)?)?;
         wait_served(&process, &folder.join("control.sock"))
@@ -171,7 +183,6 @@ impl Host {
         let vm = builder
             .spawn()
             .with_context(|| format!("vferry said:\n{}", read(&log)))?;
-        let link = format!("unix:{}", folder.join("link.sock").display());
         Ok(Self {
             config,
             link,
@@ -263,6 +274,7 @@ impl HostOptions {
             packaged: Vec::new(),
             guest: None,
             dirty_log: "device".into(),
+            tls: None,
             stream: None,
         }
     }
@@ -351,7 +363,18 @@ queues = 8
     )
 }
 
-fn configuration(folder: &Path, options: &HostOptions) -> String {
+/// Where the other host reaches vferry, and its certificates if it has any.
+fn link(folder: &Path, options: &HostOptions) -> Result<String> {
+    let Some(authority) = &options.tls else {
+        return Ok(format!("unix:{}", folder.join("link.sock").display()));
+    };
+    authority.write(&folder.join("tls"), &Subject::new(&[HOST_NAME]))?;
+    // Free again until vferry listens there; nobody else takes one that the system has just given.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    Ok(format!("tcp:127.0.0.1:{port}"))
+}
+
+fn configuration(folder: &Path, link: &str, options: &HostOptions) -> String {
     let guest = options.guest.as_ref();
     let mut rest = guest.map_or(String::new(), |guest| {
         guest_section(folder, TRACK, guest.quiesce_deadline)
@@ -373,6 +396,9 @@ fn configuration(folder: &Path, options: &HostOptions) -> String {
     let iommu = options
         .iommu
         .map_or(String::new(), |iommu| format!("iommu = \"{iommu}\""));
+    let tls = options.tls.as_ref().map_or(String::new(), |_| {
+        format!("tls = \"{folder}/tls\"\npeers = [\"{HOST_NAME}\"]")
+    });
     format!(
         r#"[vm]
 name = "lab"
@@ -390,10 +416,11 @@ socket = "{folder}/sidecar.sock"
 address = "{sidecar_address}"
 
 [migration]
-link = "unix:{folder}/link.sock"
+link = "{link}"
 incoming = "unix:{folder}/incoming.sock"
 downtime-limit-ms = {limit}
 max-bandwidth = "{bandwidth}"
+{tls}
 {rest}"#
     )
 }

@@ -49,6 +49,8 @@ pub struct Options {
     pub stream: Option<String>,
     /// The devices keep no log of what they write: only the guest knows.
     pub dirty_log_of_guest: bool,
+    /// What is between the hosts.
+    pub between: Between,
     /// When memory is compared before the VM runs elsewhere; vferry chooses if `None`.
     pub compare: Option<&'static str>,
     /// The strategy asked for; vferry chooses if `None`.
@@ -89,6 +91,16 @@ pub enum Boot {
     Kernel,
     /// Firmware is given no kernel.
     Firmware,
+}
+
+/// What is between the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Between {
+    /// Unix sockets.
+    #[default]
+    Sockets,
+    /// TLS, for the link and for QEMU's stream; and vferry logs all that it can.
+    Tls,
 }
 
 /// What a device is plugged into.
@@ -134,6 +146,7 @@ impl Default for Options {
             guest: Help::NoDevice,
             stream: None,
             dirty_log_of_guest: false,
+            between: Between::Sockets,
             compare: None,
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),

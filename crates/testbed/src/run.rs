@@ -5,9 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use authority::Authority;
 use ferry::{Report, Strategy};
 use lab::{Lab, progress_on_stderr};
 use load_format::{DiskReport, DiskSilence, GuestReport};
@@ -18,7 +20,7 @@ use vferry::control::Reply;
 use vferry::rehearsal::Rehearsal;
 
 use crate::migration::{Interrupts, Migration};
-use crate::options::{Boot, Help, Options, Plug};
+use crate::options::{Between, Boot, Help, Options, Plug};
 use crate::{GuestOptions, Host, HostOptions, Programs};
 
 /// The peer's address.
@@ -132,6 +134,10 @@ impl Testbed {
             guest,
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
+            tls: match options.between {
+                Between::Sockets => None,
+                Between::Tls => Some(Arc::new(Authority::new()?)),
+            },
             ..HostOptions::new(options.memory, wire)
         };
         let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;

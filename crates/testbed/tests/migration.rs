@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lab::{Lab, progress_on_stderr};
-use testbed::{Options, Programs, Testbed, summarise};
+use testbed::{Between, Options, Programs, Testbed, summarise};
 
 /// The control run of the naive order loses what devices write in a few milliseconds: usually
 /// something, and once in this many migrations almost surely.
@@ -36,6 +36,36 @@ fn a_guest_under_load_arrives_whole_there_and_back() -> Result<()> {
     for migration in &migrations {
         assert!(migration.interrupts.raised > 0);
         assert!(migration.outage_ms().is_some());
+    }
+    Ok(())
+}
+
+/// The control link and QEMU's stream, with certificates of the lab's own.
+#[test]
+fn a_guest_goes_over_tls_and_no_log_tells_a_secret() -> Result<()> {
+    let mut testbed = start(Options {
+        packets_per_second: 200,
+        between: Between::Tls,
+        ..Options::default()
+    })?;
+    let source = testbed.host.config.clone();
+    let migrations = [testbed.migrate()?];
+    let summary = summarise(&testbed, &migrations)?;
+    assert_eq!(summary.faults(), [""; 0], "{summary:#?}");
+    assert_eq!(summary.stale_pages, Some(0));
+    let qmp = testbed.host.vm.qmp();
+    let parameters = qmp.execute("query-migrate-parameters", serde_json::json!({}))?;
+    assert_eq!(parameters["tls-creds"], "vferry-tls");
+    let there = testbed.host.log();
+    assert!(there.contains("host.example"), "{there}");
+    let here = std::fs::read_to_string(source.with_file_name("vferry.log"))?;
+    for log in [&here, &there] {
+        assert!(log.contains("phase"), "{log}");
+        // As keys and what migrations are named by are written.
+        let digits = log.split(|c: char| !c.is_ascii_hexdigit());
+        let longest = digits.map(str::len).max().unwrap_or_default();
+        assert!(longest < 32, "{log}");
+        assert!(!log.contains("PRIVATE"), "{log}");
     }
     Ok(())
 }

@@ -52,6 +52,8 @@ pub struct Config {
     pub incoming: Endpoint,
     /// How what goes there is protected.
     pub protection: Protection,
+    /// The id of QEMU's `authz` object that says whose stream it takes, where that is protected.
+    pub stream_authz: Option<String>,
     /// Longest pause that QEMU may plan for the last pass.
     pub downtime_limit: Duration,
     /// Most bytes per second of QEMU's stream; 0 is no limit.

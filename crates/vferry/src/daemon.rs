@@ -19,9 +19,11 @@ use ferry::restore::Slot;
 use ferry::vm::Drainer;
 use ferry::{Controls, Vm};
 use qemu::migration::MigrationSettings;
+use qemu::stream_tls::{StreamSide, StreamTls};
 use qemu::system::RunState;
 use qemu::{Place, Qmp};
 use sidecar::Sidecar;
+use tls::PeerName;
 
 use crate::config::{Config, Guest, Protection, Settings};
 use crate::host::Keeper;
@@ -199,6 +201,19 @@ impl Shared {
             pause_before_switchover: false,
             max_bandwidth: Some(self.config.max_bandwidth),
             downtime_limit: Some(self.config.downtime_limit),
+        }
+    }
+
+    /// How QEMU's stream goes beside a link to `peer`, as the side that `side` makes of its name.
+    fn stream(&self, peer: Option<&PeerName>, side: fn(String) -> StreamSide) -> ferry::Protection {
+        match (&self.config.protection, peer) {
+            (Protection::Tls { folder, .. }, Some(peer)) => ferry::Protection::Tls(StreamTls {
+                folder: folder.clone(),
+                side: side(peer.to_string()),
+                authz: self.config.stream_authz.clone(),
+            }),
+            (Protection::None, _) => ferry::Protection::Open,
+            (Protection::Loopback | Protection::Tls { .. }, _) => ferry::Protection::Local,
         }
     }
 

@@ -73,6 +73,7 @@ pub(super) struct MigrationSection {
     pub(super) incoming: Text,
     pub(super) tls: Option<Text>,
     pub(super) peers: Option<Spanned<Vec<Text>>>,
+    pub(super) stream_authz: Option<Text>,
     pub(super) plain_tcp_without_protection: Option<Spanned<bool>>,
     pub(super) downtime_limit_ms: Option<Spanned<u64>>,
     pub(super) max_bandwidth: Option<Text>,

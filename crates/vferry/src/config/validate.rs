@@ -48,6 +48,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     let link = check.endpoint(&file.migration.link);
     let incoming = check.endpoint(&file.migration.incoming);
     let protection = check.protection(&file.migration);
+    let stream_authz = check.stream_authz(&file.migration);
     if let (Some(link), Some(incoming), Some(protection)) = (&link, &incoming, &protection) {
         check.exposure(&file.migration, protection, [link, incoming]);
     }
@@ -87,6 +88,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             link: link?,
             incoming: incoming?,
             protection: protection?,
+            stream_authz,
             downtime_limit,
             max_bandwidth: max_bandwidth?,
             devices,

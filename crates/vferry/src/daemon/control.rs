@@ -11,6 +11,7 @@ use ferry::link::Link;
 use ferry::root_port;
 use ferry::source::{Options, Source};
 use qemu::Place;
+use qemu::stream_tls::StreamSide;
 
 use super::Shared;
 use crate::config::Endpoint;
@@ -186,6 +187,7 @@ fn migrate(
             qmp: &qmp,
             slots: &shared.slots,
             facts,
+            protection: shared.stream(there.peer.as_ref(), StreamSide::Source),
             cancel,
         };
         let report = source.migrate(&mut link, options, &mut |progress| {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ferry::destination::Destination;
 use ferry::link::{Link, Message};
+use qemu::stream_tls::StreamSide;
+use tls::PeerName;
 
 use super::{Shared, strangers};
 use crate::stream::{Acceptor, Connected};
@@ -48,7 +50,7 @@ fn receive(shared: &Shared, host: Connected) {
         Err(error) => return tracing::error!("no VM is taken in: {error}"),
     };
     let result = match shared.begin_migration() {
-        Some(_guard) => try_receive(shared, &mut link),
+        Some(_guard) => try_receive(shared, &mut link, host.peer.as_ref()),
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
     };
     match result {
@@ -83,7 +85,11 @@ fn see_to_late(shared: &Shared) {
 
 type Received = Result<ferry::link::Arrival, ferry::destination::ReceiveError>;
 
-fn try_receive(shared: &Shared, link: &mut Link) -> anyhow::Result<Received> {
+fn try_receive(
+    shared: &Shared,
+    link: &mut Link,
+    peer: Option<&PeerName>,
+) -> anyhow::Result<Received> {
     let qmp = shared.monitor()?;
     let facts = shared.facts(&qmp)?;
     let destination = Destination {
@@ -93,6 +99,7 @@ fn try_receive(shared: &Shared, link: &mut Link) -> anyhow::Result<Received> {
         host: &*shared.host,
         facts,
         uri: shared.config.incoming.to_string(),
+        protection: shared.stream(peer, |_| StreamSide::Destination),
         settings: shared.settings(),
     };
     Ok(destination.receive(link))

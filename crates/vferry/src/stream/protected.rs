@@ -27,7 +27,7 @@ pub(crate) fn accept(stranger: Stranger, protection: &Protection) -> Result<Conn
             let answer = socket.try_clone()?;
             let accepted = tls::accept(socket, folder, peers, HANDSHAKE);
             if let Err(TlsError::NotTls) = accepted {
-                refuse_plain(answer);
+                refuse_plain(&answer);
             }
             let stream = accepted?;
             let peer = Some(stream.peer().clone());
@@ -41,7 +41,7 @@ pub(crate) fn accept(stranger: Stranger, protection: &Protection) -> Result<Conn
 }
 
 /// Tells a vferry without TLS, of any version, why it is refused.
-fn refuse_plain(socket: TcpStream) {
+fn refuse_plain(socket: &TcpStream) {
     let Ok(stream) = socket.try_clone() else {
         return;
     };
@@ -50,7 +50,7 @@ fn refuse_plain(socket: TcpStream) {
         .into();
     let mut link = Link::agreed(Box::new(stream), greeting::NEWEST);
     if link.send(&Message::Abort { reason }, REFUSAL).is_ok() {
-        tls::part(&socket);
+        tls::part(socket);
     }
 }
 

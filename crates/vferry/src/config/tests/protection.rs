@@ -80,6 +80,12 @@ fn halves_and_contradictions_are_refused() {
     for (more, line, what) in [
         (format!("{folder}\n"), 18, "none is"),
         (peers.to_owned(), 18, "there is no `tls`"),
+        ("stream-authz = \"a\"\n".into(), 18, "and there is no `tls`"),
+        (
+            format!("{TLS}stream-authz = \"\"\n"),
+            20,
+            "empty `stream-authz`",
+        ),
         (format!("{TLS}{PLAIN}"), 20, "contradict"),
         ("tls = \"tls\"\npeers = [\"b\"]\n".into(), 18, "absolute"),
         (format!("{folder}\npeers = []\n"), 19, "no host is named"),

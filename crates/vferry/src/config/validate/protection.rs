@@ -50,6 +50,24 @@ impl Check<'_> {
         })
     }
 
+    /// An authorisation of QEMU's, by the id it has there.
+    pub(super) fn stream_authz(&mut self, section: &MigrationSection) -> Option<String> {
+        let id = section.stream_authz.as_ref()?;
+        if section.tls.is_none() {
+            let what = "`stream-authz` looks at certificates, and there is no `tls`";
+            return self.wrong(id, what, "tls = \"/etc/vferry/tls\" besides");
+        }
+        if id.get_ref().is_empty() {
+            let what = "QEMU takes an empty `stream-authz` for none";
+            return self.wrong(
+                id,
+                what,
+                "the id of an `-object authz-...` of QEMU, or no such line",
+            );
+        }
+        Some(id.get_ref().clone())
+    }
+
     fn peers(&mut self, written: &Spanned<Vec<Spanned<String>>>) -> Option<Peers> {
         let mut names = Vec::new();
         for name in written.get_ref() {
