@@ -10,6 +10,7 @@
 //! | [`comparison`] | memory in which nobody knows what devices wrote |
 //! | [`check`] | what must agree on both sides before anything is touched |
 //! | [`link`] | the messages between the two vferry processes |
+//! | [`commit`] | who may run the VM when: the last step's decisions |
 //! | [`source`], [`destination`] | the two sides' part of a migration |
 //! | [`restore`], [`root_port`] | programming PCI configuration and MSI-X into the destination's QEMU |
 //! | [`digest`] | digests of guest memory, to prove that every page arrived |
@@ -25,6 +26,7 @@
 //! device model and no file format of configuration.
 
 pub mod check;
+pub mod commit;
 pub mod comparison;
 pub mod cooperative;
 pub mod destination;
