@@ -128,9 +128,7 @@ impl Nested {
         });
         let hosts = [one?, two?];
         let initrd = initrd(&lab, programs, &options)?;
-        let args = hosts[0].prepare(false)?;
-        let guest = hosts[0].host.guest(&lab, &initrd, &args, host::BOOT);
-        let guest = guest.with_context(|| hosts[0].said())?;
+        let guest = hosts[0].boot(&lab, &initrd)?;
         let mut this = Self {
             peer,
             hosts,
@@ -346,10 +344,7 @@ impl Nested {
         self.here().end()?;
         self.options.way = way;
         self.hosts[self.at].set_way(way);
-        let here = &self.hosts[self.at];
-        let args = here.prepare(false)?;
-        let guest = here.host.guest(&self.lab, &self.initrd, &args, host::BOOT);
-        self.guest = guest.with_context(|| here.said())?;
+        self.guest = self.hosts[self.at].boot(&self.lab, &self.initrd)?;
         self.bring_up()?;
         self.start_load()
     }

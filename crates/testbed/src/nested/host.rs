@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Function, Host, HostOptions, Lab, SHARE};
+use lab::{Function, Guest, Host, HostOptions, Initrd, Lab, SHARE};
 use qemu::args::QemuArgs;
 
 use super::{LOOK, MAC, MEMORY, NestedOptions, Way};
@@ -14,6 +14,8 @@ use crate::{Programs, host};
 
 /// A host boots in 15 s on two idle processors under emulation, and a guest of it in as many.
 pub(super) const BOOT: Duration = Duration::from_mins(4);
+/// How often it is tried.
+const BOOTS: usize = 3;
 /// Where vferry and QEMU have their sockets, in each host.
 const FOLDER: &str = "/tmp";
 /// How long a guest that is emulated twice may take to stop its device, and to begin to track.
@@ -80,6 +82,20 @@ impl NestedHost {
     /// Its address on the cable.
     pub(super) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Boots a guest, once more if the emulated processor fails it.
+    pub(super) fn boot(&self, lab: &Lab, initrd: &Initrd) -> Result<Guest> {
+        for _ in 1..BOOTS {
+            let args = self.prepare(false)?;
+            match self.host.guest(lab, initrd, &args, BOOT) {
+                Err(_) if self.host.is_broken() => self.end()?,
+                booted => return booted.with_context(|| self.said()),
+            }
+        }
+        let args = self.prepare(false)?;
+        let booted = self.host.guest(lab, initrd, &args, BOOT);
+        booted.with_context(|| self.said())
     }
 
     /// Starts what QEMU needs beside it, and gives QEMU's arguments.
