@@ -34,8 +34,10 @@ fn a_stock_guest_recovers_the_function_of_another_host() -> Result<()> {
     // A function that nobody has halted writes to the memory of a VM that stands still.
     assert!(nested.while_stopped(NestedHost::is_memory_written)?);
     nested.wait_for_traffic()?;
+    assert!(!nested.there().has_mac()?, "nobody has set it there");
     let migration = nested.leave(None)?;
     arrived_by(Strategy::Recovery, &migration);
+    assert!(nested.here().has_mac()?, "it has followed");
     assert!(migration.report.compared.is_some(), "{migration:?}");
     assert!(!nested.there().is_memory_written()?, "it was halted");
     nested.there().end()?;
