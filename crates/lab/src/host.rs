@@ -305,7 +305,12 @@ impl Host {
             .with_context(|| self.guest_said())
     }
 
-    fn alive(&self) -> Result<()> {
+    /// That the guest's QEMU runs, and the host.
+    ///
+    /// # Errors
+    ///
+    /// When one does not.
+    pub fn alive(&self) -> Result<()> {
         ensure!(
             !self.share.join(ENDED).exists(),
             "the guest's QEMU has ended"

@@ -34,8 +34,8 @@
 //! A state is read in one go while the VM stands still (no `PRE_COPY`), and up to 8 MiB of it: larger ones are
 //! left to their driver, as are those that nobody can read. It does not bind functions to `vfio-pci`, and
 //! makes no virtual ones. No legacy interrupts (`INTx`), no MSI, no expansion ROM, no VGA.
-//! It takes memory in while the VMM waits, which pins every page: a VMM of a large guest has to wait for
-//! longer than its 5 s (`x-msg-timeout`).
+//! It takes memory in while the VMM waits, which pins every page: the VMM has to wait for longer than its 5 s
+//! (`x-msg-timeout`, which `vferry qemu-args` sets by the guest's size).
 
 pub mod device;
 #[cfg(test)]

@@ -131,6 +131,7 @@ impl NestedHost {
         self.tell_monitor("info status")?;
         let deadline = Instant::now() + BOOT;
         while !self.monitor_said().contains("VM status") {
+            self.host.alive().with_context(|| self.said())?;
             ensure!(
                 Instant::now() < deadline,
                 "QEMU does not answer: {}",

@@ -1,10 +1,15 @@
 //! `vferry qemu-args`.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use qemu::Place;
 use qemu::args::{Plug, QemuArgs, RootPort, VfioUser, VhostUserFs};
 
-use crate::config::{Config, Guest};
+use crate::config::{Config, Device, Guest, Settings};
+
+/// For a function of the host, and a second for each GiB of memory more.
+const PINNED: Duration = Duration::from_mins(1);
 
 /// Prints the arguments for `config`.
 pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Result<()> {
@@ -17,8 +22,9 @@ pub(super) fn print(config: &Config, incoming: bool, json: bool) -> anyhow::Resu
     Ok(())
 }
 
-/// A virtual IOMMU comes first: what comes before it is not behind it. The sidecar comes last: QEMU loads device state in the order of its devices, and all that the
-/// sidecar's LOAD may look at is loaded then.
+/// A virtual IOMMU comes first: what comes before it is not behind it. The sidecar comes last: QEMU
+/// loads device state in the order of its devices, and all that the sidecar's LOAD may look at is
+/// loaded then.
 fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
     let mut args = QemuArgs::new()
         .machine(&config.machine, config.memory)?
@@ -29,10 +35,13 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
         args = args.iommu(iommu, slot);
     }
     let devices = config.devices.iter();
-    let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.place));
+    let devices = devices.map(|d| (d.name.as_str(), &d.socket, d.place, patience(config, d)));
     let guest = config.guest.iter();
-    let guest = guest.map(|guest| (Guest::NAME, &guest.socket, Place::MainBus(guest.address)));
-    for (name, socket, place) in devices.chain(guest) {
+    let guest = guest.map(|guest| {
+        let place = Place::MainBus(guest.address);
+        (Guest::NAME, &guest.socket, place, None)
+    });
+    for (name, socket, place, message_timeout) in devices.chain(guest) {
         let plug = match place {
             Place::MainBus(address) => Plug {
                 bus: None,
@@ -49,7 +58,7 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
             id: name.into(),
             socket: socket.clone(),
             plug,
-            message_timeout: None,
+            message_timeout,
         })?;
     }
     if !config.root_ports().is_empty() {
@@ -69,4 +78,11 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
     } else {
         args
     })
+}
+
+/// How long QEMU is to wait for vferry's answers, if it is longer than usual: that guest memory is there for a
+/// function of the host takes the kernel as long as it takes to make and lock each of its pages.
+fn patience(config: &Config, device: &Device) -> Option<Duration> {
+    let gib = config.memory >> 30;
+    matches!(device.settings, Settings::Host(_)).then(|| PINNED + Duration::from_secs(gib))
 }
