@@ -86,3 +86,52 @@ fn patience(config: &Config, device: &Device) -> Option<Duration> {
     let gib = config.memory >> 30;
     matches!(device.settings, Settings::Host(_)).then(|| PINNED + Duration::from_secs(gib))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[vm]
+name = "a"
+memory = "4G"
+[qemu]
+qmp = "/run/qmp.sock"
+[control]
+socket = "/run/control.sock"
+[sidecar]
+socket = "/run/sidecar.sock"
+address = "00:06.1"
+[migration]
+link = "unix:/run/link.sock"
+incoming = "unix:/run/incoming.sock"
+[[device]]
+name = "real0"
+model = "passthrough"
+socket = "/run/real0.sock"
+address = "00:05.0"
+function = "0000:01:10.0"
+[[device]]
+name = "net0"
+model = "ixgbevf"
+socket = "/run/net0.sock"
+address = "00:07.0"
+mac = "02:00:00:00:00:01"
+uplink = "tap:a"
+"#;
+
+    #[test]
+    fn qemu_waits_longer_for_what_locks_memory() {
+        let config = Config::parse(Path::new("a.toml"), CONFIG).unwrap();
+        let args = qemu_args(&config, false).unwrap().into_vec();
+        let of = |name: &str| {
+            let mut args = args.iter();
+            let device = args.find(|arg| arg.contains(&format!("\"id\":\"{name}\"")));
+            device.unwrap().clone()
+        };
+        assert!(of("real0").contains("\"x-msg-timeout\":64000"), "{args:?}");
+        assert!(!of("net0").contains("x-msg-timeout"), "{args:?}");
+    }
+}

@@ -15,7 +15,7 @@ fn with(keys: &str) -> String {
 
 fn wish(keys: &str) -> Wish {
     let device = parse(&with(keys)).unwrap().devices.remove(0);
-    assert_eq!(device.dirty_log, DirtyLog::Guest);
+    assert_eq!(device.dirty_log, DirtyLog::Best);
     match device.settings {
         Settings::Host(wish) => wish,
         other => panic!("{other:?}"),
