@@ -25,8 +25,10 @@ use crate::migration::Interrupts;
 use crate::options::Help;
 use crate::{GUEST_IP, Migration, PEER_IP, Programs};
 
-/// How long traffic may take to flow everywhere, from nothing or after a migration.
-const FLOW: Duration = Duration::from_mins(1);
+/// How long traffic may take to flow everywhere, from nothing or after a migration. On busy processors
+/// TCP between the emulated card and the peer loses its packets now and then, by whomever the guest has
+/// its function, and may wait for two minutes then before it tries again (`TCP_RTO_MAX`).
+const FLOW: Duration = Duration::from_mins(4);
 /// How long a migration may take.
 const MIGRATION: Duration = Duration::from_mins(3);
 /// How often it is looked whether it is over.
@@ -231,7 +233,7 @@ impl Nested {
     pub fn wait_for_traffic(&mut self) -> Result<()> {
         let flows = self.peer.wait_for_traffic(now_nanos(), FLOW);
         if flows.is_err() {
-            let look = "cat /tmp/load.log; ip -s addr; cat /proc/interrupts; dmesg | tail -n 30";
+            let look = "cat /tmp/load.log /proc/net/tcp; ip -s addr; cat /proc/interrupts; dmesg | tail -n 30";
             let said = self.shell(look).unwrap_or_else(|error| error.to_string());
             let vferry = self.here().said();
             return flows
