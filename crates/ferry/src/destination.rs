@@ -10,6 +10,7 @@ use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
+use crate::commit::{self, DestinationThen, FailedAt};
 use crate::cooperative::end::Ending;
 use crate::digest::Secret;
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
@@ -88,14 +89,23 @@ pub enum ReceiveError {
     Other(String),
 }
 
+impl ReceiveError {
+    fn at(&self) -> FailedAt {
+        match self {
+            Self::Uncertain(_) => FailedAt::RunUnanswered,
+            _ => FailedAt::BeforeRun,
+        }
+    }
+}
+
 impl Destination<'_> {
-    /// Takes a VM in from the side at the other end of `link`.
+    /// Takes a VM in from the side at the other end of `link`, whose first message is `first`.
     ///
     /// # Errors
     /// See [`ReceiveError`]. A QEMU that had begun to receive is ended then: what is in it is no
     /// VM, and the source runs on.
-    pub fn receive(self, link: &mut Link) -> Result<Arrival, ReceiveError> {
-        let asked = self.check(link).and_then(|theirs| {
+    pub fn receive(self, first: Message, link: &mut Link) -> Result<Arrival, ReceiveError> {
+        let asked = self.check(first, link).and_then(|theirs| {
             let asked = asked(link)?;
             let followed = self.host.follow(&theirs);
             followed.map_err(ReceiveError::Other)?;
@@ -113,22 +123,23 @@ impl Destination<'_> {
                 self.answer(link, asked.verify);
                 Ok(arrival)
             }
-            // It may run here. To say that it does not would let the source run it too.
-            Err(error @ ReceiveError::Uncertain(_)) => Err(error),
-            Err(error) => {
-                // It was held all the time; nothing of it has run. Ended first, so that the source
-                // finds shared disks free when it hears of it.
-                let _ = self.qmp.quit();
-                self.vm.forget_arrival();
-                Err(tell(link, error))
-            }
+            Err(error) => match commit::destination(error.at()) {
+                DestinationThen::KeepSilent => Err(error),
+                DestinationThen::GiveUp => {
+                    // It was held all the time; nothing of it has run. Ended first, so that the
+                    // source finds shared disks free when it hears of it.
+                    let _ = self.qmp.quit();
+                    self.vm.forget_arrival();
+                    Err(tell(link, error))
+                }
+            },
         }
     }
 
-    /// What the source is.
-    fn check(&self, link: &mut Link) -> Result<Facts, ReceiveError> {
+    /// What the source is, which says so in its `first` message.
+    fn check(&self, first: Message, link: &mut Link) -> Result<Facts, ReceiveError> {
         tracing::info!(phase = %Phase::Check, "phase");
-        let theirs = match link.receive(ANSWER)? {
+        let theirs = match first {
             Message::Check { facts } => facts,
             other => return Err(link::unexpected(&other).into()),
         };
@@ -246,7 +257,10 @@ impl Destination<'_> {
     ) -> Result<(Vec<Function>, Afterwards), ReceiveError> {
         loop {
             match link.receive(LOOK) {
-                Ok(Message::Run { functions, then }) => return Ok((functions, then)),
+                Ok(Message::Run { functions, then }) if self.vm.take_word() => {
+                    return Ok((functions, then));
+                }
+                Ok(Message::Run { .. }) => return Err(withdrawn()),
                 Ok(question) if asked.compare => {
                     // All of memory has come before the devices' state.
                     self.wait_arrived(&[StageName::Arrived])?;
@@ -254,6 +268,9 @@ impl Destination<'_> {
                     self.vm.with_session(answer)?;
                 }
                 Ok(other) => return Err(link::unexpected(&other).into()),
+                Err(LinkError::Timeout(_)) if self.vm.is_word_withdrawn() => {
+                    return Err(withdrawn());
+                }
                 // A QEMU that is slow to answer loads a large state, or is looked at.
                 Err(LinkError::Timeout(_)) => match self.qmp.run_status() {
                     Ok(_) | Err(QmpError::Timeout { .. }) => {}
@@ -387,6 +404,12 @@ fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
         }),
         other => Err(link::unexpected(&other).into()),
     }
+}
+
+/// See [`crate::resolve`].
+fn withdrawn() -> ReceiveError {
+    let why = "the source has asked whether the VM runs here, and was told that it will not";
+    ReceiveError::Other(why.into())
 }
 
 fn not_known(error: &LinkError) {

@@ -11,6 +11,7 @@
 //! | [`check`] | what must agree on both sides before anything is touched |
 //! | [`link`] | the messages between the two vferry processes |
 //! | [`commit`] | who may run the VM when: the last step's decisions |
+//! | [`resolve`] | the ways out where it is not known who runs the VM |
 //! | [`source`], [`destination`] | the two sides' part of a migration |
 //! | [`restore`], [`root_port`] | programming PCI configuration and MSI-X into the destination's QEMU |
 //! | [`digest`] | digests of guest memory, to prove that every page arrived |
@@ -37,6 +38,7 @@ pub mod phase;
 mod protection;
 pub mod recovery;
 pub mod report;
+pub mod resolve;
 pub mod restore;
 pub mod root_port;
 pub mod sleep;

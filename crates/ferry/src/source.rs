@@ -2,8 +2,9 @@
 
 mod choice;
 mod outcome;
-mod precopy;
+pub(crate) mod precopy;
 mod verify;
+mod word;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,16 +16,18 @@ use qemu::system::RunState;
 use qemu::{Iommu, Qmp, QmpError};
 
 use crate::check::{self, Facts, Refused};
+use crate::commit::Other;
 use crate::comparison::{self, Compared, Comparison, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
 use crate::digest::Secret;
 use crate::driverless::{self, StartError};
-use crate::link::{self, Afterwards, Arrival, DigestKey, Function, Link, LinkError, Message};
+use crate::link::{self, Afterwards, DigestKey, Link, LinkError, Message};
 use crate::recovery::{self, NotPossible};
 use crate::report::{Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
+use word::NotRun;
 
 /// How long the other side may take for an answer that needs no work.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -202,12 +205,12 @@ impl Source<'_> {
         });
         let then = self.afterwards(strategy, sleep);
         let recovers = matches!(then, Afterwards::Recover(_));
-        let arrival = match tell_to_run(link, &sent.functions, then) {
+        let arrival = match word::tell_to_run(link, &sent.functions, then) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
                 return Err(self.give_up(link, Phase::Resume, error.into(), sleep));
             }
-            Err(NotRun::Unknown(error)) => return Err(uncertain(&error)),
+            Err(NotRun::Unknown(error)) => return Err(word::keep_paused(self.vm, &error)),
         };
         let running = Instant::now();
         self.vm.has_left();
@@ -283,16 +286,6 @@ impl Source<'_> {
         });
         let (whole, compared) = comparison::run(&memory, link)?;
         Ok((whole, Some(compared)))
-    }
-
-    fn compare_memory(&self, link: &mut Link) -> Result<verify::Stale, MigrateError> {
-        verify::stale_pages(self.vm, link).map_err(|error| MigrateError::Uncertain {
-            phase: Phase::Resume,
-            why: format!("comparing guest memory: {error}"),
-            whereabouts: "The VM runs at the destination, but whether all its memory arrived is \
-                          not known"
-                .into(),
-        })
     }
 
     fn pages_marked(&self) -> BTreeMap<String, Marks> {
@@ -508,12 +501,23 @@ impl Source<'_> {
             ANSWER,
         );
         if phase > Phase::Check
-            && let Err(why) = precopy::see_running(self)
+            && let Err(why) = precopy::see_running(self.vm, self.qmp)
         {
+            // Unless it has taken a disk, which shows that it was told to run the VM.
+            let taken = self.vm.claim().is_err();
+            let other = if taken {
+                Other::CannotSay
+            } else {
+                Other::WillNot
+            };
+            self.vm.keep_paused(other, &why);
             return MigrateError::Uncertain {
                 phase,
                 why: error.to_string(),
-                whereabouts: format!("The VM did not start again on this host: {why}"),
+                whereabouts: format!(
+                    "The VM did not start again on this host: {why}. `vferry resolve` says what \
+                     can be done"
+                ),
             };
         }
         if let Some(Err(why)) = sleep.map(Sleep::rouse) {
@@ -547,47 +551,5 @@ impl Source<'_> {
         } else {
             Ok(())
         }
-    }
-}
-
-/// The destination was not seen to run the VM.
-enum NotRun {
-    /// It said so, or cannot have heard the word.
-    Certain(LinkError),
-    /// It may have.
-    Unknown(LinkError),
-}
-
-/// The commit: the destination may run the VM as soon as this message is sent.
-fn tell_to_run(
-    link: &mut Link,
-    functions: &[Function],
-    then: Afterwards,
-) -> Result<Arrival, NotRun> {
-    let word = Message::Run {
-        functions: functions.to_vec(),
-        then,
-    };
-    // Half a message is none: the destination ends its QEMU when the link closes.
-    link.send(&word, ANSWER).map_err(NotRun::Certain)?;
-    match link.receive(RUN) {
-        Ok(Message::Running(arrival)) => Ok(arrival),
-        Ok(other) => Err(NotRun::Unknown(link::unexpected(&other))),
-        // It says so only after it has ended its QEMU.
-        Err(error @ LinkError::Aborted(_)) => Err(NotRun::Certain(error)),
-        Err(error) => Err(NotRun::Unknown(error)),
-    }
-}
-
-fn uncertain(error: &LinkError) -> MigrateError {
-    MigrateError::Uncertain {
-        phase: Phase::Resume,
-        why: error.to_string(),
-        whereabouts: "All of the VM is at the destination, and this side keeps it paused. Look at \
-                      the destination: if its QEMU runs the VM, end this side's QEMU; if it does \
-                      not and never will, QMP `cont` lets the VM run on here, unless the \
-                      destination has taken a disk of it: its devices stay halted then, and this \
-                      process' log says so"
-            .into(),
     }
 }

@@ -15,11 +15,13 @@
 
 mod drain;
 mod hooks;
+mod late;
 mod logs;
 mod memory;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod word;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +29,7 @@ use std::time::{Duration, Instant};
 use control_device::Tracked;
 use device::Claim;
 use device::lifecycle::Migratable;
-use endpoint::{Carry, Endpoint, EndpointError, Endpoints};
-use qemu::Qmp;
+use endpoint::{Carry, EndpointError, Endpoints};
 use sidecar::LogHandle;
 
 use crate::comparison::{Comparing, ToCompare, Whole};
@@ -36,14 +37,14 @@ use crate::cooperative::Guest;
 use crate::cooperative::end::Ending;
 use crate::cooperative::help::{Help, Step};
 use crate::digest::{GuestRam, MemoryDigest, Secret, Urgency};
-use crate::recovery::{self, Late, Recovered};
+use crate::recovery::{Late, Recovered};
 use crate::report::Marks;
-use crate::restore::{RestoreError, Slot};
 
 pub use drain::Drainer;
 pub use hooks::VmHooks;
 use memory::touch;
 pub(crate) use stage::{Stage, StageName};
+pub use word::Unsettled;
 
 /// A VM's devices.
 #[derive(Debug, Clone)]
@@ -90,6 +91,10 @@ struct State {
     migration: String,
     /// What its digests of memory are made with.
     secret: Option<Secret>,
+    /// Whether the migration under way to here, or the last one, may run the VM.
+    word: word::Arrival,
+    /// Why the VM is kept paused here.
+    unsettled: Option<Unsettled>,
     refusal: Option<String>,
     sidecar_connected: bool,
 }
@@ -190,11 +195,13 @@ impl State {
             return false;
         }
         let changed = self.stage.run();
+        self.unsettled = None;
         if !self.outgoing {
             self.help = None;
         }
         // As soon as it can hear it, and whoever let it run: its devices stand still until then.
         if arrived {
+            self.word.ran();
             self.ending = guest.and_then(Ending::begin);
         }
         changed
@@ -364,6 +371,7 @@ impl Vm {
         state.carry = Vec::new();
         state.starter = Starter::default();
         state.comparing = Comparing::default();
+        state.unsettled = None;
         state.refusal = None;
         state.timeline = Timeline::default();
         state.marks = Marks::default();
@@ -411,6 +419,7 @@ impl Vm {
         state.ending = None;
         state.stage.wait_for_arrival()?;
         name.clone_into(&mut state.migration);
+        state.word = word::Arrival::of(name);
         state.session = Some(Session {
             ram: Arc::clone(&ram),
             verify,
@@ -450,18 +459,6 @@ impl Vm {
     pub fn start_here(&self) -> Result<(), EndpointError> {
         let _state = self.lock();
         self.0.endpoints.clone().acquire(Claim::Start)
-    }
-
-    /// The incoming migration came to nothing.
-    pub(crate) fn forget_arrival(&self) {
-        let mut state = self.lock();
-        state.session = None;
-        let State {
-            stage, migration, ..
-        } = &mut *state;
-        if let Err(error) = stage.discard_arrival(migration) {
-            tracing::error!(%error, "the source cannot have back what it has let go of");
-        }
     }
 
     /// The source's QEMU has completed: the state has left, and the other host may have what only
@@ -509,45 +506,6 @@ impl Vm {
     pub(crate) fn run_again(&self) {
         self.lock().run(self.guest());
         self.0.changed.notify_all();
-    }
-
-    pub(crate) fn set_recovered(&self, recovered: Vec<Recovered>, late: Vec<Late>) {
-        let mut state = self.lock();
-        if let Some(session) = &mut state.session {
-            session.recovered = recovered;
-        }
-        state.late = late;
-        drop(state);
-        self.0.changed.notify_all();
-    }
-
-    /// Waits for such a device, however long it takes.
-    pub fn wait_late(&self) {
-        self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| {
-            !state.late.is_empty()
-        });
-    }
-
-    /// Whether the guest has yet to reset a device with which it came here by `recovery`.
-    pub(crate) fn has_late(&self) -> bool {
-        !self.lock().late.is_empty()
-    }
-
-    /// Whether it has reset one, so that [`Vm::see_to_late`] has to be called.
-    pub fn is_late_due(&self) -> bool {
-        let late = !self.lock().late.is_empty();
-        late && self.0.endpoints.0.iter().any(Endpoint::has_left)
-    }
-
-    /// Programs what the guest has reset at last, as it was.
-    ///
-    /// # Errors
-    /// When QEMU does not do it.
-    pub fn see_to_late(&self, qmp: &Qmp, slots: &[Slot]) -> Result<(), RestoreError> {
-        let mut late = std::mem::take(&mut self.lock().late);
-        let result = recovery::see_to(&mut late, slots, qmp);
-        self.lock().late = late;
-        result
     }
 
     /// The incoming migration's session, which is over.

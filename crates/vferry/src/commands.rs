@@ -3,6 +3,7 @@
 mod migrate;
 mod qemu_args;
 mod rehearse;
+mod resolve;
 mod status;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ enum Command {
     Migrate(Migrate),
     /// Have the guest do its part of a migration without one: devices stop and start again.
     Rehearse(Rehearse),
+    /// A migration ended without it being known which host runs the VM: tell what can be done.
+    Resolve(Resolve),
     /// Tell how a VM's process is.
     Status(Status),
     /// Give back what a run of this VM has changed on this host and nobody has given back: after both of
@@ -136,6 +139,21 @@ struct Rehearse {
 }
 
 #[derive(Debug, Args)]
+struct Resolve {
+    /// The configuration file of the VM on the host that keeps it paused.
+    config: PathBuf,
+    /// Let the VM run on here. Refused if the other host says that it runs the VM.
+    #[arg(long, conflicts_with = "give_up_here")]
+    run_here: bool,
+    /// End this host's QEMU, as the other host runs the VM.
+    #[arg(long)]
+    give_up_here: bool,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Status {
     /// The VM's configuration file.
     config: PathBuf,
@@ -175,6 +193,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::QemuArgs(args) => &args.config,
         Command::Migrate(migrate) => &migrate.config,
         Command::Rehearse(rehearse) => &rehearse.config,
+        Command::Resolve(resolve) => &resolve.config,
         Command::Status(status) => &status.config,
         Command::GiveBack(args) => &args.config,
     };
@@ -193,6 +212,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::QemuArgs(args) => qemu_args::print(&config, args.incoming, args.json),
         Command::Migrate(migrate) => migrate::migrate(&config, &migrate),
         Command::Rehearse(rehearse) => rehearse::rehearse(&config, &rehearse),
+        Command::Resolve(resolve) => resolve::resolve(&config, &resolve),
         Command::Status(status) => status::print(&config, status.json),
     };
     ExitCode::from(status(result))

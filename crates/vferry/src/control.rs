@@ -6,8 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::rehearsal::Rehearsal;
+use crate::resolution::Resolution;
+use ferry::commit::Way;
 use ferry::comparison::Comparison;
 use ferry::report::Progress;
+use ferry::vm::Unsettled;
 use ferry::{Report, Strategy};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -36,6 +39,11 @@ pub enum Request {
     },
     /// Give up the migration asked for on this connection.
     Cancel,
+    /// What can be done for a VM that is kept paused, as the other host may run it? Or do it.
+    Resolve {
+        /// What is to be done, if anything.
+        way: Option<Way>,
+    },
     /// Ask the guest for what a migration asks of it.
     Rehearse {
         /// How long it is to track what devices write, in milliseconds; less if the connection
@@ -61,6 +69,8 @@ pub enum Reply {
     },
     /// The answer to `Rehearse`.
     Rehearsed(Rehearsal),
+    /// The answer to `Resolve`.
+    Resolve(Resolution),
     /// It did not, or the request was not understood.
     Failed {
         /// Why, and where the VM is.
@@ -86,6 +96,9 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Pages marked in the migration under way, or the last one.
     pub pages_marked: u64,
+    /// Why the VM is kept paused here, if the other host may run it.
+    #[serde(default)]
+    pub unsettled: Option<Unsettled>,
 }
 
 /// How a device is.

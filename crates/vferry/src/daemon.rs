@@ -1,9 +1,11 @@
 //! `vferry run`: serves one VM's devices and sidecar until its QEMU ends.
 
 mod acpi;
+mod at_work;
 mod control;
 mod devices;
 mod link;
+mod resolve;
 mod strangers;
 
 use std::path::Path;
@@ -25,14 +27,19 @@ use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 use tls::PeerName;
 
-use crate::config::{Config, Guest, Protection, Settings};
+use crate::config::{Config, Endpoint, Guest, Protection, Settings};
 use crate::host::Keeper;
 use crate::stream::{BoundSocket, Listener};
+use at_work::AtWork;
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
 /// After a monitor that was not to be had: another client may have it.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a process whose QEMU is gone stays for those whom it has yet to answer: the look of a
+/// waiting destination at its QEMU comes within a second.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why the process ends.
 #[derive(Debug)]
@@ -50,6 +57,10 @@ struct Shared {
     host: Arc<Keeper>,
     /// Held by the one migration, out or in, that may be under way.
     migrating: Mutex<()>,
+    /// Where the last migration away from here went.
+    went_to: Mutex<Option<Endpoint>>,
+    /// Who has yet to be answered.
+    at_work: AtWork,
 }
 
 /// Serves the VM of `config`. Returns when its QEMU is gone or a signal says so.
@@ -91,6 +102,8 @@ pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> a
         slots,
         host: Arc::clone(keeper),
         migrating: Mutex::new(()),
+        went_to: Mutex::default(),
+        at_work: AtWork::default(),
     });
 
     catch_signals(ended.clone())?;
@@ -116,6 +129,8 @@ pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> a
         }
         End::QemuGone(device) => {
             tracing::info!(device, "QEMU is gone");
+            // Whoever waits for an answer that is on its way gets it.
+            shared.at_work.wait(LAST_WORDS);
             Ok(())
         }
         End::Failed(error) => Err(error),

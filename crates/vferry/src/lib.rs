@@ -6,7 +6,8 @@
 //! | [`models`] | the device models there are |
 //! | [`host`] | what is changed on the host for functions that are passed through, and given back |
 //! | [`daemon`] | `vferry run`: sockets and threads |
-//! | [`control`] | what `migrate`, `rehearse` and `status` say to the running process |
+//! | [`control`] | what `migrate`, `rehearse`, `resolve` and `status` say to the running process |
+//! | [`resolution`] | the ways out where it is not known which host runs the VM |
 //! | [`rehearsal`] | the guest's part of a migration, without one |
 //! | [`commands`] | the commands |
 //!
@@ -22,4 +23,5 @@ pub mod daemon;
 pub mod host;
 pub mod models;
 pub mod rehearsal;
+pub mod resolution;
 mod stream;

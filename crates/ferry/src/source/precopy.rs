@@ -3,18 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use qemu::QmpError;
 use qemu::migration::{MigrationInfo, MigrationStatus};
 use qemu::system::RunState;
+use qemu::{Qmp, QmpError};
 
 use super::{Source, StepError};
-use crate::Phase;
 use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link, LinkError};
 use crate::report::{Progress, millis};
 use crate::restore;
 use crate::sleep::Sleep;
 use crate::vm::StageName;
+use crate::{Phase, Vm};
 
 /// How often progress is told and a cancel looked for.
 const TICK: Duration = Duration::from_millis(100);
@@ -222,31 +222,28 @@ fn no_log(source: &Source<'_>) -> StepError {
 
 /// After a failure that the destination knows of or will see, before or in place of the word to run:
 /// QEMU lets the VM run again by itself, or is told to when it had completed; the devices follow.
-pub(super) fn see_running(source: &Source<'_>) -> Result<(), String> {
-    let _ = source.qmp.migrate_cancel();
+pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), String> {
+    let _ = qmp.migrate_cancel();
     let deadline = Instant::now() + REACT;
-    let mut events = source.qmp.events();
+    let mut events = qmp.events();
     loop {
-        let status = source.qmp.run_status().map_err(|error| error.to_string())?;
-        let over = source.qmp.migration().map_err(|error| error.to_string())?;
+        let status = qmp.run_status().map_err(|error| error.to_string())?;
+        let over = qmp.migration().map_err(|error| error.to_string())?;
         let under_way = !over.status.is_over() && over.status != MigrationStatus::None;
         let runs = status.running || status.status == RunState::Suspended;
         if runs && !under_way {
-            source.vm.claim().map_err(|error| error.to_string())?;
+            vm.claim().map_err(|error| error.to_string())?;
             // Nothing has come from the rings if the sidecar was the one that failed.
-            source.vm.run_again();
+            vm.run_again();
             return Ok(());
         }
         if status.status == RunState::PostMigrate {
-            source.vm.claim().map_err(|error| error.to_string())?;
+            vm.claim().map_err(|error| error.to_string())?;
             // Refused as long as the destination's QEMU has not let go of shared disks.
-            let _ = source.qmp.cont();
+            let _ = qmp.cont();
         }
         if Instant::now() > deadline {
-            return Err(format!(
-                "QEMU reports {:?}; QMP `cont` lets it run on, unless it runs at the destination",
-                status.status
-            ));
+            return Err(format!("QEMU reports {:?}", status.status));
         }
         // RESUME is what is waited for; any event is a reason to look again.
         let _ = events.next(Instant::now() + TICK);

@@ -1,9 +1,10 @@
 //! Comparing guest memory: the source's, which stands still since the stop, with digests that the
 //! destination took at LOAD, or when memory had been compared.
 
+use super::{MigrateError, Source};
 use crate::digest::PAGE;
 use crate::link::{Link, LinkError};
-use crate::{Vm, comparison};
+use crate::{Phase, Vm, comparison};
 
 /// What differs.
 #[derive(Debug, Default)]
@@ -13,7 +14,19 @@ pub(super) struct Stale {
     pub(super) ranges: Vec<[u64; 2]>,
 }
 
-pub(super) fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> {
+impl Source<'_> {
+    pub(super) fn compare_memory(&self, link: &mut Link) -> Result<Stale, MigrateError> {
+        stale_pages(self.vm, link).map_err(|error| MigrateError::Uncertain {
+            phase: Phase::Resume,
+            why: format!("comparing guest memory: {error}"),
+            whereabouts: "The VM runs at the destination, but whether all its memory arrived is \
+                          not known"
+                .into(),
+        })
+    }
+}
+
+fn stale_pages(vm: &Vm, link: &mut Link) -> Result<Stale, LinkError> {
     let mut stale = Stale::default();
     for (file, (ram, own)) in vm.digest_memory()?.iter().enumerate() {
         let theirs = comparison::ask_blocks(link, file, ram.blocks())?;

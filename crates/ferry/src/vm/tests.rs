@@ -8,6 +8,7 @@ use device::{
     Access, GuestPageSink, Hardware, LogSource, MapError, MapRequest, Mappable, Model, Progress,
     Reset, StateError, StateRecord,
 };
+use endpoint::Endpoint;
 use pci::ConfigSpace;
 use sidecar::Sidecar;
 

@@ -45,6 +45,12 @@ fn print_text(status: &Status) {
             status.pages_marked
         );
     }
+    if let Some(unsettled) = &status.unsettled {
+        println!(
+            "  the VM is kept paused here, as it may run at the other host ({}): see `vferry resolve`",
+            unsettled.why
+        );
+    }
     println!("  sidecar: {}", yes(status.sidecar_connected));
     if let Some(driver) = status.guest_driver {
         println!(

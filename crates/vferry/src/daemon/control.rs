@@ -21,8 +21,8 @@ use crate::stream::connect;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long the other side may take to say which versions it knows, once it has time for this one.
-const GREETING: Duration = Duration::from_secs(10);
+/// How long the other side may take to say which versions it knows.
+pub(super) const GREETING: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -55,7 +55,9 @@ fn answer(shared: &Shared, mut control: Control) {
     if writer.set_patience(PATIENCE).is_err() {
         return;
     }
-    let reply = match control.receive() {
+    let request = control.receive();
+    let _working = shared.at_work.begin();
+    let reply = match request {
         Ok(Some(Request::Status)) => Reply::Status(status(shared)),
         Ok(Some(Request::Migrate {
             to,
@@ -88,6 +90,7 @@ fn answer(shared: &Shared, mut control: Control) {
                 control.linger(Duration::from_millis(limit(moment)));
             })
         }
+        Ok(Some(Request::Resolve { way })) => super::resolve::resolve(shared, way),
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
         },
@@ -118,6 +121,7 @@ fn status(shared: &Shared) -> Status {
             .map(|guest| guest.control.driver().is_some()),
         devices: shared.slots.iter().map(device).collect(),
         pages_marked: shared.vm.marks().total(),
+        unsettled: shared.vm.unsettled(),
     }
 }
 
@@ -182,6 +186,7 @@ fn migrate(
         let there = connect(&to, &shared.config)?;
         let mut link = Link::greet(there.stream, GREETING)
             .with_context(|| format!("refused by the vferry at {to}, nothing was touched"))?;
+        shared.set_went_to(&to);
         let source = Source {
             vm: &shared.vm,
             qmp: &qmp,

@@ -1,11 +1,12 @@
 //! Other hosts' vferry processes: VMs that come here.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use ferry::destination::Destination;
-use ferry::link::{Link, Message};
+use ferry::link::{Link, LinkError, Message};
+use ferry::resolve;
 use qemu::stream_tls::StreamSide;
 use tls::PeerName;
 
@@ -15,7 +16,7 @@ use crate::stream::{Acceptor, Connected};
 /// After a monitor that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
 const REFUSAL: Duration = Duration::from_secs(5);
-/// How long the other side may take to say which versions it knows.
+/// How long another host may take to say which versions it knows, and for its first message then.
 const GREETING: Duration = Duration::from_secs(10);
 /// How often a device is looked at that the guest may reset at any time: kernels wait for one that
 /// does not answer, for a minute in Linux.
@@ -27,30 +28,32 @@ pub(super) fn serve(listener: Acceptor, shared: &Arc<Shared>) -> anyhow::Result<
     thread::Builder::new()
         .name("late-recovery".into())
         .spawn(move || see_to_late(&late))?;
-    // One is served at a time, and whoever comes meanwhile waits.
-    let (taken, hosts) = mpsc::sync_channel(0);
-    let strangers = Arc::clone(&shared);
     thread::Builder::new()
         .name("strangers".into())
-        .spawn(move || strangers::let_in(&listener, &strangers, &taken))?;
-    thread::Builder::new().name("link".into()).spawn(move || {
-        for host in hosts {
-            receive(&shared, host);
-        }
-    })?;
+        .spawn(move || strangers::let_in(&listener, &shared, converse))?;
     Ok(())
 }
 
-fn receive(shared: &Shared, host: Connected) {
+/// Talks with a host that is taken, apart from others: a source that asks where its VM is must be
+/// heard while the destination waits for its word.
+///
+/// # Errors
+/// When it asks for nothing.
+fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
     if let Some(peer) = &host.peer {
         tracing::info!(%peer, "a host has come");
     }
-    let mut link = match Link::welcome(host.stream, GREETING) {
-        Ok(link) => link,
-        Err(error) => return tracing::error!("no VM is taken in: {error}"),
-    };
+    let mut link = Link::welcome(host.stream, GREETING)?;
+    let first = link.receive(GREETING)?;
+    let _working = shared.at_work.begin();
+    if let Message::Settle { migration } = first {
+        if let Err(error) = resolve::answer(&shared.vm, &mut link, &migration) {
+            tracing::warn!(%error, "another host asked where its VM is, and was not answered");
+        }
+        return Ok(());
+    }
     let result = match shared.begin_migration() {
-        Some(_guard) => try_receive(shared, &mut link, host.peer.as_ref()),
+        Some(_guard) => try_receive(shared, first, &mut link, host.peer.as_ref()),
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
     };
     match result {
@@ -62,6 +65,7 @@ fn receive(shared: &Shared, host: Connected) {
             let _ = link.send(&Message::Abort { reason }, REFUSAL);
         }
     }
+    Ok(())
 }
 
 /// A guest that was stuck when it came may recover its devices at any later time.
@@ -87,6 +91,7 @@ type Received = Result<ferry::link::Arrival, ferry::destination::ReceiveError>;
 
 fn try_receive(
     shared: &Shared,
+    first: Message,
     link: &mut Link,
     peer: Option<&PeerName>,
 ) -> anyhow::Result<Received> {
@@ -102,5 +107,5 @@ fn try_receive(
         protection: shared.stream(peer, |_| StreamSide::Destination),
         settings: shared.settings(),
     };
-    Ok(destination.receive(link))
+    Ok(destination.receive(first, link))
 }

@@ -1,25 +1,33 @@
-//! Who connects to the link: nobody waits for one that does not say who it is.
+//! Who connects to the link: nobody waits for one that does not say who it is, and whoever is taken is
+//! served beside the others.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferry::link::LinkError;
+
 use super::Shared;
 use crate::stream::{self, Acceptor, Connected};
 
-/// Strangers who may take their time, or wait their turn, at once.
+/// Connections at once, from those who may take their time to say who they are up to those who are
+/// served. Of these, one at most is a migration, and no other lasts.
 const MOST: usize = 16;
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Strangers are complained of once in so long.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Takes connections for ever, and passes on those of hosts that are taken.
-pub(super) fn let_in(listener: &Acceptor, shared: &Arc<Shared>, taken: &SyncSender<Connected>) {
+/// Takes connections for ever, and lets `serve` have those of hosts that are taken, each in a thread
+/// of its own.
+pub(super) fn let_in(
+    listener: &Acceptor,
+    shared: &Arc<Shared>,
+    serve: fn(&Shared, Connected) -> Result<(), LinkError>,
+) {
     let complaints = Arc::new(Complaints::default());
-    let busy = Arc::new(AtomicUsize::new(0));
+    // One more for each connection.
+    let places = Arc::new(());
     loop {
         let stranger = match listener.accept() {
             Ok(stranger) => stranger,
@@ -29,25 +37,26 @@ pub(super) fn let_in(listener: &Acceptor, shared: &Arc<Shared>, taken: &SyncSend
                 continue;
             }
         };
-        if busy.load(Ordering::Acquire) >= MOST {
+        if Arc::strong_count(&places) > MOST {
             complaints.of(&"too many at once that do not say who they are");
             continue;
         }
-        busy.fetch_add(1, Ordering::AcqRel);
         let asked = thread::Builder::new().name("stranger".into()).spawn({
-            let (shared, taken) = (Arc::clone(shared), taken.clone());
-            let (complaints, busy) = (Arc::clone(&complaints), Arc::clone(&busy));
+            let (shared, place) = (Arc::clone(shared), Arc::clone(&places));
+            let complaints = Arc::clone(&complaints);
             move || {
                 match stream::accept(stranger, &shared.config.protection) {
-                    // It waits its turn here, as it would before it is accepted.
-                    Ok(connected) => drop(taken.send(connected)),
+                    Ok(host) => {
+                        if let Err(error) = serve(&shared, host) {
+                            complaints.of(&error);
+                        }
+                    }
                     Err(error) => complaints.of(&error),
                 }
-                busy.fetch_sub(1, Ordering::AcqRel);
+                drop(place);
             }
         });
         if let Err(error) = asked {
-            busy.fetch_sub(1, Ordering::AcqRel);
             complaints.of(&error);
             thread::sleep(PAUSE);
         }

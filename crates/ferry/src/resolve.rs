@@ -1,0 +1,59 @@
+//! The ways out for a source that keeps its VM paused, as the destination may run it.
+//!
+//! The destination is asked first, over a link of its own. Where the word to run has not reached it,
+//! the question withdraws it: the answer is then true for ever. See `docs/commit-protocol.md`.
+
+use std::time::Duration;
+
+use qemu::system::RunState;
+use qemu::{Qmp, QmpError};
+
+use crate::Vm;
+use crate::commit::Other;
+use crate::link::{self, Link, LinkError, Message};
+use crate::source::precopy;
+
+/// How long the other side may take for its answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Asks the other host's vferry for the VM of `migration`.
+///
+/// # Errors
+/// When it does not answer, or is of a version that cannot.
+pub fn ask(link: &mut Link, migration: &str) -> Result<Other, LinkError> {
+    let question = Message::Settle {
+        migration: migration.into(),
+    };
+    match link.ask(&question, ANSWER)? {
+        Message::Settled { whereabouts } => Ok(whereabouts.into()),
+        other => Err(link::unexpected(&other)),
+    }
+}
+
+/// Answers that question for the VM here.
+///
+/// # Errors
+/// When the answer cannot be sent.
+pub fn answer(vm: &Vm, link: &mut Link, migration: &str) -> Result<(), LinkError> {
+    let whereabouts = vm.whereabouts(migration);
+    tracing::info!(?whereabouts, "another host asks for a VM that it has sent");
+    link.send(&Message::Settled { whereabouts }, ANSWER)
+}
+
+/// Lets the VM run on here. Says whether it sleeps, as a guest that was put to sleep does.
+///
+/// # Errors
+/// When the other host has taken a disk of the VM, or QEMU does not let it run.
+pub fn run_here(vm: &Vm, qmp: &Qmp) -> Result<bool, String> {
+    precopy::see_running(vm, qmp)?;
+    let state = qmp.run_status().map_err(|error| error.to_string())?;
+    Ok(state.status == RunState::Suspended)
+}
+
+/// Ends this host's copy of the VM.
+///
+/// # Errors
+/// When QEMU does not answer.
+pub fn give_up_here(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.quit()
+}

@@ -1,0 +1,256 @@
+//! Which host may run the VM, as far as it is known here: the word to run at a destination, and the
+//! VM that a source keeps paused without knowing.
+
+use serde::{Deserialize, Serialize};
+
+use super::{State, Vm};
+use crate::commit::{Other, Whereabouts, Word};
+
+/// The word of one migration to here.
+#[derive(Debug, Default)]
+pub(super) struct Arrival {
+    /// `None` before there was one.
+    migration: Option<String>,
+    word: Word,
+}
+
+impl Arrival {
+    pub(super) fn of(migration: &str) -> Self {
+        Self {
+            migration: Some(migration.into()),
+            word: Word::Awaited,
+        }
+    }
+
+    pub(super) fn ran(&mut self) {
+        self.word = Word::Ran;
+    }
+
+    fn whereabouts(&mut self, migration: &str) -> Whereabouts {
+        if self.migration.as_deref() == Some(migration) {
+            self.word.ask()
+        } else {
+            Whereabouts::Unknown
+        }
+    }
+}
+
+/// A VM that is kept paused, as the other host may run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unsettled {
+    /// The migration that ended so.
+    pub migration: String,
+    /// What is known of the other host.
+    pub other: Other,
+    /// What went wrong.
+    pub why: String,
+}
+
+impl Vm {
+    /// The VM that is kept paused here, if it is.
+    pub fn unsettled(&self) -> Option<Unsettled> {
+        self.lock().unsettled.clone()
+    }
+
+    /// More is known of the other host now.
+    pub fn set_other(&self, other: Other) {
+        if let Some(unsettled) = &mut self.lock().unsettled {
+            unsettled.other = other;
+        }
+    }
+
+    /// A migration away from here ends without a VM that is known to run.
+    pub(crate) fn keep_paused(&self, other: Other, why: &str) {
+        let mut state = self.lock();
+        state.unsettled = Some(Unsettled {
+            migration: state.migration.clone(),
+            other,
+            why: why.into(),
+        });
+    }
+
+    /// The incoming migration came to nothing.
+    pub(crate) fn forget_arrival(&self) {
+        let mut state = self.lock();
+        state.session = None;
+        state.word.word = Word::Withdrawn;
+        let State {
+            stage, migration, ..
+        } = &mut *state;
+        if let Err(error) = stage.discard_arrival(migration) {
+            tracing::error!(%error, "the source cannot have back what it has let go of");
+        }
+    }
+
+    /// The source of migration `name` asks where the VM is.
+    pub fn whereabouts(&self, name: &str) -> Whereabouts {
+        self.lock().word.whereabouts(name)
+    }
+
+    /// The word to run has come. Says whether it counts.
+    pub(crate) fn take_word(&self) -> bool {
+        self.lock().word.word.take()
+    }
+
+    /// Whether it would not, were it to come.
+    pub(crate) fn is_word_withdrawn(&self) -> bool {
+        self.lock().word.word == Word::Withdrawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread::JoinHandle;
+    use std::time::{Duration, Instant};
+
+    use device::MemoryId;
+    use endpoint::Endpoints;
+    use qemu::Qmp;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::digest::Secret;
+    use crate::link::{DigestKey, Link, greeting};
+    use crate::vm::StageName;
+    use crate::{Controls, resolve};
+
+    fn vm() -> Vm {
+        let folder = tempfile::tempdir().unwrap();
+        let sidecar = sidecar::Sidecar::bind(
+            folder.path().join("sidecar.sock"),
+            sidecar::Config::default(),
+        );
+        let log = sidecar.unwrap().marker_handle();
+        Vm::new(Endpoints(Vec::new()), false, log, None, Controls::default())
+    }
+
+    fn secret() -> Secret {
+        Secret::of(&DigestKey::new().unwrap())
+    }
+
+    /// A VM whose devices are handed over, and of which nobody knows where it runs.
+    fn unsettled() -> Vm {
+        let vm = vm();
+        vm.begin_migration("m1", secret());
+        let mut state = vm.lock();
+        let marked = state
+            .stage
+            .halt_and_mark(&mut |_: MemoryId, _: u64| {}, |_, _| Ok(()));
+        marked.unwrap();
+        state.stage.hand_over("m1").unwrap().unwrap();
+        drop(state);
+        vm.keep_paused(Other::Silent, "silence");
+        vm.end_migration();
+        vm
+    }
+
+    /// A QEMU that has sent its VM, and lets it run if `obeys`.
+    fn qemu(obeys: bool) -> (Qmp, JoinHandle<Vec<String>>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let peer = std::thread::spawn(move || {
+            let version = json!({ "qemu": { "micro": 0, "minor": 1, "major": 11 }, "package": "" });
+            let greeting = json!({ "QMP": { "version": version, "capabilities": [] } });
+            writeln!(theirs, "{greeting}").unwrap();
+            let (mut runs, mut heard) = (false, Vec::new());
+            for line in BufReader::new(theirs.try_clone().unwrap()).lines() {
+                let Ok(line) = line else { break };
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let name = command["execute"].as_str().unwrap();
+                heard.push(name.to_owned());
+                let answer = match name {
+                    "query-status" if runs => json!({ "running": true, "status": "running" }),
+                    "query-status" => json!({ "running": false, "status": "postmigrate" }),
+                    "query-migrate" => json!({ "status": "completed" }),
+                    "cont" => {
+                        runs = obeys;
+                        json!({})
+                    }
+                    _ => json!({}),
+                };
+                let answer = json!({ "return": answer, "id": command["id"] });
+                if writeln!(theirs, "{answer}").is_err() {
+                    break;
+                }
+            }
+            heard
+        });
+        let soon = Instant::now() + Duration::from_secs(10);
+        (Qmp::from_stream(ours, soon).unwrap(), peer)
+    }
+
+    #[test]
+    fn an_operator_lets_a_vm_that_is_kept_paused_run_on_with_its_devices() {
+        let vm = unsettled();
+        assert_eq!(vm.unsettled().unwrap().migration, "m1");
+        assert_eq!(vm.stage(), StageName::HandedOver);
+        let (qmp, peer) = qemu(true);
+        assert_eq!(resolve::run_here(&vm, &qmp), Ok(false), "it does not sleep");
+        assert_eq!(vm.stage(), StageName::Running);
+        assert_eq!(vm.unsettled(), None);
+        drop(qmp);
+        assert!(peer.join().unwrap().contains(&"cont".into()));
+    }
+
+    #[test]
+    fn a_vm_that_does_not_run_stays_to_be_resolved() {
+        let vm = unsettled();
+        let (qmp, _peer) = qemu(false);
+        let why = resolve::run_here(&vm, &qmp).unwrap_err();
+        assert!(why.contains("PostMigrate"), "{why}");
+        assert!(vm.unsettled().is_some());
+    }
+
+    #[test]
+    fn the_question_goes_over_the_link_and_withdraws_the_word() {
+        let vm = vm();
+        vm.expect_arrival("m1", secret(), false, false).unwrap();
+        let ask = |name: &str| {
+            let (a, b) = UnixStream::pair().unwrap();
+            let link = |end| Link::agreed(Box::new(end), greeting::NEWEST);
+            let (mut a, mut b) = (link(a), link(b));
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(move || resolve::ask(&mut a, name));
+                let soon = Duration::from_secs(10);
+                let Ok(crate::link::Message::Settle { migration }) = b.receive(soon) else {
+                    panic!("it is asked");
+                };
+                resolve::answer(&vm, &mut b, &migration).unwrap();
+                asked.join().unwrap().unwrap()
+            })
+        };
+        assert_eq!(ask("m2"), Other::CannotSay);
+        assert!(!vm.is_word_withdrawn(), "of another migration");
+        assert_eq!(ask("m1"), Other::WillNot);
+        assert!(vm.is_word_withdrawn() && !vm.take_word());
+    }
+
+    #[test]
+    fn only_who_knows_the_migration_is_told_of_it_and_withdraws_its_word() {
+        let mut arrival = Arrival::of("m1");
+        assert_eq!(arrival.whereabouts("m2"), Whereabouts::Unknown);
+        assert_eq!(arrival.word, Word::Awaited, "of another migration");
+        assert_eq!(arrival.whereabouts("m1"), Whereabouts::Never);
+        assert!(!arrival.word.take());
+    }
+
+    #[test]
+    fn a_process_that_has_just_started_knows_nothing() {
+        for name in ["m1", ""] {
+            assert_eq!(Arrival::default().whereabouts(name), Whereabouts::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_vm_that_came_is_here_whoever_let_it_run() {
+        let mut arrival = Arrival::of("m1");
+        arrival.ran();
+        assert!(
+            arrival.word.take(),
+            "the word comes after somebody's `cont`"
+        );
+        assert_eq!(arrival.whereabouts("m1"), Whereabouts::Here);
+    }
+}
