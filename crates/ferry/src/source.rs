@@ -140,6 +140,7 @@ impl Source<'_> {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Report, MigrateError> {
+        self.vm.refuse_unsettled()?;
         let no_random = |error| MigrateError::Failed {
             phase: Phase::Check,
             why: format!("the system gave no random number: {error}"),

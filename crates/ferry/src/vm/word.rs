@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{State, Vm};
+use crate::check::Refused;
 use crate::commit::{Other, Whereabouts, Word};
 
 /// The word of one migration to here.
@@ -51,6 +52,22 @@ impl Vm {
     /// The VM that is kept paused here, if it is.
     pub fn unsettled(&self) -> Option<Unsettled> {
         self.lock().unsettled.clone()
+    }
+
+    /// Refuses another migration of a VM that is kept paused: it would begin by forgetting which one
+    /// is to be resolved.
+    ///
+    /// # Errors
+    /// While it is.
+    pub fn refuse_unsettled(&self) -> Result<(), Refused> {
+        let Some(unsettled) = self.unsettled() else {
+            return Ok(());
+        };
+        Err(Refused(vec![format!(
+            "the VM is kept paused here, as a migration before ended in its last step ({}): \
+             `vferry resolve` says what can be done",
+            unsettled.why
+        )]))
     }
 
     /// More is known of the other host now.
@@ -103,19 +120,24 @@ impl Vm {
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
     use std::thread::JoinHandle;
     use std::time::{Duration, Instant};
 
     use device::MemoryId;
     use endpoint::Endpoints;
     use qemu::Qmp;
+    use qemu::migration::MigrationSettings;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::comparison::Comparison;
     use crate::digest::Secret;
     use crate::link::{DigestKey, Link, greeting};
+    use crate::sleep::Bedtime;
+    use crate::source::{Options, Source};
     use crate::vm::StageName;
-    use crate::{Controls, resolve};
+    use crate::{Controls, Protection, resolve};
 
     fn vm() -> Vm {
         let folder = tempfile::tempdir().unwrap();
@@ -201,6 +223,36 @@ mod tests {
         let why = resolve::run_here(&vm, &qmp).unwrap_err();
         assert!(why.contains("PostMigrate"), "{why}");
         assert!(vm.unsettled().is_some());
+    }
+
+    #[test]
+    fn a_vm_that_is_to_be_resolved_is_not_forgotten_over_another_migration() {
+        let vm = unsettled();
+        let (qmp, _peer) = qemu(true);
+        let source = Source {
+            vm: &vm,
+            qmp: &qmp,
+            slots: &[],
+            facts: crate::check::tests::facts(),
+            protection: Protection::Open,
+            cancel: Arc::default(),
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut link = Link::agreed(Box::new(ours), greeting::NEWEST);
+        let options = Options {
+            verify: false,
+            comparison: Comparison::Never,
+            strategy: None,
+            settings: MigrationSettings::default(),
+            bedtime: Bedtime::default(),
+        };
+        let refused = source.migrate(&mut link, &options, &mut |_| {});
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains("`vferry resolve`"), "{why}");
+        assert_eq!(vm.unsettled().unwrap().migration, "m1");
+        drop(link);
+        let said = std::io::read_to_string(theirs).unwrap();
+        assert_eq!(said, "", "the other host hears nothing of it");
     }
 
     #[test]

@@ -180,6 +180,8 @@ fn migrate(
     let cancel = Arc::new(AtomicBool::new(false));
     let listening = listen_for_cancel(control, &cancel);
     let result = listening.and_then(|()| {
+        // Before it is forgotten where that one went.
+        shared.vm.refuse_unsettled()?;
         let qmp = shared.monitor()?;
         let facts = shared.facts(&qmp)?;
         let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
