@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -44,8 +45,6 @@ const MODULES: [&str; 10] = [
 /// some dozens, and is nobody's fault in it: its processor faults on a device's register while it
 /// delivers an interrupt (`KVM_INTERNAL_ERROR_DELIVERY_EV`).
 const BROKEN: &str = "KVM internal error";
-/// There when the guest's QEMU has ended.
-const ENDED: &str = "guest.ended";
 /// What its QEMU says.
 const GUEST_LOG: &str = "guest.log";
 /// The host's third serial line, the guest's second.
@@ -58,6 +57,8 @@ pub struct Host {
     folder: PathBuf,
     name: String,
     share: PathBuf,
+    /// How many guests it has had.
+    guests: AtomicU32,
 }
 
 /// What a host is plugged into.
@@ -170,6 +171,7 @@ impl Host {
             folder: folder.to_owned(),
             name: name.to_owned(),
             share,
+            guests: AtomicU32::new(0),
         };
         host.vm
             .wait_ready(deadline.saturating_duration_since(Instant::now()))?;
@@ -260,14 +262,16 @@ impl Host {
         let stream = std::os::unix::net::UnixStream::connect(
             self.folder.join(format!("{}.guest", self.name)),
         )?;
+        self.guests.fetch_add(1, Ordering::Relaxed);
+        let ended = self.ended();
         self.shell(&format!(
-            "rm -f /r{SHARE}/{ENDED}; (chroot /r /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -nodefaults \
+            "(chroot /r /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -nodefaults \
              -no-user-config -display none -no-reboot \
              -chardev file,id=console,path={SHARE}/guest.console -serial chardev:console \
              -chardev serial,id=line,path={LINE} -serial chardev:line \
              -kernel /{kernel} -initrd {SHARE}/guest.initrd \
              -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/{GUEST_LOG} 2>&1 < /dev/null; \
-             echo > /r{SHARE}/{ENDED}) &"
+             echo > /r{SHARE}/{ended}) &"
         ))?;
         Ok(Guest {
             control: Control::new(stream),
@@ -312,7 +316,7 @@ impl Host {
     /// When one does not.
     pub fn alive(&self) -> Result<()> {
         ensure!(
-            !self.share.join(ENDED).exists(),
+            !self.share.join(self.ended()).exists(),
             "the guest's QEMU has ended"
         );
         ensure!(
@@ -320,6 +324,11 @@ impl Host {
             "the host's KVM does not go on with the guest"
         );
         self.vm.check()
+    }
+
+    /// There when the newest guest's QEMU has ended.
+    fn ended(&self) -> String {
+        format!("guest.{}.ended", self.guests.load(Ordering::Relaxed))
     }
 
     /// Whether the guest stands still because of a fault of the emulated processor's.
