@@ -88,7 +88,8 @@ pub struct Nested {
     pub hosts: [NestedHost; 2],
     /// Which of them the guest is on.
     at: usize,
-    guest: Guest,
+    /// Its end of the line there, of which a host has one.
+    guest: Option<Guest>,
     lab: Lab,
     initrd: Initrd,
     options: NestedOptions,
@@ -135,7 +136,7 @@ impl Nested {
             peer,
             hosts,
             at: 0,
-            guest,
+            guest: Some(guest),
             lab,
             initrd,
             options,
@@ -193,7 +194,8 @@ impl Nested {
     /// When it does not, with what it says.
     pub fn shell(&mut self, command: &str) -> Result<String> {
         let here = &self.hosts[self.at];
-        let output = here.host.guest_shell(&mut self.guest, command);
+        let guest = self.guest.as_mut().context("there is no guest")?;
+        let output = here.host.guest_shell(guest, command);
         output.with_context(|| here.said())
     }
 
@@ -300,7 +302,7 @@ impl Nested {
     /// From now on the guest is the one of the other host.
     fn arrived(&mut self, guest: Guest) {
         self.at = 1 - self.at;
-        self.guest = guest;
+        self.guest = Some(guest);
     }
 
     /// Runs `vferry migrate` to the other host.
@@ -343,10 +345,12 @@ impl Nested {
     /// # Errors
     /// When it does not come up, with what it says.
     pub fn boot_again(&mut self, way: Way) -> Result<()> {
+        self.guest = None;
         self.here().end()?;
         self.options.way = way;
         self.hosts[self.at].set_way(way);
-        self.guest = self.hosts[self.at].boot(&self.lab, &self.initrd)?;
+        let guest = self.hosts[self.at].boot(&self.lab, &self.initrd)?;
+        self.guest = Some(guest);
         self.bring_up()?;
         self.start_load()
     }
