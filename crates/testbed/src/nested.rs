@@ -39,6 +39,7 @@ const MAC: &str = "52:54:00:aa:bb:01";
 const MEMORY: u64 = 256 << 20;
 /// Bytes of TCP per second, each way: what a guest has time for that is emulated twice.
 const TCP_RATE: u32 = 50_000;
+/// Numbered UDP packets per second, each way.
 const PACKETS: u32 = 200;
 
 /// What to run.
@@ -54,6 +55,8 @@ pub struct NestedOptions {
     pub load: bool,
     /// Bytes of TCP per second that are asked for, each way.
     pub tcp_rate: u32,
+    /// Numbered UDP packets per second, each way; half as many echoes.
+    pub packets: u32,
 }
 
 /// By whom the guest has its function.
@@ -75,6 +78,7 @@ impl Default for NestedOptions {
             compare: None,
             load: true,
             tcp_rate: TCP_RATE,
+            packets: PACKETS,
         }
     }
 }
@@ -108,8 +112,8 @@ impl Nested {
         let wire = folder.path().join("wire.sock");
         let mut config = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
         config.tcp_bytes_per_second = options.tcp_rate;
-        config.udp_per_second = PACKETS;
-        config.icmp_per_second = PACKETS / 2;
+        config.udp_per_second = options.packets;
+        config.icmp_per_second = options.packets / 2;
         let peer = Peer::start(config)?;
         let cable = folder.path().join("cable.sock");
         let start = |number: u8, end: Cable<'_>| {
@@ -160,8 +164,9 @@ impl Nested {
     }
 
     fn start_load(&mut self) -> Result<()> {
+        let rate = self.options.packets;
         self.shell(&format!(
-            "lab-guest load --peer {PEER_IP} --dirty-mib 4 --dirty-mib-per-second 1 \
+            "lab-guest load --peer {PEER_IP} --rate {rate} --dirty-mib 4 --dirty-mib-per-second 1 \
              > /tmp/load.log 2>&1 & load=$!; \
              until lab-guest report > /dev/null 2>&1; do kill -0 $load || exit 0; usleep 50000; done"
         ))?;
