@@ -235,18 +235,21 @@ impl NestedHost {
         Ok(())
     }
 
-    /// Ends QEMU, and sees vferry end after it by itself.
+    /// Ends QEMU, sees vferry end after it by itself, and the kernel let go of the function.
     ///
     /// # Errors
-    /// When vferry does not.
+    /// When either does not.
     pub fn end(&self) -> Result<()> {
-        let end = self.host.shell(
+        let function = &self.function.address;
+        let end = self.host.shell(&format!(
             "kill $(pidof qemu-system-x86_64)
+            group=/dev/vfio/$(basename $(readlink /sys/bus/pci/devices/{function}/iommu_group))
             for try in $(seq 200); do
-                pidof vferry qemu-system-x86_64 > /dev/null || exit 0
+                pidof vferry qemu-system-x86_64 > /dev/null ||
+                    {{ (exec 3<> $group) 2> /dev/null && exit 0; }}
                 usleep 100000
-            done; exit 1",
-        );
+            done; exit 1"
+        ));
         end.map(drop).with_context(|| self.said())
     }
 
