@@ -18,7 +18,7 @@ use testbed::{Nested, NestedOptions, Programs, Way};
 use super::{Report, Table, variants};
 
 /// Packets per second, each way: more than such a guest can take.
-const PACKETS: u32 = 4000;
+const PACKETS: u32 = 3000;
 /// An emulator translates what runs.
 const WARM_UP: Duration = Duration::from_secs(4);
 
