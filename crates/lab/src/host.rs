@@ -45,8 +45,6 @@ const MODULES: [&str; 10] = [
 /// some dozens, and is nobody's fault in it: its processor faults on a device's register while it
 /// delivers an interrupt (`KVM_INTERNAL_ERROR_DELIVERY_EV`).
 const BROKEN: &str = "KVM internal error";
-/// What its QEMU says.
-const GUEST_LOG: &str = "guest.log";
 /// The host's third serial line, the guest's second.
 const LINE: &str = "/dev/ttyS2";
 
@@ -263,14 +261,14 @@ impl Host {
             self.folder.join(format!("{}.guest", self.name)),
         )?;
         self.guests.fetch_add(1, Ordering::Relaxed);
-        let ended = self.ended();
+        let (log, ended) = (self.guest_log(), self.ended());
         self.shell(&format!(
             "(chroot /r /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -nodefaults \
              -no-user-config -display none -no-reboot \
              -chardev file,id=console,path={SHARE}/guest.console -serial chardev:console \
              -chardev serial,id=line,path={LINE} -serial chardev:line \
              -kernel /{kernel} -initrd {SHARE}/guest.initrd \
-             -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/{GUEST_LOG} 2>&1 < /dev/null; \
+             -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/{log} 2>&1 < /dev/null; \
              echo > /r{SHARE}/{ended}) &"
         ))?;
         Ok(Guest {
@@ -326,15 +324,22 @@ impl Host {
         self.vm.check()
     }
 
+    /// What the newest guest's QEMU says.
+    fn guest_log(&self) -> String {
+        format!("guest.{}.log", self.guests.load(Ordering::Relaxed))
+    }
+
     /// There when the newest guest's QEMU has ended.
     fn ended(&self) -> String {
         format!("guest.{}.ended", self.guests.load(Ordering::Relaxed))
     }
 
-    /// Whether the guest stands still because of a fault of the emulated processor's.
+    /// Whether the guest stands still because of a fault of the emulated processor's, or was reset by one
+    /// before its kernel had said a word, which ends its QEMU as silently.
     pub fn is_broken(&self) -> bool {
-        let said = fs::read(self.share.join(GUEST_LOG)).unwrap_or_default();
-        String::from_utf8_lossy(&said).contains(BROKEN)
+        let said = |file: &str| fs::read(self.share.join(file)).unwrap_or_default();
+        let gone = self.share.join(self.ended()).exists() && said("guest.console").is_empty();
+        gone || String::from_utf8_lossy(&said(&self.guest_log())).contains(BROKEN)
     }
 
     /// What the guest's QEMU and console have said.
@@ -345,7 +350,7 @@ impl Host {
         };
         format!(
             "the guest's QEMU said: {}; the guest's console: {}",
-            said(GUEST_LOG),
+            said(&self.guest_log()),
             said("guest.console")
         )
     }

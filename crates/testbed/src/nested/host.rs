@@ -90,16 +90,15 @@ impl NestedHost {
 
     /// Boots a guest, once more if the emulated processor fails it.
     pub(super) fn boot(&self, lab: &Lab, initrd: &Initrd) -> Result<Guest> {
-        for _ in 1..BOOTS {
+        let mut left = BOOTS;
+        loop {
+            left -= 1;
             let args = self.prepare(false)?;
             match self.host.guest(lab, initrd, &args, BOOT) {
-                Err(_) if self.host.is_broken() => self.end()?,
+                Err(_) if left > 0 && self.host.is_broken() => self.end()?,
                 booted => return booted.with_context(|| self.said()),
             }
         }
-        let args = self.prepare(false)?;
-        let booted = self.host.guest(lab, initrd, &args, BOOT);
-        booted.with_context(|| self.said())
     }
 
     /// Starts what QEMU needs beside it, and gives QEMU's arguments.
