@@ -36,6 +36,8 @@ use at_work::AtWork;
 const MONITOR: Duration = Duration::from_secs(5);
 /// After a monitor that was not to be had: another client may have it.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long QEMU may take to start before that is worth an error.
+const QEMU_STARTS: Duration = Duration::from_secs(10);
 
 /// How long a process whose QEMU is gone stays for those whom it has yet to answer: the look of a
 /// waiting destination at its QEMU comes within a second.
@@ -245,6 +247,7 @@ impl Shared {
     /// VM that starts here takes what only one host may have; until QEMU has said that it does, its
     /// disks wait.
     fn look_at_qemu(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
         let mut told = false;
         let (qmp, state) = loop {
             let asked = self
@@ -252,9 +255,11 @@ impl Shared {
                 .and_then(|qmp| Ok((qmp.run_status()?.status, qmp)));
             match asked {
                 Ok((state, qmp)) => break (qmp, state),
-                Err(error) if !told => {
+                // QEMU connects to its devices, and maps all memory for some, before it answers.
+                Err(error) if !told && began.elapsed() >= QEMU_STARTS => {
                     tracing::error!(
-                        "this VM cannot be migrated, and disks that vferry serves wait: {error:#}"
+                        "this VM cannot be migrated, and disks that vferry serves wait, as QEMU has not \
+                         answered for {QEMU_STARTS:?}; vferry goes on asking: {error:#}"
                     );
                     told = true;
                 }
