@@ -240,7 +240,11 @@ impl Nested {
     pub fn wait_for_traffic(&mut self) -> Result<()> {
         let flows = self.peer.wait_for_traffic(now_nanos(), FLOW);
         if flows.is_err() {
-            let look = "cat /tmp/load.log /proc/net/tcp; ip -s addr; cat /proc/interrupts; dmesg | tail -n 30";
+            let look = "cat /tmp/load.log /proc/net/tcp; ip -s addr; cat /proc/interrupts; \
+                 cat /proc/uptime; sleep 1; cat /proc/uptime; echo w > /proc/sysrq-trigger; \
+                 for thread in /proc/[0-9]*/task/*; do \
+                 echo $thread $(cat $thread/comm $thread/wchan) $(head -n 6 $thread/stack); done; \
+                 dmesg | tail -n 60";
             let said = self.shell(look).unwrap_or_else(|error| error.to_string());
             let vferry = self.here().said();
             return flows
