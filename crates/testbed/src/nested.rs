@@ -25,10 +25,8 @@ use crate::migration::Interrupts;
 use crate::options::Help;
 use crate::{GUEST_IP, Migration, PEER_IP, Programs};
 
-/// How long traffic may take to flow everywhere, from nothing or after a migration. On busy processors
-/// TCP between the emulated card and the peer loses its packets now and then, by whomever the guest has
-/// its function, and may wait for two minutes then before it tries again (`TCP_RTO_MAX`).
-const FLOW: Duration = Duration::from_mins(4);
+/// How long traffic may take to flow everywhere, from nothing or after a migration.
+const FLOW: Duration = Duration::from_mins(1);
 /// How long a migration may take.
 const MIGRATION: Duration = Duration::from_mins(3);
 /// How often it is looked whether it is over.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Function, Guest, Host, HostOptions, Initrd, Lab, SHARE};
-use qemu::args::QemuArgs;
 
 use super::{LOOK, MAC, MEMORY, NestedOptions, Way};
 use crate::options::Help;
@@ -115,7 +114,7 @@ impl NestedHost {
             }
             Way::VfioPci => format!(
                 "{} -device vfio-pci,host={}",
-                stock_machine()?,
+                stock_machine(),
                 self.function.address
             ),
             Way::Failover => self.failover_args(incoming)?,
@@ -185,7 +184,7 @@ impl NestedHost {
              -netdev tap,id=standby,ifname=tap0,script=no,downscript=no \
              -device virtio-net-pci,netdev=standby,mac={MAC},id=standby,failover=on \
              -device vfio-pci,host={},id=primary,bus=primary-port,failover_pair_id=standby {incoming}",
-            stock_machine()?,
+            stock_machine(),
             self.function.address
         ))
     }
@@ -292,9 +291,9 @@ impl NestedHost {
     }
 }
 
-/// As vferry has it.
-fn stock_machine() -> Result<String> {
-    Ok(QemuArgs::new().machine("q35", MEMORY)?.shell_line())
+/// As QEMU has it by itself: anonymous memory, for which it asks for large pages.
+fn stock_machine() -> String {
+    format!("-machine q35 -m {}M", MEMORY >> 20)
 }
 
 fn configuration(function: &Function, address: &str, options: &NestedOptions) -> String {
