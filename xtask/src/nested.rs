@@ -10,7 +10,8 @@ use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
 use serde::Serialize;
 use testbed::{
-    Help, Migration, Nested, NestedOptions, Programs, RecoverySplit, Replug, Split, Spread, Way,
+    DriverRace, Help, Migration, Nested, NestedOptions, Programs, RecoverySplit, Replug, Split,
+    Spread, Way,
 };
 
 /// Live migrations of a guest with a real virtual function, from host to host of the nested lab.
@@ -65,6 +66,8 @@ enum Form {
 #[derive(Debug, Serialize)]
 struct Summary {
     migrations: usize,
+    /// Those beside that ended with the guest's driver waiting for itself ([`DriverRace`]).
+    driver_races: usize,
     /// Pages that differed at the end, of all memory in all migrations; not looked for by `failover`.
     stale_pages: Option<usize>,
     /// How long the guest had no function that worked.
@@ -165,15 +168,33 @@ impl Arguments {
     }
 }
 
+/// What came of some migrations.
+#[derive(Debug, Default)]
+struct Migrations {
+    done: Vec<Migration>,
+    driver_races: usize,
+}
+
 fn migrations(
     nested: &mut Nested,
     strategy: Strategy,
     count: usize,
     step: &dyn Fn(&str),
-) -> Result<Vec<Migration>> {
-    let mut migrations = Vec::new();
-    for number in 1..=count {
-        let migration = nested.migrate(Some(strategy))?;
+) -> Result<Migrations> {
+    let mut migrations = Migrations::default();
+    while migrations.done.len() < count {
+        let number = migrations.done.len() + 1;
+        let migration = match nested.migrate(Some(strategy)) {
+            Err(error) if error.is::<DriverRace>() && migrations.driver_races < count => {
+                migrations.driver_races += 1;
+                step(&format!(
+                    "migration {number} of {count}: {error}; booting it anew"
+                ));
+                nested.boot_again(Way::Vferry)?;
+                continue;
+            }
+            migrated => migrated?,
+        };
         for device in &migration.report.devices {
             ensure!(
                 device.strategy == strategy && device.fault.is_none(),
@@ -190,7 +211,7 @@ fn migrations(
             migration.outage_ms().unwrap_or_default(),
             migration.report.stale_pages.unwrap_or_default(),
         ));
-        migrations.push(migration);
+        migrations.done.push(migration);
     }
     nested.content_is_right()?;
     Ok(migrations)
@@ -212,7 +233,8 @@ fn replugs(nested: &mut Nested, count: usize, step: &dyn Fn(&str)) -> Result<Vec
 }
 
 impl Summary {
-    fn of(migrations: &[Migration]) -> Self {
+    fn of(Migrations { done, driver_races }: &Migrations) -> Self {
+        let migrations = &done[..];
         let spread = |value: &dyn Fn(&Migration) -> Option<f64>| {
             Spread::of(migrations.iter().filter_map(value).collect())
         };
@@ -226,6 +248,7 @@ impl Summary {
         });
         Self {
             migrations: migrations.len(),
+            driver_races: *driver_races,
             stale_pages: migrations.iter().map(|m| m.report.stale_pages).sum(),
             // All its traffic is the function's.
             function_outage_ms: outage,
@@ -241,6 +264,7 @@ impl Summary {
     fn of_replugs(replugs: &[Replug]) -> Self {
         Self {
             migrations: replugs.len(),
+            driver_races: 0,
             stale_pages: None,
             function_outage_ms: Spread::of(replugs.iter().map(|r| r.function_outage_ms).collect()),
             silence_ms: Spread::of(replugs.iter().filter_map(|r| r.silence_ms).collect()),
@@ -283,6 +307,12 @@ fn print(by: By, summary: &Summary) {
     }
     for (phase, times) in &summary.phases_ms {
         spread(&format!("phase {phase}"), times);
+    }
+    if summary.driver_races > 0 {
+        println!(
+            "  beside them the guest's driver waited for itself: {}",
+            summary.driver_races
+        );
     }
     if let Some(stale) = summary.stale_pages {
         println!("  stale pages: {stale}");

@@ -7,6 +7,7 @@
 
 mod failover;
 mod host;
+mod race;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use vferry::control::Reply;
 
 pub use self::failover::Replug;
 pub use self::host::NestedHost;
+pub use self::race::DriverRace;
 use crate::migration::Interrupts;
 use crate::options::Help;
 use crate::{GUEST_IP, Migration, PEER_IP, Programs};
@@ -234,7 +236,7 @@ impl Nested {
     /// Waits until every kind of load has flowed both ways since now.
     ///
     /// # Errors
-    /// When one does not, with what the guest and vferry say.
+    /// When one does not, with what the guest and vferry say; [`DriverRace`] if it is that.
     pub fn wait_for_traffic(&mut self) -> Result<()> {
         let flows = self.peer.wait_for_traffic(now_nanos(), FLOW);
         if flows.is_err() {
@@ -244,6 +246,9 @@ impl Nested {
                  echo $thread $(cat $thread/comm $thread/wchan) $(head -n 6 $thread/stack); done; \
                  dmesg | tail -n 60";
             let said = self.shell(look).unwrap_or_else(|error| error.to_string());
+            if DriverRace::is_in(&said) {
+                return Err(DriverRace.into());
+            }
             let vferry = self.here().said();
             return flows
                 .with_context(|| format!("the guest said:\n{said}\nvferry said:\n{vferry}"));
@@ -267,11 +272,11 @@ impl Nested {
     /// Moves the guest to the other host, under load, and ends what it leaves behind.
     ///
     /// # Errors
-    /// When the migration fails, with what both sides say.
+    /// When the migration fails, with what both sides say, or by a [`DriverRace`].
     pub fn migrate(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
-        let migration = self.leave(strategy)?;
+        let migration = self.leave(strategy);
         self.there().end()?;
-        Ok(migration)
+        migration
     }
 
     /// The same, but what the guest leaves behind stays as it is: a VM that stands still.

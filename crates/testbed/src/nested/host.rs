@@ -117,7 +117,7 @@ impl NestedHost {
                 stock_machine(),
                 self.function.address
             ),
-            Way::Failover => self.failover_args(incoming)?,
+            Way::Failover => self.failover_args(incoming),
         };
         Ok(format!(
             "{args} -chardev pipe,id=monitor,path={MONITOR} -mon monitor"
@@ -173,20 +173,20 @@ impl NestedHost {
 
     /// A standby interface beside the function (QEMU's `docs/system/virtio-net-failover.rst`): QEMU
     /// takes the function from the guest before it migrates, and gives it the other host's afterwards.
-    fn failover_args(&self, incoming: bool) -> Result<String> {
+    fn failover_args(&self, incoming: bool) -> String {
         let incoming = if incoming {
             format!("-incoming tcp:{}:7801", self.address)
         } else {
             String::new()
         };
-        Ok(format!(
+        format!(
             "{} -device pcie-root-port,id=primary-port,chassis=1,slot=1 \
              -netdev tap,id=standby,ifname=tap0,script=no,downscript=no \
              -device virtio-net-pci,netdev=standby,mac={MAC},id=standby,failover=on \
              -device vfio-pci,host={},id=primary,bus=primary-port,failover_pair_id=standby {incoming}",
             stock_machine(),
             self.function.address
-        ))
+        )
     }
 
     /// Gives the function another address.
