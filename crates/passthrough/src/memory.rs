@@ -1,11 +1,14 @@
 //! Guest memory, as the IOMMU has it.
+//!
+//! Each file is mapped once and whole, however many ranges show parts of it: a guest with a virtual IOMMU
+//! maps thousands of single pages, more than a process may have files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use ::device::{MapError, MapRequest};
+use ::device::{MapError, MapRequest, MemoryId};
 use vfio_ioctls::VfioContainer;
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -15,6 +18,8 @@ use crate::iommufd::Ioas;
 pub(crate) struct Memory {
     iommu: Iommu,
     ranges: BTreeMap<u64, Range>,
+    /// Of which something is mapped.
+    files: BTreeMap<MemoryId, Weak<MmapRegion>>,
 }
 
 /// How the IOMMU is reached.
@@ -28,14 +33,17 @@ pub(crate) enum Iommu {
 struct Range {
     size: u64,
     /// `None` where the device reaches nothing: what has no file (other devices' BARs), and what it
-    /// may not write, which the container would let it.
-    mapping: Option<MmapRegion>,
+    /// may not write, which the container would let it. Else the file, all of it.
+    mapping: Option<Arc<MmapRegion>>,
 }
 
 impl Memory {
     pub(crate) fn new(iommu: Iommu) -> Self {
-        let ranges = BTreeMap::new();
-        Self { iommu, ranges }
+        Self {
+            iommu,
+            ranges: BTreeMap::new(),
+            files: BTreeMap::new(),
+        }
     }
 
     /// The addresses that the device reaches, each range as it was mapped.
@@ -58,38 +66,29 @@ impl Memory {
         request: MapRequest,
         file: Option<OwnedFd>,
     ) -> Result<(), MapError> {
-        let MapRequest {
-            iova,
-            size,
-            offset,
-            writable,
-        } = request;
+        let MapRequest { iova, size, .. } = request;
         if self.overlaps(iova, size) {
             return Err(MapError::Overlap(request));
         }
         let mapping = match file {
-            Some(file) if writable => Some(self.pin(iova, size, offset, file)?),
+            Some(file) if request.writable => Some(self.pin(request, file)?),
             _ => None,
         };
         self.ranges.insert(iova, Range { size, mapping });
         Ok(())
     }
 
-    fn pin(
-        &self,
-        iova: u64,
-        size: u64,
-        offset: u64,
-        file: OwnedFd,
-    ) -> Result<MmapRegion, MapError> {
-        let system = |error: &dyn std::fmt::Display| MapError::System(error.to_string());
-        let len = usize::try_from(size).map_err(|error| system(&error))?;
-        let file = FileOffset::new(File::from(file), offset);
-        let mapping = MmapRegion::from_file(file, len).map_err(|error| system(&error))?;
+    fn pin(&mut self, request: MapRequest, file: OwnedFd) -> Result<Arc<MmapRegion>, MapError> {
+        let MapRequest { iova, size, .. } = request;
+        let window = self.window(request, File::from(file))?;
+        let place = |bytes: u64| usize::try_from(bytes).map_err(|error| system(&error));
+        let (offset, len) = (place(request.offset)?, place(size)?);
+        // `window` has looked that both are in it.
+        let address = window.as_ptr().wrapping_add(offset);
         #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
         // SAFETY: `Range` keeps the mapping until the IOMMU has let go of it, and of its bytes no
         // reference is ever made: nobody but the guest and its devices touches them.
-        let mapped = unsafe { self.iommu.map(iova, len, mapping.as_ptr()) };
+        let mapped = unsafe { self.iommu.map(iova, len, address) };
         mapped.map_err(|error| {
             let of = size >> 10;
             MapError::System(format!(
@@ -97,16 +96,37 @@ impl Memory {
                  cannot be locked, the limit is too small: see `ulimit -l`, or LimitMEMLOCK of a unit"
             ))
         })?;
-        Ok(mapping)
+        Ok(window)
+    }
+
+    /// All of `file`, which has what is asked for.
+    fn window(&mut self, request: MapRequest, file: File) -> Result<Arc<MmapRegion>, MapError> {
+        let metadata = file.metadata().map_err(|error| system(&error))?;
+        let file_len = metadata.len();
+        let end = request.offset.checked_add(request.size);
+        let end = end.filter(|end| *end <= file_len);
+        let end = end.ok_or(MapError::PastEnd { request, file_len })?;
+        let id = MemoryId::of(&metadata);
+        let known = self.files.get(&id).and_then(Weak::upgrade);
+        // One that was shorter when it was mapped is mapped again.
+        if let Some(known) = known.filter(|known| known.size() as u64 >= end) {
+            return Ok(known);
+        }
+        let len = usize::try_from(file_len).map_err(|error| system(&error))?;
+        let window = MmapRegion::from_file(FileOffset::new(file, 0), len);
+        let window = Arc::new(window.map_err(|error| system(&error))?);
+        self.files.retain(|_, window| window.strong_count() > 0);
+        self.files.insert(id, Arc::downgrade(&window));
+        Ok(window)
     }
 
     pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
         let range = self.ranges.get(&iova);
         let range = range.filter(|range| range.size == size);
         let range = range.ok_or(MapError::NotMapped { iova, size })?;
-        if let Some(mapping) = &range.mapping {
-            let unmapped = self.iommu.unmap(iova, mapping.size());
-            unmapped.map_err(MapError::System)?;
+        if range.mapping.is_some() {
+            let len = usize::try_from(size).map_err(|error| system(&error))?;
+            self.iommu.unmap(iova, len).map_err(MapError::System)?;
         }
         self.ranges.remove(&iova);
         Ok(())
@@ -117,7 +137,8 @@ impl Memory {
             let Some(mapping) = range.mapping else {
                 continue;
             };
-            if let Err(error) = self.iommu.unmap(iova, mapping.size()) {
+            let len = usize::try_from(range.size).unwrap_or(usize::MAX);
+            if let Err(error) = self.iommu.unmap(iova, len) {
                 tracing::error!(%error, iova, "the IOMMU keeps guest memory");
                 // The device may write there: nobody else shall have that place.
                 std::mem::forget(mapping);
@@ -135,6 +156,10 @@ impl Memory {
                 .next()
                 .is_some()
     }
+}
+
+fn system(error: &dyn std::fmt::Display) -> MapError {
+    MapError::System(error.to_string())
 }
 
 impl Iommu {

@@ -4,11 +4,14 @@
     reason = "ranges are what is compared"
 )]
 
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 
 use ::device::lifecycle::Running;
-use ::device::{Hardware, LogSource, Model};
+use ::device::{Hardware, LogSource, MemoryId, Model};
 use rustix::io::Errno;
+use vfio_user::{Backend, DmaMap};
 
 use super::{PAGE, PAGES, Vm, opened};
 use crate::fake::{Fake, Has, When};
@@ -292,6 +295,42 @@ fn memory_is_reached_exactly_as_it_is_mapped_with_dirty_bits_or_without() {
         assert!(!vm.fake.writes(203));
         assert_eq!(vm.fake.mapped(), [0..PAGES * PAGE]);
     }
+}
+
+/// A virtual IOMMU has thousands of them.
+#[test]
+fn however_many_pages_of_a_file_are_mapped_it_is_open_once() {
+    let open = |of: &File| {
+        let of = MemoryId::of(&of.metadata().unwrap());
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        // Other tests close files meanwhile.
+        let files = files.filter_map(|file| fs::metadata(file.ok()?.path()).ok());
+        files.filter(|file| MemoryId::of(file) == of).count()
+    };
+    let vm = Vm::running(Has::all());
+    let before = open(&vm.memory);
+    for page in 200..280 {
+        vm.map(page, 1);
+    }
+    assert_eq!(open(&vm.memory), before);
+    assert!(vm.fake.writes(279) && !vm.fake.writes(280));
+    vm.unmap(279, 1);
+    assert!(vm.fake.writes(278) && !vm.fake.writes(279));
+}
+
+#[test]
+fn memory_past_the_end_of_its_file_is_refused() {
+    let vm = Vm::new(Has::all());
+    let map = DmaMap {
+        iova: 0,
+        size: 2 * PAGE,
+        offset: (2 * PAGES - 1) * PAGE,
+        readable: true,
+        writable: true,
+    };
+    let file = OwnedFd::from(vm.memory.try_clone().unwrap());
+    assert!(vm.endpoint().frontend().dma_map(map, Some(file)).is_err());
+    assert!(vm.fake.mapped().is_empty());
 }
 
 #[test]
