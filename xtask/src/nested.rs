@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
+use qemu::Iommu;
 use serde::Serialize;
 use testbed::{
     DriverRace, Help, Migration, Nested, NestedOptions, Programs, RecoverySplit, Replug, Split,
@@ -29,8 +30,8 @@ pub(crate) struct Arguments {
     /// There and back, so many times, each way.
     #[arg(long, value_name = "N", default_value_t = 1)]
     round_trips: usize,
-    /// Who tells which pages the function wrote, with `cooperative`; with `recovery` nobody does, and
-    /// memory is compared.
+    /// Who tells which pages the function wrote. The module does with `cooperative` only: with `recovery` nobody
+    /// does then, and memory is compared.
     #[arg(long, value_enum, default_value_t = Tracking::Table)]
     tracking: Tracking,
     /// How the report is printed on standard output.
@@ -52,6 +53,8 @@ enum Tracking {
     Table,
     /// The guest's module, by its dummy writes.
     Touch,
+    /// A virtual IOMMU, by what it lets the function reach.
+    Iommu,
     /// Nobody: both hosts compare memory.
     Digests,
 }
@@ -155,6 +158,8 @@ impl Arguments {
                     ..defaults
                 };
             }
+            (By::Recovery, Tracking::Iommu) => (Help::NoDevice, Some("never")),
+            (By::Cooperative, Tracking::Iommu) => (module(""), Some("never")),
             (By::Recovery, _) => (Help::NoDevice, None),
             (By::Cooperative, Tracking::Table) => (module("method=table"), Some("never")),
             (By::Cooperative, Tracking::Touch) => (module("method=touch"), Some("never")),
@@ -162,6 +167,7 @@ impl Arguments {
         };
         NestedOptions {
             guest,
+            iommu: (self.tracking == Tracking::Iommu).then_some(Iommu::Virtio),
             compare,
             ..defaults
         }

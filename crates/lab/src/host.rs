@@ -18,7 +18,7 @@ use qemu::args::option_value;
 
 use crate::control::Control;
 use crate::guest::{serial, text};
-use crate::{Initrd, Lab, Output, Vm};
+use crate::{Initrd, Lab, Output, Vm, tsc};
 
 /// Where programs that are run by [`Host::run`] find the shared folder.
 pub const SHARE: &str = "/run/share";
@@ -147,6 +147,7 @@ impl Host {
             .machine_from_args()
             // On a busy machine the kernel waits for its timer in vain at boot, and panics (`timer_irq_works`).
             .append("intel_iommu=on iommu=pt no_timer_check")
+            .append(&tsc::parameter().unwrap_or_default())
             .args(["-machine", "q35,kernel-irqchip=off"])
             .args(["-cpu".to_owned(), "max".to_owned()])
             .args(["-m".to_owned(), format!("{}M", MEMORY >> 20)])

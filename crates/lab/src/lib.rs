@@ -38,6 +38,7 @@ mod process;
 mod recipe;
 mod root;
 mod target;
+mod tsc;
 mod workshop;
 
 pub use control::Output;

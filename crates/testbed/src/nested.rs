@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
 use lab::{Cable, Guest, HostOptions, Initrd, Lab, SHARE, progress_on_stderr};
 use load_format::GuestReport;
+use qemu::Iommu;
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
@@ -49,6 +50,8 @@ pub struct NestedOptions {
     pub way: Way,
     /// What the guest can do to help.
     pub guest: Help,
+    /// By which the guest gives its function addresses, with vferry.
+    pub iommu: Option<Iommu>,
     /// When memory is compared before the VM runs elsewhere; vferry chooses if `None`.
     pub compare: Option<&'static str>,
     /// Start the load; else the guest is left idle with its interface up.
@@ -75,6 +78,7 @@ impl Default for NestedOptions {
         Self {
             way: Way::Vferry,
             guest: Help::NoDevice,
+            iommu: None,
             compare: None,
             load: true,
             tcp_rate: TCP_RATE,
@@ -377,6 +381,9 @@ fn initrd(lab: &Lab, programs: &Programs, options: &NestedOptions) -> Result<Ini
     }
     if options.way == Way::Failover {
         initrd = initrd.module("virtio_net");
+    }
+    if options.iommu == Some(Iommu::Virtio) {
+        initrd = initrd.module("virtio_iommu");
     }
     Ok(initrd.module("igbvf").program(&programs.guest, "lab-guest"))
 }

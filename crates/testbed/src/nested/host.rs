@@ -299,6 +299,10 @@ fn stock_machine() -> String {
 fn configuration(function: &Function, address: &str, options: &NestedOptions) -> String {
     let function = &function.address;
     let memory = MEMORY >> 20;
+    let iommu = options
+        .iommu
+        .map(|iommu| format!("iommu = \"{iommu}\"\n"))
+        .unwrap_or_default();
     let guest = match options.guest {
         Help::NoDevice => String::new(),
         Help::NoDriver | Help::Module(_) => {
@@ -312,7 +316,7 @@ memory = "{memory}M"
 
 [qemu]
 qmp = "{FOLDER}/qmp.sock"
-
+{iommu}
 [control]
 socket = "{FOLDER}/control.sock"
 
