@@ -1,0 +1,343 @@
+//! Requests and replies of which none is lost or done twice.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, ReturnFlags, recvmsg,
+};
+use rustix::pipe::SpliceFlags;
+
+use crate::journal::{Journal, JournalError, Outcome};
+use crate::layout::word;
+
+/// What is looked at of what comes.
+const PEEK: usize = 4096;
+/// What follows a reply in the pipe.
+const MARK: u8 = 0xa5;
+
+/// What answers requests.
+pub trait Service {
+    /// How long the request is that begins with `begun`, which is never empty.
+    fn length(&self, begun: &[u8]) -> Length;
+
+    /// Carries out `request`, and returns the reply if it wants one. Called again with the same
+    /// request in another process, from the state before, if this one dies before the outcome is
+    /// in force: what it does outside of the state must bear that.
+    fn handle(&mut self, request: &[u8]) -> Option<Vec<u8>>;
+
+    /// The state, complete.
+    fn save(&self) -> Vec<u8>;
+
+    /// Is called at each step, for tests that die there.
+    fn at(&mut self, _point: Point) {}
+}
+
+/// What [`Service::length`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// It is to be asked again when there are so many bytes, which is more than there are.
+    AtLeast(usize),
+    /// So many.
+    Exactly(usize),
+    /// It is none: the stream is lost.
+    Nonsense,
+}
+
+/// The steps of an exchange, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// It is known what comes.
+    Peeked,
+    /// The intent to take it is written down.
+    Intended,
+    /// It is in the inbox.
+    Taken,
+    /// It is counted as taken.
+    Counted,
+    /// The request is carried out.
+    Handled,
+    /// Its outcome is in the other slot.
+    Written,
+    /// That slot is in force.
+    Committed,
+    /// The reply is in the pipe.
+    Piped,
+    /// The reply is sent.
+    Sent,
+    /// It is written down that it is.
+    Answered,
+}
+
+impl Point {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Peeked,
+        Self::Intended,
+        Self::Taken,
+        Self::Counted,
+        Self::Handled,
+        Self::Written,
+        Self::Committed,
+        Self::Piped,
+        Self::Sent,
+        Self::Answered,
+    ];
+}
+
+/// Why an exchange cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The socket or the pipe failed.
+    #[error("the connection: {0}")]
+    System(#[from] io::Error),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// What came is no request, or longer than there is room for.
+    #[error("the client sent what is no request, or a longer one than any: the stream is lost")]
+    Nonsense,
+    /// Descriptors came, which are not kept.
+    #[error("the client sent descriptors, which no successor would have")]
+    Descriptors,
+    /// The client left in the middle of a request.
+    #[error("the client closed the connection in the middle of a request")]
+    Truncated,
+}
+
+impl From<Errno> for ExchangeError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.into())
+    }
+}
+
+/// One connection, whose socket, pipe and journal somebody else holds too.
+#[derive(Debug)]
+pub struct Exchange {
+    stream: UnixStream,
+    pipe: (OwnedFd, OwnedFd),
+    journal: Journal,
+    last: Outcome,
+}
+
+impl Exchange {
+    /// At the beginning, or wherever another process has left it: the reply that is under way is
+    /// sent. `stream` and the `pipe`'s ends (to read from, to write to) are blocking.
+    ///
+    /// # Errors
+    /// When the journal cannot be gone on with, or the client is gone.
+    pub fn resume(
+        stream: UnixStream,
+        pipe: (OwnedFd, OwnedFd),
+        journal: Journal,
+    ) -> Result<Self, ExchangeError> {
+        let last = journal.in_force()?;
+        let exchange = Self {
+            stream,
+            pipe,
+            journal,
+            last,
+        };
+        exchange.find_taken()?;
+        exchange.answer(&mut |_| {})?;
+        Ok(exchange)
+    }
+
+    /// The state that is in force.
+    pub fn state(&self) -> &[u8] {
+        &self.last.state
+    }
+
+    /// Answers requests until the client leaves.
+    ///
+    /// # Errors
+    /// [`ExchangeError`]; the connection is to be closed.
+    pub fn serve(&mut self, service: &mut dyn Service) -> Result<(), ExchangeError> {
+        while self.serve_one(service)? {}
+        Ok(())
+    }
+
+    /// Takes one request and answers it; `false` if the client has left instead.
+    fn serve_one(&mut self, service: &mut dyn Service) -> Result<bool, ExchangeError> {
+        let Some(request) = self.take(service)? else {
+            return Ok(false);
+        };
+        let reply = service.handle(&request);
+        service.at(Point::Handled);
+        let taken = self.journal.word(word::TAKEN);
+        let state = service.save();
+        let next = self
+            .journal
+            .next(self.last.number, taken, &state, reply.as_deref())?;
+        self.journal.write(&next);
+        service.at(Point::Written);
+        self.journal.put_in_force(next.number);
+        self.last = next;
+        service.at(Point::Committed);
+        self.answer(&mut |point| service.at(point))?;
+        Ok(true)
+    }
+
+    /// The next request, whole.
+    fn take(&mut self, service: &mut dyn Service) -> Result<Option<Vec<u8>>, ExchangeError> {
+        let mut begun = self.journal.inbox(0, self.begun()?);
+        loop {
+            let mut needed = 1;
+            if !begun.is_empty() {
+                match self.length(service, &begun)? {
+                    Length::Exactly(length) if length == begun.len() => return Ok(Some(begun)),
+                    Length::Exactly(length) | Length::AtLeast(length) => needed = length,
+                    Length::Nonsense => return Err(ExchangeError::Nonsense),
+                }
+            }
+            let coming = self.peek()?;
+            if coming.is_empty() {
+                return if begun.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(ExchangeError::Truncated)
+                };
+            }
+            service.at(Point::Peeked);
+            // As far as the request goes that begins, or has begun.
+            if begun.is_empty()
+                && let Length::Exactly(length) | Length::AtLeast(length) =
+                    self.length(service, &coming)?
+            {
+                needed = length;
+            }
+            let len = coming.len().min(needed - begun.len());
+            self.read(service, begun.len(), coming[0], len)?;
+            begun.extend(self.journal.inbox(begun.len(), len));
+        }
+    }
+
+    fn length(&self, service: &dyn Service, begun: &[u8]) -> Result<Length, ExchangeError> {
+        let length = service.length(begun);
+        let room = self.journal.limits().request;
+        match length {
+            Length::Exactly(0) | Length::Nonsense => Err(ExchangeError::Nonsense),
+            Length::Exactly(len) | Length::AtLeast(len) if len > room => {
+                Err(ExchangeError::Nonsense)
+            }
+            Length::AtLeast(len) if len <= begun.len() => Err(ExchangeError::Nonsense),
+            length => Ok(length),
+        }
+    }
+
+    /// Takes `len` bytes, the first of which is `first`, to place `at` of the inbox.
+    fn read(
+        &self,
+        service: &mut dyn Service,
+        at: usize,
+        first: u8,
+        len: usize,
+    ) -> Result<(), ExchangeError> {
+        let taken = self.journal.word(word::TAKEN);
+        self.journal.put_inbox(at, !first);
+        self.journal
+            .set(word::INTENT, (len as u64) << 8 | u64::from(first));
+        self.journal.set(word::INTENT_AT, taken);
+        service.at(Point::Intended);
+        let read = self.journal.read_inbox(self.stream.as_fd(), at, len)?;
+        service.at(Point::Taken);
+        if read != len {
+            let error = "what was there to be read is gone: another process reads this socket";
+            return Err(io::Error::other(error).into());
+        }
+        self.journal.set(word::TAKEN, taken + len as u64);
+        service.at(Point::Counted);
+        Ok(())
+    }
+
+    /// Counts what another process had taken, if it did not come to counting it.
+    fn find_taken(&self) -> Result<(), ExchangeError> {
+        let taken = self.journal.word(word::TAKEN);
+        let at = self.begun()?;
+        if self.journal.word(word::INTENT_AT) != taken || at >= self.journal.limits().request {
+            return Ok(());
+        }
+        let intent = self.journal.word(word::INTENT);
+        if self.journal.inbox(at, 1) == intent.to_le_bytes()[..1] {
+            self.journal
+                .set(word::TAKEN, taken.saturating_add(intent >> 8));
+            self.begun()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the next request that are in the inbox.
+    fn begun(&self) -> Result<usize, ExchangeError> {
+        let begun = self.journal.word(word::TAKEN).checked_sub(self.last.taken);
+        let begun = begun.and_then(|begun| usize::try_from(begun).ok());
+        let begun = begun.filter(|begun| *begun <= self.journal.limits().request);
+        begun.ok_or(JournalError::Unusable("it counts more than its inbox holds").into())
+    }
+
+    /// What comes, without taking it; nothing at the stream's end.
+    fn peek(&self) -> Result<Vec<u8>, ExchangeError> {
+        let mut bytes = vec![0; PEEK];
+        let mut control = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = RecvAncillaryBuffer::new(&mut control);
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        let received: RecvMsg = loop {
+            let mut space = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.stream, &mut space, &mut control, flags) {
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(Vec::new()),
+                received => break received?,
+            }
+        };
+        let mut rights = control.drain();
+        let any = rights.any(|message| matches!(message, RecvAncillaryMessage::ScmRights(_)));
+        if any || received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ExchangeError::Descriptors);
+        }
+        bytes.truncate(received.bytes);
+        Ok(bytes)
+    }
+
+    /// Sends what is left to be sent of the last reply.
+    fn answer(&self, at: &mut dyn FnMut(Point)) -> Result<(), ExchangeError> {
+        let (from, into) = &self.pipe;
+        let number = self.last.number;
+        if let Some(reply) = &self.last.reply
+            && self.journal.word(word::ANSWERED) != number
+        {
+            if rustix::io::ioctl_fionread(from)? == 0 {
+                let marked = [reply, &[MARK][..]].concat();
+                // In one piece, as the pipe is empty and it is no longer than `PIPE_BUF`.
+                rustix::io::write(into, &marked)?;
+            }
+            at(Point::Piped);
+            self.send()?;
+            at(Point::Sent);
+            self.journal.set(word::ANSWERED, number);
+            at(Point::Answered);
+        }
+        while rustix::io::ioctl_fionread(from)? > 0 {
+            rustix::io::read(from, &mut [0; 1])?;
+        }
+        Ok(())
+    }
+
+    /// Sends all of the pipe but its last byte.
+    fn send(&self) -> Result<(), ExchangeError> {
+        loop {
+            let left = rustix::io::ioctl_fionread(&self.pipe.0)?.saturating_sub(1);
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            if left == 0 {
+                return Ok(());
+            }
+            let flags = SpliceFlags::empty();
+            match rustix::pipe::splice(&self.pipe.0, None, &self.stream, None, left, flags) {
+                Ok(0) => return Err(Errno::PIPE.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}

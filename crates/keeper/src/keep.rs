@@ -1,0 +1,244 @@
+//! The keeper itself: holds, starts, starts again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::wire::{self, MAX_HELD};
+
+/// How many workers have died is told to the next one in this variable.
+const RESTARTS: &str = "KEEPER_RESTARTS";
+
+/// How often a worker may die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// So often,
+    pub deaths: usize,
+    /// in any such time.
+    pub within: Duration,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self {
+            deaths: 10,
+            within: Duration::from_mins(1),
+        }
+    }
+}
+
+/// What happens to workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// One was started.
+    Started {
+        /// Its process.
+        pid: u32,
+    },
+    /// One has died, and another is started.
+    Died {
+        /// How.
+        status: ExitStatus,
+        /// How many have, this one included.
+        deaths: u64,
+    },
+}
+
+/// Why a keeper gives up.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Workers die too often.
+    #[error(
+        "the worker has died {deaths} times within {within:?}, the last time by {status}: it is not started \
+         again, and what it serves stands still; see its log for why, then end the VM's QEMU and start both \
+         anew"
+    )]
+    TooOften {
+        /// How often.
+        deaths: usize,
+        /// In which time.
+        within: Duration,
+        /// How the last one ended.
+        status: ExitStatus,
+    },
+    /// The system refused.
+    #[error("the worker cannot be started or watched: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Holds descriptors by name, and has one worker run.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    held: BTreeMap<String, OwnedFd>,
+    rate: Rate,
+    recent: VecDeque<Instant>,
+    deaths: u64,
+}
+
+impl Keeper {
+    /// One that holds nothing yet.
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            ..Self::default()
+        }
+    }
+
+    /// Holds `fd` as `name`; whether there is room.
+    pub fn hold(&mut self, name: &str, fd: OwnedFd) -> bool {
+        let room = self.held.len() < MAX_HELD || self.held.contains_key(name);
+        let holds = room && wire::is_name(name);
+        if holds {
+            self.held.insert(name.into(), fd);
+        }
+        holds
+    }
+
+    /// Has workers run, one after the other, until one ends well. `worker` makes the command, each
+    /// time anew, so that it may be another program; its standard input is the keeper.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub fn run(
+        &mut self,
+        worker: &mut dyn FnMut() -> Command,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<(), KeeperError> {
+        loop {
+            let status = self.run_one(worker(), tell)?;
+            if status.success() {
+                return Ok(());
+            }
+            self.deaths += 1;
+            let deaths = self.deaths;
+            tracing::error!(%status, deaths, "the worker has died");
+            self.bound(status)?;
+            tell(Event::Died { status, deaths });
+        }
+    }
+
+    fn bound(&mut self, status: ExitStatus) -> Result<(), KeeperError> {
+        let Rate { deaths, within } = self.rate;
+        let now = Instant::now();
+        self.recent.push_back(now);
+        self.recent.retain(|at| now.duration_since(*at) < within);
+        if self.recent.len() > deaths {
+            let deaths = self.recent.len();
+            return Err(KeeperError::TooOften {
+                deaths,
+                within,
+                status,
+            });
+        }
+        Ok(())
+    }
+
+    fn run_one(
+        &mut self,
+        mut command: Command,
+        tell: &mut dyn FnMut(Event),
+    ) -> io::Result<ExitStatus> {
+        let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (ours, theirs) = socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None)?;
+        command.env(RESTARTS, self.deaths.to_string()).stdin(theirs);
+        let mut child = command.spawn()?;
+        // It has a copy of the worker's end.
+        drop(command);
+        tell(Event::Started { pid: child.id() });
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pidfd = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty());
+        let served = pidfd
+            .map_err(io::Error::from)
+            .and_then(|pidfd| self.serve(&ours, &pidfd));
+        if let Err(error) = served {
+            // Nobody is to serve whom nobody watches.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        reap(&mut child)
+    }
+
+    /// Does what the worker says, until it has ended.
+    fn serve(&mut self, socket: &OwnedFd, pidfd: &OwnedFd) -> io::Result<()> {
+        if !self.hand_out(socket)? {
+            return Ok(());
+        }
+        let mut silent = false;
+        loop {
+            let mut fds = [
+                PollFd::new(pidfd, PollFlags::IN),
+                PollFd::new(socket, PollFlags::IN),
+            ];
+            let watched = if silent { 1 } else { 2 };
+            match poll(&mut fds[..watched], None) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
+            let ended = !fds[0].revents().is_empty();
+            // Also what a dead one has said last.
+            loop {
+                match wire::receive(socket.as_fd(), RecvFlags::DONTWAIT) {
+                    Ok(Some((words, fds))) => self.hear(&words, fds),
+                    Ok(None) => {
+                        silent = true;
+                        break;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the worker all there is; whether it took it.
+    fn hand_out(&self, socket: &OwnedFd) -> io::Result<bool> {
+        let names = self.held.iter();
+        let packets = names.map(|(name, fd)| (format!("FDNAME={name}"), Some(fd.as_fd())));
+        for (words, fd) in packets.chain([("HELD=1".to_owned(), None)]) {
+            match wire::send(socket.as_fd(), &words, fd) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                sent => sent?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn hold_or_say(&mut self, name: &str, fd: OwnedFd) {
+        if !self.hold(name, fd) {
+            tracing::error!(name, "not held: no name, or there are too many");
+        }
+    }
+
+    /// What is not understood is nothing.
+    fn hear(&mut self, words: &str, mut fds: Vec<OwnedFd>) {
+        let has = |word: &str| words.lines().any(|line| line == word);
+        let name = words.lines().find_map(|line| line.strip_prefix("FDNAME="));
+        match (name, fds.pop()) {
+            (Some(name), Some(fd)) if has("FDSTORE=1") => self.hold_or_say(name, fd),
+            (Some(name), None) if has("FDSTOREREMOVE=1") => drop(self.held.remove(name)),
+            // A barrier: its pipe closes here.
+            _ => {}
+        }
+    }
+}
+
+fn reap(child: &mut Child) -> io::Result<ExitStatus> {
+    loop {
+        match child.wait() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            status => return status,
+        }
+    }
+}

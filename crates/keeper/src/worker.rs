@@ -1,0 +1,106 @@
+//! The worker's side.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::pipe::PipeFlags;
+
+use crate::wire;
+
+/// What the keeper held, by name.
+pub type Held = BTreeMap<String, OwnedFd>;
+
+/// Why the keeper cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No keeper started this process, or it is gone.
+    #[error("there is no keeper at this process's standard input: {0}")]
+    NoKeeper(io::Error),
+    /// The name is too long, or has characters that systemd does not take.
+    #[error(
+        "`{0}` is no name of a descriptor: 1 to 255 printable characters, none of them a colon"
+    )]
+    Name(String),
+}
+
+/// A worker's way to its keeper.
+#[derive(Debug)]
+pub struct Worker {
+    socket: OwnedFd,
+}
+
+impl Worker {
+    /// The keeper that has started this process, and what it held.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn start() -> Result<(Self, Held), WorkerError> {
+        let socket = io::stdin().as_fd().try_clone_to_owned();
+        let socket = socket.map_err(WorkerError::NoKeeper)?;
+        let mut held = Held::new();
+        loop {
+            let packet = wire::receive(socket.as_fd(), RecvFlags::empty());
+            let Some((words, mut fds)) = packet.map_err(WorkerError::NoKeeper)? else {
+                return Err(WorkerError::NoKeeper(Errno::PIPE.into()));
+            };
+            match (words.strip_prefix("FDNAME="), fds.pop()) {
+                (Some(name), Some(fd)) => drop(held.insert(name.into(), fd)),
+                _ => return Ok((Self { socket }, held)),
+            }
+        }
+    }
+
+    /// Has the keeper hold `fd` as `name`, instead of what it may hold by that name. Sure once
+    /// [`barrier`](Self::barrier) has returned.
+    ///
+    /// # Errors
+    /// When `name` is none, or the keeper is gone.
+    pub fn hold(&self, name: &str, fd: impl AsFd) -> Result<(), WorkerError> {
+        check(name)?;
+        let words = format!("FDSTORE=1\nFDNAME={name}");
+        let sent = wire::send(self.socket.as_fd(), &words, Some(fd.as_fd()));
+        sent.map_err(WorkerError::NoKeeper)
+    }
+
+    /// Has the keeper let go of `name`.
+    ///
+    /// # Errors
+    /// As [`hold`](Self::hold).
+    pub fn let_go(&self, name: &str) -> Result<(), WorkerError> {
+        check(name)?;
+        let words = format!("FDSTOREREMOVE=1\nFDNAME={name}");
+        wire::send(self.socket.as_fd(), &words, None).map_err(WorkerError::NoKeeper)
+    }
+
+    /// Waits until the keeper has done all that it was told: it closes a pipe then
+    /// (`sd_notify_barrier`).
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn barrier(&self) -> Result<(), WorkerError> {
+        let wait = || -> io::Result<()> {
+            let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            wire::send(self.socket.as_fd(), "BARRIER=1", Some(theirs.as_fd()))?;
+            drop(theirs);
+            loop {
+                let mut fds = [PollFd::new(&ours, PollFlags::empty())];
+                match poll(&mut fds, None) {
+                    Err(Errno::INTR) => {}
+                    polled => return Ok(polled.map(drop)?),
+                }
+            }
+        };
+        wait().map_err(WorkerError::NoKeeper)
+    }
+}
+
+fn check(name: &str) -> Result<(), WorkerError> {
+    if wire::is_name(name) {
+        return Ok(());
+    }
+    Err(WorkerError::Name(name.into()))
+}

@@ -1,0 +1,304 @@
+//! A worker is killed over and over, and its client sees each request done and answered once.
+//!
+//! The client adds numbers: some by posted requests, some by requests that want the sum back, in
+//! lengths that go into one read, into several, and come in pieces. The sum and the order of the
+//! replies show what was lost or done twice. The worker is this test program, started by the keeper.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use keeper::{
+    Event, Exchange, Journal, Keeper, KeeperError, Length, Limits, Point, Rate, Service, Worker,
+};
+use rustix::process::{Pid, Signal, getpid, kill_process};
+
+/// Length, serial number, value, whether a reply is wanted.
+const HEADER: usize = 24;
+const LIMITS: Limits = Limits {
+    request: 16 << 10,
+    state: 4096,
+};
+const IS_WORKER: &str = "KEEPER_TEST_IS_WORKER";
+const DIE_AT: &str = "KEEPER_TEST_DIE_AT";
+const KILLS: u64 = 500;
+/// A worker that dies of itself is not started for ever.
+const KILLS_LIMIT: usize = 520;
+
+/// Adds. Its state has a tail that depends on the sum, so that slots have other lengths each time.
+struct Adder {
+    sum: u64,
+    serial: u64,
+    die_at: Option<Point>,
+    /// So often may the point be reached.
+    lives: u32,
+}
+
+impl Adder {
+    fn load(state: &[u8]) -> Self {
+        let (sum, serial) = (u64_at(state, 0), u64_at(state, 8));
+        let tail = &state[16..];
+        assert_eq!(tail, Self::tail(sum), "the state is of one piece");
+        Self {
+            sum,
+            serial,
+            die_at: None,
+            lives: 2,
+        }
+    }
+
+    fn tail(sum: u64) -> Vec<u8> {
+        let length = usize::try_from(sum % 3000).unwrap();
+        vec![sum.to_le_bytes()[0]; length]
+    }
+}
+
+impl Service for Adder {
+    fn length(&self, begun: &[u8]) -> Length {
+        match begun.get(..8) {
+            Some(length) => Length::Exactly(usize::try_from(u64_at(length, 0)).unwrap()),
+            None => Length::AtLeast(8),
+        }
+    }
+
+    fn handle(&mut self, request: &[u8]) -> Option<Vec<u8>> {
+        let serial = u64_at(request, 8);
+        assert_eq!(serial, self.serial + 1, "no request is lost or done twice");
+        let (value, wanted) = (u64_at(request, 16) >> 1, u64_at(request, 16) & 1 == 1);
+        assert!(
+            request[HEADER..]
+                .iter()
+                .all(|b| *b == serial.to_le_bytes()[0])
+        );
+        self.serial = serial;
+        self.sum = self.sum.wrapping_add(value);
+        wanted.then(|| [serial.to_le_bytes(), self.sum.to_le_bytes()].concat())
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let head = [self.sum.to_le_bytes(), self.serial.to_le_bytes()].concat();
+        [head, Self::tail(self.sum)].concat()
+    }
+
+    fn at(&mut self, point: Point) {
+        if self.die_at != Some(point) {
+            return;
+        }
+        match self.lives.checked_sub(1) {
+            Some(left) => self.lives = left,
+            None => kill_process(getpid(), Signal::KILL).unwrap(),
+        }
+    }
+}
+
+/// What the keeper starts; by itself it is no test.
+#[test]
+fn worker() {
+    if std::env::var_os(IS_WORKER).is_none() {
+        return;
+    }
+    let (keeper, mut held) = Worker::start().expect("started by a keeper");
+    let mut take = |name: &str| held.remove(name);
+    let stream = UnixStream::from(take("socket").expect("the client's socket"));
+    let pipe = (take("pipe-out").unwrap(), take("pipe-in").unwrap());
+    let journal = if let Some(left) = take("journal") {
+        Journal::open(left).expect("whole, whenever its writer died")
+    } else {
+        let journal = Journal::create(LIMITS, &[0; 16]).unwrap();
+        keeper.hold("journal", &journal).unwrap();
+        keeper.barrier().unwrap();
+        journal
+    };
+    let mut exchange = Exchange::resume(stream, pipe, journal).unwrap();
+    let mut adder = Adder::load(exchange.state());
+    let die_at = std::env::var(DIE_AT).ok();
+    adder.die_at = die_at.and_then(|at| Point::ALL.into_iter().find(|p| format!("{p:?}") == at));
+    exchange.serve(&mut adder).unwrap();
+}
+
+/// A small generator (xorshift64), so that its start tells the run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// What a client has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    requests: u64,
+    replies: u64,
+    longest: Duration,
+}
+
+/// Sends requests until `enough`, and checks each reply.
+fn client(mut stream: UnixStream, start: u64, enough: &dyn Fn(u64) -> bool) -> Seen {
+    let limit = Some(Duration::from_secs(20));
+    stream.set_read_timeout(limit).unwrap();
+    stream.set_write_timeout(limit).unwrap();
+    let (mut random, mut seen, mut sum) = (Random(start), Seen::default(), 0_u64);
+    while !enough(seen.requests) {
+        seen.requests += 1;
+        let serial = seen.requests;
+        let wanted = random.below(3) == 0;
+        let value = random.below(1 << 32);
+        sum = sum.wrapping_add(value);
+        let longest = if random.below(20) == 0 { 12_000 } else { 64 };
+        let body = usize::try_from(random.below(longest)).unwrap();
+        let words = [
+            (HEADER + body) as u64,
+            serial,
+            value << 1 | u64::from(wanted),
+        ];
+        let mut request: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        request.resize(HEADER + body, serial.to_le_bytes()[0]);
+        let cut = usize::try_from(random.below(4) * 7 % request.len() as u64).unwrap();
+        let asked = Instant::now();
+        for piece in [&request[..cut], &request[cut..]] {
+            stream
+                .write_all(piece)
+                .expect("the socket outlives every worker");
+        }
+        if wanted {
+            let mut reply = [0; 16];
+            stream
+                .read_exact(&mut reply)
+                .expect("every request is answered");
+            assert_eq!((u64_at(&reply, 0), u64_at(&reply, 8)), (serial, sum));
+            seen.replies += 1;
+            seen.longest = seen.longest.max(asked.elapsed());
+        }
+    }
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, [0; 0], "nothing is answered twice");
+    seen
+}
+
+fn keeper_of(stream: &UnixStream, deaths: usize) -> Keeper {
+    let mut keeper = Keeper::new(Rate {
+        deaths,
+        within: Duration::from_mins(10),
+    });
+    let (out, into) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let socket = stream.as_fd().try_clone_to_owned().unwrap();
+    for (name, fd) in [("socket", socket), ("pipe-out", out), ("pipe-in", into)] {
+        assert!(keeper.hold(name, fd));
+    }
+    keeper
+}
+
+fn command() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "worker", "--nocapture", "--quiet"]);
+    command.env(IS_WORKER, "1");
+    command.stdout(std::process::Stdio::null());
+    command
+}
+
+#[test]
+fn a_worker_that_dies_at_any_step_loses_nothing_and_does_nothing_twice() {
+    for point in Point::ALL {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut keeper = keeper_of(&theirs, 100);
+        drop(theirs);
+        let client = thread::spawn(move || client(ours, 7, &|requests| requests >= 60));
+        let mut died = 0;
+        let mut worker = || {
+            let mut command = command();
+            command.env(DIE_AT, format!("{point:?}"));
+            command
+        };
+        let mut tell = |event| died += u64::from(matches!(event, Event::Died { .. }));
+        keeper.run(&mut worker, &mut tell).unwrap();
+        drop(keeper);
+        let seen = client.join().expect("the client saw what it should");
+        println!("killed at {point:?}: {died} deaths, {seen:?}");
+        assert!(died >= 5, "{point:?} was reached");
+    }
+}
+
+#[test]
+fn five_hundred_kills_at_random_moments_lose_nothing_and_do_nothing_twice() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut keeper = keeper_of(&theirs, KILLS_LIMIT);
+    drop(theirs);
+    let enough = Arc::new(AtomicBool::new(false));
+    let is_enough = Arc::clone(&enough);
+    let served = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&served);
+    let client = thread::spawn(move || {
+        client(ours, 11, &|requests| {
+            count.store(requests, Ordering::Relaxed);
+            is_enough.load(Ordering::Acquire)
+        })
+    });
+    let (started, pids) = mpsc::channel::<u32>();
+    let killer = thread::spawn(move || {
+        let mut random = Random(13);
+        let mut amid = 0;
+        for _ in 0..KILLS {
+            let pid = pids.recv().unwrap();
+            // Of a life some are to be spent in starting, most under load.
+            let before = served.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_micros(random.below(12_000)));
+            let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+            kill_process(pid, Signal::KILL).expect("it runs until it is killed");
+            amid += u64::from(served.load(Ordering::Relaxed) > before + 1);
+        }
+        enough.store(true, Ordering::Release);
+        amid
+    });
+    let mut deaths = 0;
+    let mut tell = |event| match event {
+        Event::Started { pid } => drop(started.send(pid)),
+        Event::Died { deaths: all, .. } => deaths = all,
+    };
+    keeper.run(&mut command, &mut tell).unwrap();
+    drop(keeper);
+    let seen = client.join().expect("the client saw what it should");
+    let amid = killer.join().unwrap();
+    println!("{deaths} kills, {amid} of them under load, {seen:?}");
+    assert_eq!(deaths, KILLS);
+    assert!(amid > KILLS / 10, "most die at work, not at start");
+}
+
+#[test]
+fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
+    let mut keeper = Keeper::new(Rate {
+        deaths: 3,
+        within: Duration::from_mins(10),
+    });
+    let mut lives = Vec::new();
+    let mut worker = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit $((KEEPER_RESTARTS + 1))"]);
+        command
+    };
+    let mut tell = |event| {
+        if let Event::Died { status, deaths } = event {
+            lives.push((status.code(), deaths));
+        }
+    };
+    let error = keeper.run(&mut worker, &mut tell).unwrap_err();
+    assert_eq!(lives, [(Some(1), 1), (Some(2), 2), (Some(3), 3)]);
+    assert!(
+        matches!(error, KeeperError::TooOften { deaths: 4, .. }),
+        "{error}"
+    );
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
