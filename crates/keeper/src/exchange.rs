@@ -24,10 +24,18 @@ pub trait Service {
     /// How long the request is that begins with `begun`, which is never empty.
     fn length(&self, begun: &[u8]) -> Length;
 
-    /// Carries out `request`, and returns the reply if it wants one. Called again with the same
+    /// Keeps descriptors that come with the request that begins at byte `at` of the stream, where a
+    /// successor finds them by that number. Called before they are taken, and again, with copies of
+    /// the same, if they come to a successor once more.
+    ///
+    /// # Errors
+    /// When they cannot be kept: the request is not taken then.
+    fn keep(&mut self, at: u64, fds: Vec<OwnedFd>) -> io::Result<()>;
+
+    /// Carries out `request`, which begins at byte `at` of the stream, and returns the reply if it wants one. Called again with the same
     /// request in another process, from the state before, if this one dies before the outcome is
     /// in force: what it does outside of the state must bear that.
-    fn handle(&mut self, request: &[u8]) -> Option<Vec<u8>>;
+    fn handle(&mut self, at: u64, request: &[u8]) -> Option<Vec<u8>>;
 
     /// The state, complete.
     fn save(&self) -> Vec<u8>;
@@ -100,9 +108,14 @@ pub enum ExchangeError {
     /// What came is no request, or longer than there is room for.
     #[error("the client sent what is no request, or a longer one than any: the stream is lost")]
     Nonsense,
-    /// Descriptors came, which are not kept.
-    #[error("the client sent descriptors, which no successor would have")]
+    /// More descriptors came than the system hands over.
+    #[error(
+        "descriptors that the client sent could not be received: this process has too many open"
+    )]
     Descriptors,
+    /// Descriptors that came could not be kept.
+    #[error("descriptors that the client sent are not kept for a successor: {0}")]
+    NotKept(io::Error),
     /// The client left in the middle of a request.
     #[error("the client closed the connection in the middle of a request")]
     Truncated,
@@ -165,7 +178,7 @@ impl Exchange {
         let Some(request) = self.take(service)? else {
             return Ok(false);
         };
-        let reply = service.handle(&request);
+        let reply = service.handle(self.last.taken, &request);
         service.at(Point::Handled);
         let taken = self.journal.word(word::TAKEN);
         let state = service.save();
@@ -193,7 +206,7 @@ impl Exchange {
                     Length::Nonsense => return Err(ExchangeError::Nonsense),
                 }
             }
-            let coming = self.peek()?;
+            let (coming, fds) = self.peek(PEEK)?;
             if coming.is_empty() {
                 return if begun.is_empty() {
                     Ok(None)
@@ -210,9 +223,31 @@ impl Exchange {
                 needed = length;
             }
             let len = coming.len().min(needed - begun.len());
+            if !fds.is_empty() {
+                self.keep(service, fds, coming.len() > len, len)?;
+            }
             self.read(service, begun.len(), coming[0], len)?;
             begun.extend(self.journal.inbox(begun.len(), len));
         }
+    }
+
+    /// Has `fds` kept, if they are of the next `len` bytes: the kernel ends what it shows with the
+    /// bytes that descriptors came with, so those of a later request show only with that.
+    fn keep(
+        &self,
+        service: &mut dyn Service,
+        mut fds: Vec<OwnedFd>,
+        is_more: bool,
+        len: usize,
+    ) -> Result<(), ExchangeError> {
+        if is_more {
+            fds = self.peek(len)?.1;
+        }
+        if fds.is_empty() {
+            return Ok(());
+        }
+        let kept = service.keep(self.last.taken, fds);
+        kept.map_err(ExchangeError::NotKept)
     }
 
     fn length(&self, service: &dyn Service, begun: &[u8]) -> Result<Length, ExchangeError> {
@@ -277,9 +312,10 @@ impl Exchange {
         begun.ok_or(JournalError::Unusable("it counts more than its inbox holds").into())
     }
 
-    /// What comes, without taking it; nothing at the stream's end.
-    fn peek(&self) -> Result<Vec<u8>, ExchangeError> {
-        let mut bytes = vec![0; PEEK];
+    /// At most `len` bytes of what comes, without taking them, and copies of the descriptors that come
+    /// with them; nothing at the stream's end.
+    fn peek(&self, len: usize) -> Result<(Vec<u8>, Vec<OwnedFd>), ExchangeError> {
+        let mut bytes = vec![0; len];
         let mut control = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = RecvAncillaryBuffer::new(&mut control);
         let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
@@ -287,17 +323,21 @@ impl Exchange {
             let mut space = [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.stream, &mut space, &mut control, flags) {
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) => return Ok(Vec::new()),
+                Err(Errno::CONNRESET) => return Ok(Default::default()),
                 received => break received?,
             }
         };
-        let mut rights = control.drain();
-        let any = rights.any(|message| matches!(message, RecvAncillaryMessage::ScmRights(_)));
-        if any || received.flags.contains(ReturnFlags::CTRUNC) {
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(ExchangeError::Descriptors);
         }
         bytes.truncate(received.bytes);
-        Ok(bytes)
+        Ok((bytes, fds))
     }
 
     /// Sends what is left to be sent of the last reply.

@@ -17,6 +17,7 @@
 //! * **Taking a request.** `MSG_PEEK` tells what comes. The inbox, which is in the memfd, gets the
 //!   complement of its first byte, and the intent to take it is written down; then one `read` goes right
 //!   into the inbox. The first byte there tells whether it has happened.
+//!   Descriptors that come along are copied by the peek, and kept by the keeper before the intent.
 //! * **Doing it.** The new state and the reply go into the slot that is not in force, then one
 //!   store puts it in force. A request whose slot is not in force is done again from the state before.
 //! * **Answering.** The reply and one byte more go into a pipe, which the keeper holds, by one
@@ -44,8 +45,8 @@
 //!   whenever guest memory shows what they did: [`Service::handle`] says what is asked of a device.
 //! * What a request does outside of the state (DMA, interrupts) is done again if the process dies
 //!   before the state is in force. That this does no harm is for the [`Service`] to see to.
-//! * Requests with descriptors are refused ([`ExchangeError::Descriptors`]), before they are taken;
-//!   replies carry none.
+//! * Replies carry no descriptors.
+//! * A client that puts two requests into one `sendmsg` with descriptors has them kept for the first.
 //! * It survives the death of a process, not that of the host.
 //! * Under systemd the worker's words go to `NOTIFY_SOCKET` as they are, but taking over what systemd
 //!   hands out (`LISTEN_FDS`) is not written.

@@ -1,11 +1,13 @@
 //! A worker is killed over and over, and its client sees each request done and answered once.
 //!
 //! The client adds numbers: some by posted requests, some by requests that want the sum back, in
-//! lengths that go into one read, into several, and come in pieces. The sum and the order of the
+//! lengths that go into one read, into several, and come in pieces. Some bring a file, which is asked for
+//! again by later ones. The sum and the order of the
 //! replies show what was lost or done twice. The worker is this test program, started by the keeper.
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::io::{IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,12 +16,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keeper::{
-    Event, Exchange, Journal, Keeper, KeeperError, Length, Limits, Point, Rate, Service, Worker,
+    Event, Exchange, Held, Journal, Keeper, KeeperError, Length, Limits, Point, Rate, Service,
+    Worker,
 };
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-/// Length, serial number, value, whether a reply is wanted.
-const HEADER: usize = 24;
+/// Length, serial number, value and whether a reply is wanted, whether a file comes along.
+const HEADER: usize = 32;
 const LIMITS: Limits = Limits {
     request: 16 << 10,
     state: 4096,
@@ -34,21 +38,39 @@ const KILLS_LIMIT: usize = 520;
 struct Adder {
     sum: u64,
     serial: u64,
+    /// Where in the stream the last file came, plus 1.
+    file_at: u64,
+    held: Held,
+    keeper: Worker,
     die_at: Option<Point>,
     /// So often may the point be reached.
     lives: u32,
 }
 
 impl Adder {
-    fn load(state: &[u8]) -> Self {
+    fn load(state: &[u8], keeper: Worker, held: Held) -> Self {
         let (sum, serial) = (u64_at(state, 0), u64_at(state, 8));
-        let tail = &state[16..];
+        let tail = &state[24..];
         assert_eq!(tail, Self::tail(sum), "the state is of one piece");
         Self {
             sum,
             serial,
+            file_at: u64_at(state, 16),
+            held,
+            keeper,
             die_at: None,
             lives: 2,
+        }
+    }
+
+    /// Files that came where neither of `needed` says: what is in force needs no others.
+    fn let_go_of_all_but(&mut self, needed: [u64; 2]) {
+        let needed = needed.map(|at| format!("file-{}", at.wrapping_sub(1)));
+        let is_old = |name: &String| name.starts_with("file-") && !needed.contains(name);
+        let old: Vec<_> = self.held.keys().filter(|n| is_old(n)).cloned().collect();
+        for name in old {
+            self.keeper.let_go(&name).unwrap();
+            self.held.remove(&name);
         }
     }
 
@@ -66,7 +88,17 @@ impl Service for Adder {
         }
     }
 
-    fn handle(&mut self, request: &[u8]) -> Option<Vec<u8>> {
+    fn keep(&mut self, at: u64, mut fds: Vec<OwnedFd>) -> std::io::Result<()> {
+        assert_eq!(fds.len(), 1, "as many as were sent");
+        let (name, fd) = (format!("file-{at}"), fds.remove(0));
+        let kept = self.keeper.hold(&name, &fd);
+        kept.and_then(|()| self.keeper.barrier())
+            .map_err(std::io::Error::other)?;
+        self.held.insert(name, fd);
+        Ok(())
+    }
+
+    fn handle(&mut self, at: u64, request: &[u8]) -> Option<Vec<u8>> {
         let serial = u64_at(request, 8);
         assert_eq!(serial, self.serial + 1, "no request is lost or done twice");
         let (value, wanted) = (u64_at(request, 16) >> 1, u64_at(request, 16) & 1 == 1);
@@ -77,12 +109,20 @@ impl Service for Adder {
         );
         self.serial = serial;
         self.sum = self.sum.wrapping_add(value);
-        wanted.then(|| [serial.to_le_bytes(), self.sum.to_le_bytes()].concat())
+        self.let_go_of_all_but([self.file_at, at + 1]);
+        if u64_at(request, 24) == 1 {
+            self.file_at = at + 1;
+        }
+        let inode = self.file_at.checked_sub(1).map_or(0, |at| {
+            let file = self.held.get(&format!("file-{at}"));
+            inode(file.expect("no file is lost"))
+        });
+        wanted.then(|| [serial, self.sum, inode].map(u64::to_le_bytes).concat())
     }
 
     fn save(&self) -> Vec<u8> {
-        let head = [self.sum.to_le_bytes(), self.serial.to_le_bytes()].concat();
-        [head, Self::tail(self.sum)].concat()
+        let head = [self.sum, self.serial, self.file_at].map(u64::to_le_bytes);
+        [head.concat(), Self::tail(self.sum)].concat()
     }
 
     fn at(&mut self, point: Point) {
@@ -109,13 +149,13 @@ fn worker() {
     let journal = if let Some(left) = take("journal") {
         Journal::open(left).expect("whole, whenever its writer died")
     } else {
-        let journal = Journal::create(LIMITS, &[0; 16]).unwrap();
+        let journal = Journal::create(LIMITS, &[0; 24]).unwrap();
         keeper.hold("journal", &journal).unwrap();
         keeper.barrier().unwrap();
         journal
     };
     let mut exchange = Exchange::resume(stream, pipe, journal).unwrap();
-    let mut adder = Adder::load(exchange.state());
+    let mut adder = Adder::load(exchange.state(), keeper, held);
     let die_at = std::env::var(DIE_AT).ok();
     adder.die_at = die_at.and_then(|at| Point::ALL.into_iter().find(|p| format!("{p:?}") == at));
     exchange.serve(&mut adder).unwrap();
@@ -147,6 +187,7 @@ fn client(mut stream: UnixStream, start: u64, enough: &dyn Fn(u64) -> bool) -> S
     stream.set_read_timeout(limit).unwrap();
     stream.set_write_timeout(limit).unwrap();
     let (mut random, mut seen, mut sum) = (Random(start), Seen::default(), 0_u64);
+    let mut last_file = 0;
     while !enough(seen.requests) {
         seen.requests += 1;
         let serial = seen.requests;
@@ -155,26 +196,38 @@ fn client(mut stream: UnixStream, start: u64, enough: &dyn Fn(u64) -> bool) -> S
         sum = sum.wrapping_add(value);
         let longest = if random.below(20) == 0 { 12_000 } else { 64 };
         let body = usize::try_from(random.below(longest)).unwrap();
+        let file = (random.below(5) == 0).then(|| {
+            let file = rustix::fs::memfd_create("sent", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            last_file = inode(&file);
+            file
+        });
         let words = [
             (HEADER + body) as u64,
             serial,
             value << 1 | u64::from(wanted),
+            u64::from(file.is_some()),
         ];
         let mut request: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         request.resize(HEADER + body, serial.to_le_bytes()[0]);
         let cut = usize::try_from(random.below(4) * 7 % request.len() as u64).unwrap();
         let asked = Instant::now();
-        for piece in [&request[..cut], &request[cut..]] {
+        let cut = file.map_or(cut, |file| {
+            send_with(&stream, &request[..cut.max(1)], &file);
+            cut.max(1)
+        });
+        let begin = if request[24] == 1 { cut } else { 0 };
+        for piece in [&request[begin..cut], &request[cut..]] {
             stream
                 .write_all(piece)
                 .expect("the socket outlives every worker");
         }
         if wanted {
-            let mut reply = [0; 16];
+            let mut reply = [0; 24];
             stream
                 .read_exact(&mut reply)
                 .expect("every request is answered");
             assert_eq!((u64_at(&reply, 0), u64_at(&reply, 8)), (serial, sum));
+            assert_eq!(u64_at(&reply, 16), last_file, "the last file that was sent");
             seen.replies += 1;
             seen.longest = seen.longest.max(asked.elapsed());
         }
@@ -184,6 +237,24 @@ fn client(mut stream: UnixStream, start: u64, enough: &dyn Fn(u64) -> bool) -> S
     stream.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, [0; 0], "nothing is answered twice");
     seen
+}
+
+fn send_with(stream: &UnixStream, bytes: &[u8], file: &OwnedFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [file.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+fn inode(file: &OwnedFd) -> u64 {
+    rustix::fs::fstat(file).unwrap().st_ino
 }
 
 fn keeper_of(stream: &UnixStream, deaths: usize) -> Keeper {
