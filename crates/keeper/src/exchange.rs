@@ -11,11 +11,15 @@ use rustix::net::{
 };
 use rustix::pipe::SpliceFlags;
 
+use crate::MAX_REPLY;
 use crate::journal::{Journal, JournalError, Outcome};
 use crate::layout::word;
 
-/// What is looked at of what comes.
-const PEEK: usize = 4096;
+/// What is looked at of what comes: no more than is taken by one `read`.
+const PEEK: usize = PAGE;
+/// No read goes into two pages. A process that is being killed does not get a page that it lacks, and the
+/// kernel, which leaves such a read's bytes in the socket, may have written those before it.
+const PAGE: usize = 4096;
 /// What follows a reply in the pipe.
 const MARK: u8 = 0xa5;
 
@@ -155,7 +159,12 @@ impl Exchange {
             last,
         };
         exchange.find_taken()?;
-        exchange.answer(&mut |_| {})?;
+        let in_pipe = rustix::io::ioctl_fionread(&exchange.pipe.0)?;
+        let in_pipe = usize::try_from(in_pipe).unwrap_or(usize::MAX);
+        if in_pipe > MAX_REPLY + 1 {
+            return Err(JournalError::Unusable("its pipe holds more than a reply").into());
+        }
+        exchange.answer(in_pipe, &mut |_| {})?;
         Ok(exchange)
     }
 
@@ -190,7 +199,7 @@ impl Exchange {
         self.journal.put_in_force(next.number);
         self.last = next;
         service.at(Point::Committed);
-        self.answer(&mut |point| service.at(point))?;
+        self.answer(0, &mut |point| service.at(point))?;
         Ok(true)
     }
 
@@ -223,6 +232,7 @@ impl Exchange {
                 needed = length;
             }
             let len = coming.len().min(needed - begun.len());
+            let len = len.min(PAGE - begun.len() % PAGE);
             if !fds.is_empty() {
                 self.keep(service, fds, coming.len() > len, len)?;
             }
@@ -340,43 +350,40 @@ impl Exchange {
         Ok((bytes, fds))
     }
 
-    /// Sends what is left to be sent of the last reply.
-    fn answer(&self, at: &mut dyn FnMut(Point)) -> Result<(), ExchangeError> {
+    /// Sends what is left to be sent of the last reply, of which so much is `in_pipe`.
+    fn answer(&self, mut in_pipe: usize, at: &mut dyn FnMut(Point)) -> Result<(), ExchangeError> {
         let (from, into) = &self.pipe;
         let number = self.last.number;
         if let Some(reply) = &self.last.reply
             && self.journal.word(word::ANSWERED) != number
         {
-            if rustix::io::ioctl_fionread(from)? == 0 {
+            if in_pipe == 0 {
                 let marked = [reply, &[MARK][..]].concat();
                 // In one piece, as the pipe is empty and it is no longer than `PIPE_BUF`.
-                rustix::io::write(into, &marked)?;
+                in_pipe = rustix::io::write(into, &marked)?;
             }
             at(Point::Piped);
-            self.send()?;
+            while in_pipe > 1 {
+                in_pipe -= self.send(in_pipe - 1)?;
+            }
             at(Point::Sent);
             self.journal.set(word::ANSWERED, number);
             at(Point::Answered);
         }
-        while rustix::io::ioctl_fionread(from)? > 0 {
-            rustix::io::read(from, &mut [0; 1])?;
+        if in_pipe > 0 {
+            rustix::io::read(from, &mut [0; MAX_REPLY + 1])?;
         }
         Ok(())
     }
 
-    /// Sends all of the pipe but its last byte.
-    fn send(&self) -> Result<(), ExchangeError> {
+    /// Sends at most `len` bytes of what is in the pipe.
+    fn send(&self, len: usize) -> Result<usize, ExchangeError> {
+        let flags = SpliceFlags::empty();
         loop {
-            let left = rustix::io::ioctl_fionread(&self.pipe.0)?.saturating_sub(1);
-            let left = usize::try_from(left).unwrap_or(usize::MAX);
-            if left == 0 {
-                return Ok(());
-            }
-            let flags = SpliceFlags::empty();
-            match rustix::pipe::splice(&self.pipe.0, None, &self.stream, None, left, flags) {
+            match rustix::pipe::splice(&self.pipe.0, None, &self.stream, None, len, flags) {
                 Ok(0) => return Err(Errno::PIPE.into()),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
+                Err(Errno::INTR) => {}
+                sent => return Ok(sent?),
             }
         }
     }

@@ -16,7 +16,7 @@
 //!
 //! * **Taking a request.** `MSG_PEEK` tells what comes. The inbox, which is in the memfd, gets the
 //!   complement of its first byte, and the intent to take it is written down; then one `read` goes right
-//!   into the inbox. The first byte there tells whether it has happened.
+//!   into one page of the inbox. The first byte there tells whether it has happened.
 //!   Descriptors that come along are copied by the peek, and kept by the keeper before the intent.
 //! * **Doing it.** The new state and the reply go into the slot that is not in force, then one
 //!   store puts it in force. A request whose slot is not in force is done again from the state before.
@@ -37,7 +37,8 @@
 //! | `Sent` | the same, one byte in the pipe | marks it as answered |
 //! | `Answered` | a reply that is answered, one byte in the pipe | empties the pipe |
 //!
-//! A request costs two system calls (peek, read), a reply three (write, splice, read).
+//! A request costs two system calls for every page of it (peek, read), a reply three (write, splice,
+//! read).
 //!
 //! # What it does not do
 //!
@@ -47,6 +48,7 @@
 //!   before the state is in force. That this does no harm is for the [`Service`] to see to.
 //! * Replies carry no descriptors.
 //! * A client that puts two requests into one `sendmsg` with descriptors has them kept for the first.
+//! * A worker that hangs is not noticed, only one that ends.
 //! * It survives the death of a process, not that of the host.
 //! * Under systemd the worker's words go to `NOTIFY_SOCKET` as they are, but taking over what systemd
 //!   hands out (`LISTEN_FDS`) is not written.
