@@ -207,13 +207,10 @@ impl Exchange {
     fn take(&mut self, service: &mut dyn Service) -> Result<Option<Vec<u8>>, ExchangeError> {
         let mut begun = self.journal.inbox(0, self.begun()?);
         loop {
-            let mut needed = 1;
-            if !begun.is_empty() {
-                match self.length(service, &begun)? {
-                    Length::Exactly(length) if length == begun.len() => return Ok(Some(begun)),
-                    Length::Exactly(length) | Length::AtLeast(length) => needed = length,
-                    Length::Nonsense => return Err(ExchangeError::Nonsense),
-                }
+            if let Length::Exactly(length) = self.length(service, &begun)?
+                && length == begun.len()
+            {
+                return Ok(Some(begun));
             }
             let (coming, fds) = self.peek(PEEK)?;
             if coming.is_empty() {
@@ -224,36 +221,28 @@ impl Exchange {
                 };
             }
             service.at(Point::Peeked);
-            // As far as the request goes that begins, or has begun.
-            if begun.is_empty()
-                && let Length::Exactly(length) | Length::AtLeast(length) =
-                    self.length(service, &coming)?
-            {
-                needed = length;
-            }
-            let len = coming.len().min(needed - begun.len());
-            let len = len.min(PAGE - begun.len() % PAGE);
+            let known = [&*begun, &*coming].concat();
+            let (Length::Exactly(length) | Length::AtLeast(length)) =
+                self.length(service, &known)?
+            else {
+                return Err(ExchangeError::Nonsense);
+            };
+            let left = length.saturating_sub(begun.len());
             if !fds.is_empty() {
-                self.keep(service, fds, coming.len() > len, len)?;
+                self.keep(service, left)?;
             }
+            let len = coming.len().min(left).min(PAGE - begun.len() % PAGE);
             self.read(service, begun.len(), coming[0], len)?;
             begun.extend(self.journal.inbox(begun.len(), len));
         }
     }
 
-    /// Has `fds` kept, if they are of the next `len` bytes: the kernel ends what it shows with the
-    /// bytes that descriptors came with, so those of a later request show only with that.
-    fn keep(
-        &self,
-        service: &mut dyn Service,
-        mut fds: Vec<OwnedFd>,
-        is_more: bool,
-        len: usize,
-    ) -> Result<(), ExchangeError> {
-        if is_more {
-            fds = self.peek(len)?.1;
-        }
-        if fds.is_empty() {
+    /// Has the descriptors kept that come with the `left` bytes of the request that are not taken. A
+    /// peek shows descriptors of whatever comes next, also beyond the bytes that it has room for, but ends
+    /// with the bytes that they came with: so they are of a later request if one byte more is shown.
+    fn keep(&self, service: &mut dyn Service, left: usize) -> Result<(), ExchangeError> {
+        let (coming, fds) = self.peek(left.saturating_add(1))?;
+        if fds.is_empty() || coming.len() > left {
             return Ok(());
         }
         let kept = service.keep(self.last.taken, fds);
@@ -261,6 +250,9 @@ impl Exchange {
     }
 
     fn length(&self, service: &dyn Service, begun: &[u8]) -> Result<Length, ExchangeError> {
+        if begun.is_empty() {
+            return Ok(Length::AtLeast(1));
+        }
         let length = service.length(begun);
         let room = self.journal.limits().request;
         match length {

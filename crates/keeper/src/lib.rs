@@ -47,7 +47,7 @@
 //! * What a request does outside of the state (DMA, interrupts) is done again if the process dies
 //!   before the state is in force. That this does no harm is for the [`Service`] to see to.
 //! * Replies carry no descriptors.
-//! * A client that puts two requests into one `sendmsg` with descriptors has them kept for the first.
+//! * A client that puts two requests into one `sendmsg` with descriptors loses those.
 //! * A worker that hangs is not noticed, only one that ends.
 //! * It survives the death of a process, not that of the host.
 //! * Under systemd the worker's words go to `NOTIFY_SOCKET` as they are, but taking over what systemd

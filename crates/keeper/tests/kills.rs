@@ -110,7 +110,13 @@ impl Service for Adder {
         self.serial = serial;
         self.sum = self.sum.wrapping_add(value);
         self.let_go_of_all_but([self.file_at, at + 1]);
-        if u64_at(request, 24) == 1 {
+        let brings_file = self.held.contains_key(&format!("file-{at}"));
+        assert_eq!(
+            brings_file,
+            u64_at(request, 24) == 1,
+            "each has its own file"
+        );
+        if brings_file {
             self.file_at = at + 1;
         }
         let inode = self.file_at.checked_sub(1).map_or(0, |at| {
