@@ -116,8 +116,21 @@ impl Qmp {
                 QmpError::Timeout { waited, .. } => QmpError::NoGreeting { waited },
                 other => other,
             })?;
-        qmp.execute_by("qmp_capabilities", json!({}), deadline)?;
+        qmp.agree(deadline)?;
         Ok(qmp)
+    }
+
+    /// Ends the negotiation. Out-of-band commands are asked for, as [`Qmp::execute_out_of_band`] needs
+    /// them; a monitor that has none does without.
+    fn agree(&self, deadline: Instant) -> Result<(), QmpError> {
+        let with = json!({ "enable": ["oob"] });
+        match self.execute_by("qmp_capabilities", with, deadline) {
+            Err(QmpError::Refused { .. }) => {
+                self.execute_by("qmp_capabilities", json!({}), deadline)?;
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 
     /// The socket, if it was connected to by its path.
@@ -153,8 +166,30 @@ impl Qmp {
         arguments: Value,
         deadline: Instant,
     ) -> Result<Value, QmpError> {
+        self.run("execute", command, arguments, deadline)
+    }
+
+    /// Runs one of the few commands that QEMU carries out even while its main loop is held up, and
+    /// those before it wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn execute_out_of_band(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let deadline = Instant::now() + DEFAULT_TIMEOUT;
+        self.run("exec-oob", command, arguments, deadline)
+    }
+
+    fn run(
+        &self,
+        how: &str,
+        command: &str,
+        arguments: Value,
+        deadline: Instant,
+    ) -> Result<Value, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line = json!({ "execute": command, "id": id });
+        let mut line = json!({ "id": id });
+        line[how] = command.into();
         line["arguments"] = arguments;
         self.shared.lock().replies.insert(id, None);
         self.send(&line);

@@ -321,6 +321,17 @@ impl Qmp {
         self.execute("migrate_cancel", json!({})).map(drop)
     }
 
+    /// Closes the migration's stream under a QEMU that is held up by it: it waits, with all else, for
+    /// a destination that takes nothing more. The migration fails then, as if the link had been cut.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`]; refused if no migration is under way.
+    pub fn cut_migration(&self) -> Result<(), QmpError> {
+        let stream = json!({ "instances": [{ "type": "migration" }] });
+        self.execute_out_of_band("yank", stream).map(drop)
+    }
+
     /// `query-migrate`.
     ///
     /// # Errors

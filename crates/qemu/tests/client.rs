@@ -34,6 +34,7 @@ impl Peer {
         self.write(&GREETING.replace('\n', " "));
         let command = self.read().unwrap();
         assert_eq!(command["execute"], "qmp_capabilities");
+        assert_eq!(command["arguments"]["enable"], json!(["oob"]));
         self.answer(&command, &json!({}));
     }
 
@@ -98,6 +99,47 @@ fn handshake_with(bytes: Vec<u8>) -> QmpError {
     let error = Qmp::from_stream(ours, soon()).unwrap_err();
     peer.join().unwrap();
     error
+}
+
+/// Its main loop is held up: it answers what is out of band, and the rest when it goes on.
+#[test]
+fn a_stream_is_cut_under_a_qemu_that_answers_nothing_else() {
+    let (qmp, peer) = with_peer(|peer| {
+        let held_up = peer.read().unwrap();
+        assert_eq!(held_up["execute"], "query-migrate");
+        let cut = peer.read().unwrap();
+        assert_eq!(cut["exec-oob"], "yank");
+        assert_eq!(
+            cut["arguments"]["instances"],
+            json!([{ "type": "migration" }])
+        );
+        peer.answer(&cut, &json!({}));
+        peer.answer(&held_up, &json!({ "status": "failed" }));
+    });
+    let held_up = qmp.execute_by("query-migrate", json!({}), in_ms(10));
+    assert!(
+        matches!(held_up, Err(QmpError::Timeout { .. })),
+        "{held_up:?}"
+    );
+    qmp.cut_migration().unwrap();
+    peer.join().unwrap();
+}
+
+#[test]
+fn a_monitor_without_out_of_band_commands_is_used_as_it_is() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let peer = thread::spawn(move || {
+        let mut peer = Peer::new(theirs);
+        peer.write(&GREETING.replace('\n', " "));
+        let command = peer.read().unwrap();
+        peer.refuse(&command, "This monitor does not support Out-Of-Band (OOB)");
+        let command = peer.read().unwrap();
+        assert_eq!(command["execute"], "qmp_capabilities");
+        assert_eq!(command["arguments"], json!({}));
+        peer.answer(&command, &json!({}));
+    });
+    Qmp::from_stream(ours, soon()).unwrap();
+    peer.join().unwrap();
 }
 
 #[test]
