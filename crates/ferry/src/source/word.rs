@@ -1,9 +1,14 @@
 //! The word to run, and what has come of it.
 
+use std::time::Duration;
+
 use super::{ANSWER, MigrateError, RUN};
 use crate::commit::{self, Heard, Other, SourceThen};
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
 use crate::{Phase, Vm};
+
+/// How long to listen whether the link has ended: what has come is there.
+const LISTEN: Duration = Duration::from_micros(100);
 
 /// The destination was not seen to run the VM.
 #[derive(Debug)]
@@ -35,6 +40,13 @@ pub(super) fn tell_to_run(
 }
 
 fn give(link: &mut Link, word: &Message) -> Result<Arrival, (Heard, LinkError)> {
+    // A host that has ended is known by that, though its system would take the word from here and
+    // say only then that nobody is there.
+    match link.receive(LISTEN) {
+        Err(LinkError::Timeout(_)) => {}
+        Err(error) => return Err((Heard::NotSent, error)),
+        Ok(other) => return Err((Heard::NotSent, link::unexpected(&other))),
+    }
     // Half a message is none: the destination ends its QEMU when the link closes.
     link.send(word, ANSWER)
         .map_err(|error| (Heard::NotSent, error))?;
@@ -63,6 +75,7 @@ pub(super) fn keep_paused(vm: &Vm, error: &LinkError) -> MigrateError {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -114,6 +127,20 @@ mod tests {
             link.send(&Message::Goodbye, ANSWER).unwrap();
         });
         assert!(matches!(said, Err(NotRun::Unknown(_))));
+    }
+
+    /// Its system would take the word, and say only then that nobody is there.
+    #[test]
+    fn a_destination_that_ended_before_the_word_does_not_run_the_vm() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(listener.accept().unwrap());
+        let mut link = Link::agreed(Box::new(ours), NEWEST);
+        let said = tell_to_run(&mut link, &[], Afterwards::Nothing);
+        assert!(
+            matches!(said, Err(NotRun::Certain(LinkError::Closed))),
+            "{said:?}"
+        );
     }
 
     #[test]
