@@ -92,6 +92,11 @@ pub trait Model: Send {
         true
     }
 
+    /// Whether what the guest is connected with by this device can be reached: a network.
+    fn has_link(&mut self) -> bool {
+        true
+    }
+
     /// The state that [`load`](Self::load) needs to go on from here on another host.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ impl Endpoint {
         self.lock_model().has_state()
     }
 
+    /// Whether what the guest is connected with by it can be reached from here.
+    pub fn has_link(&self) -> bool {
+        self.lock_model().has_link()
+    }
+
     /// Who logs what a real device writes; `None` if nobody does, or its model does by itself.
     pub fn log_source(&self) -> Option<LogSource> {
         self.with_hardware(|hardware| hardware.log_source())?

@@ -162,6 +162,7 @@ impl Destination<'_> {
                 "the destination's device `{name}` is not connected to QEMU"
             ));
         }
+        reasons.extend(self.without_link());
         if !reasons.is_empty() {
             return Err(Refused(reasons).into());
         }
@@ -170,6 +171,18 @@ impl Destination<'_> {
         };
         link.send(&answer, ANSWER)?;
         Ok(*theirs)
+    }
+
+    /// Devices that would be cut off here. What runs at the source is better off there.
+    fn without_link(&self) -> impl Iterator<Item = String> {
+        let cut_off = |slot: &&Slot| !slot.endpoint.has_link();
+        self.slots.iter().filter(cut_off).map(|slot| {
+            format!(
+                "the destination's device `{}` has no link: see to its `uplink` there, and start \
+                 vferry and QEMU there anew",
+                slot.endpoint.name()
+            )
+        })
     }
 
     fn prepare(&self, link: &mut Link, asked: &Asked) -> Result<(), ReceiveError> {
@@ -212,6 +225,9 @@ impl Destination<'_> {
             }
             Afterwards::Nothing | Afterwards::Wake => None,
         };
+        if let Some(lost) = self.without_link().next() {
+            return Err(ReceiveError::Other(lost));
+        }
         let claimed = self.vm.claim();
         claimed.map_err(|error| ReceiveError::Other(error.to_string()))?;
         // QEMU takes `cont` also in the last moments of loading, and starts the VM when it is done.

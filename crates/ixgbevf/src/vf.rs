@@ -300,6 +300,12 @@ impl Model for Vf {
         self.counters.sent.frames
     }
 
+    fn has_link(&mut self) -> bool {
+        // An end that nobody has read yet is one.
+        let _ = self.link.peek();
+        self.link.is_up()
+    }
+
     fn inspect(&self) -> serde_json::Value {
         // All keys are strings and all values numbers or booleans.
         serde_json::to_value(self.counters()).unwrap_or_default()
