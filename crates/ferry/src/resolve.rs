@@ -45,7 +45,7 @@ pub fn answer(vm: &Vm, link: &mut Link, migration: &str) -> Result<(), LinkError
 /// # Errors
 /// When the other host has taken a disk of the VM, or QEMU does not let it run.
 pub fn run_here(vm: &Vm, qmp: &Qmp) -> Result<bool, String> {
-    precopy::see_running(vm, qmp)?;
+    precopy::see_running(vm, qmp).map_err(|error| error.to_string())?;
     let state = qmp.run_status().map_err(|error| error.to_string())?;
     Ok(state.status == RunState::Suspended)
 }

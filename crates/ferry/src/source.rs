@@ -1,6 +1,7 @@
 //! The source's part of a migration.
 
 mod choice;
+mod flow;
 mod outcome;
 pub(crate) mod precopy;
 mod verify;
@@ -27,6 +28,7 @@ use crate::report::{Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
+use precopy::NotSeen;
 use word::NotRun;
 
 /// How long the other side may take for an answer that needs no work.
@@ -504,6 +506,16 @@ impl Source<'_> {
         if phase > Phase::Check
             && let Err(why) = precopy::see_running(self.vm, self.qmp)
         {
+            if let NotSeen::QemuGone(_) = why {
+                return MigrateError::Uncertain {
+                    phase,
+                    why: error.to_string(),
+                    whereabouts: "This host's QEMU has ended, and the VM with it: the destination \
+                                  does not run it. Its log says why it ended; start the VM anew"
+                        .into(),
+                };
+            }
+            let why = why.to_string();
             // Unless it has taken a disk, which shows that it was told to run the VM.
             let taken = self.vm.claim().is_err();
             let other = if taken {

@@ -7,6 +7,7 @@ use qemu::migration::{MigrationInfo, MigrationStatus};
 use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
 
+use super::flow::Flow;
 use super::{Source, StepError};
 use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link, LinkError};
@@ -22,6 +23,17 @@ const TICK: Duration = Duration::from_millis(100);
 const LISTEN: Duration = Duration::from_millis(1);
 /// How long QEMU may take to open the dirty log, or to let the VM run again after a failure.
 const REACT: Duration = Duration::from_secs(10);
+
+/// The VM was not seen to run on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotSeen {
+    /// It has ended.
+    #[error("{0}")]
+    QemuGone(QmpError),
+    /// It may do so yet.
+    #[error("{0}")]
+    Other(String),
+}
 
 /// A VM that has been sent.
 #[derive(Debug)]
@@ -63,6 +75,8 @@ fn send(
     // What the guest had programmed at the stop that was at this time.
     let mut functions: Option<(Option<Instant>, Vec<Function>)> = None;
     let mut cancelled = false;
+    let mut flow = Flow::new(source.facts.machine.base_memory);
+    let mut stalled = None;
     let mut told = Instant::now();
     let (info, completed) = loop {
         let watch = cooperation.as_ref().and_then(|with| with.interval());
@@ -106,6 +120,7 @@ fn send(
                         phase: Phase::Quiesce,
                     });
                     cooperation.quiesce()?;
+                    flow.go_on();
                 }
                 if let Some(sleep) = sleep.as_deref_mut()
                     && sleep.is_its_turn(&info)
@@ -114,7 +129,9 @@ fn send(
                     progress(Progress::Phase { phase: *phase });
                     sleep.fall_asleep(&mut events, &source.cancel)?;
                     source.vm.set_asleep();
+                    flow.go_on();
                 }
+                stalled = stalled.or_else(|| flow.stalls(&info));
                 info.status.is_over().then(Instant::now)
             }
         };
@@ -125,14 +142,14 @@ fn send(
         if let Some(at) = over {
             break (source.qmp.migration()?, at);
         }
-        if !cancelled && source.cancel.load(Ordering::Acquire) {
+        if !cancelled && (stalled.is_some() || source.cancel.load(Ordering::Acquire)) {
             source.qmp.migrate_cancel()?;
             cancelled = true;
         }
     };
     match info.status {
         MigrationStatus::Completed => {}
-        MigrationStatus::Cancelled => return Err(StepError::Cancelled),
+        MigrationStatus::Cancelled => return Err(stalled.map_or(StepError::Cancelled, hangs)),
         _ => return Err(StepError::Other(reason(&info))),
     }
     let stop = source.vm.timeline().stopping;
@@ -195,6 +212,14 @@ fn listen(link: &mut Link) -> Result<(), StepError> {
     }
 }
 
+/// The other side hangs.
+fn hangs(still: Duration) -> StepError {
+    StepError::Other(format!(
+        "the destination has taken nothing of the VM for {still:.0?}: its vferry or its QEMU hangs, or \
+         the network between both QEMUs does"
+    ))
+}
+
 /// Waits for QEMU to open the dirty log, as it does before its first pass.
 fn wait_logging(source: &Source<'_>) -> Result<(), StepError> {
     let deadline = Instant::now() + REACT;
@@ -222,31 +247,47 @@ fn no_log(source: &Source<'_>) -> StepError {
 
 /// After a failure that the destination knows of or will see, before or in place of the word to run:
 /// QEMU lets the VM run again by itself, or is told to when it had completed; the devices follow.
-pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), String> {
-    let _ = qmp.migrate_cancel();
+pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), NotSeen> {
+    if let Err(QmpError::Timeout { .. }) = qmp.migrate_cancel() {
+        // While it sends the last part it does nothing else, and nobody takes that.
+        tracing::warn!("QEMU does not answer: its stream is cut");
+        let _ = qmp.cut_migration();
+    }
     let deadline = Instant::now() + REACT;
     let mut events = qmp.events();
     loop {
-        let status = qmp.run_status().map_err(|error| error.to_string())?;
-        let over = qmp.migration().map_err(|error| error.to_string())?;
+        let status = qmp.run_status()?;
+        let over = qmp.migration()?;
         let under_way = !over.status.is_over() && over.status != MigrationStatus::None;
         let runs = status.running || status.status == RunState::Suspended;
         if runs && !under_way {
-            vm.claim().map_err(|error| error.to_string())?;
+            vm.claim()
+                .map_err(|error| NotSeen::Other(error.to_string()))?;
             // Nothing has come from the rings if the sidecar was the one that failed.
             vm.run_again();
             return Ok(());
         }
         if status.status == RunState::PostMigrate {
-            vm.claim().map_err(|error| error.to_string())?;
+            vm.claim()
+                .map_err(|error| NotSeen::Other(error.to_string()))?;
             // Refused as long as the destination's QEMU has not let go of shared disks.
             let _ = qmp.cont();
         }
         if Instant::now() > deadline {
-            return Err(format!("QEMU reports {:?}", status.status));
+            let why = format!("QEMU reports {:?}", status.status);
+            return Err(NotSeen::Other(why));
         }
         // RESUME is what is waited for; any event is a reason to look again.
         let _ = events.next(Instant::now() + TICK);
+    }
+}
+
+impl From<QmpError> for NotSeen {
+    fn from(error: QmpError) -> Self {
+        match error {
+            QmpError::Disconnected { .. } => Self::QemuGone(error),
+            error => Self::Other(error.to_string()),
+        }
     }
 }
 

@@ -135,6 +135,7 @@ mod tests {
     use crate::digest::Secret;
     use crate::link::{DigestKey, Link, greeting};
     use crate::sleep::Bedtime;
+    use crate::source::precopy::{NotSeen, see_running};
     use crate::source::{Options, Source};
     use crate::vm::StageName;
     use crate::{Controls, Protection, resolve};
@@ -223,6 +224,24 @@ mod tests {
         let why = resolve::run_here(&vm, &qmp).unwrap_err();
         assert!(why.contains("PostMigrate"), "{why}");
         assert!(vm.unsettled().is_some());
+    }
+
+    #[test]
+    fn a_vm_whose_qemu_has_ended_is_not_said_to_be_anywhere() {
+        let vm = unsettled();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let greets = std::thread::spawn(move || {
+            let version = json!({ "qemu": { "micro": 0, "minor": 1, "major": 11 }, "package": "" });
+            let mut lines = BufReader::new(theirs.try_clone().unwrap());
+            let greeting = json!({ "QMP": { "version": version, "capabilities": [] } });
+            writeln!(&theirs, "{greeting}").unwrap();
+            lines.read_line(&mut String::new()).unwrap();
+            writeln!(&theirs, "{}", json!({ "return": {}, "id": 1 })).unwrap();
+        });
+        let qmp = Qmp::from_stream(ours, Instant::now() + Duration::from_secs(10)).unwrap();
+        greets.join().unwrap();
+        let seen = see_running(&vm, &qmp);
+        assert!(matches!(seen, Err(NotSeen::QemuGone(_))), "{seen:?}");
     }
 
     #[test]
