@@ -10,6 +10,7 @@
 
 mod bench;
 mod demo;
+mod faults;
 mod fmt;
 mod fuzz;
 mod house;
@@ -53,8 +54,10 @@ enum Command {
     },
     /// Check formatting, clippy's lints, the house's own, and the dependencies.
     Lint,
-    /// Run all tests, those with a VM too.
-    Test,
+    /// Run all tests, those with a VM too; or only some kind.
+    Test(test::Test),
+    /// Round trips under load, with a fault of the matrix now and then, until something is wrong.
+    Soak(faults::Soak),
     /// Run the fuzz targets, each for a bounded time.
     Fuzz(fuzz::Fuzz),
     /// Measure what vferry promises, and print it.
@@ -73,12 +76,13 @@ fn main() -> Result<ExitCode> {
         Command::Demo(demo) => return demo::run(&demo),
         Command::PowerCut(options) => return power_cut::run(&options),
         Command::Nested(arguments) => return nested::run(&arguments),
+        Command::Test(options) => return test::run(&options),
+        Command::Soak(soak) => return faults::soak(&soak),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),
         Command::Fuzz(fuzz) => fuzz::run(&fuzz),
         Command::Lint => lint::run(),
-        Command::Test => test::run(),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

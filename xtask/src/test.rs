@@ -1,10 +1,13 @@
 //! `cargo xtask test`
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
 use lab::{Lab, progress_on_stderr};
 
+use crate::faults::{self, Faults};
 use crate::workspace::{Step, cargo, run as run_command};
 
 /// What a full test run is, in order: quick answers first. A new kind of test is one more line.
@@ -17,7 +20,27 @@ const STEPS: &[Step] = &[
 /// The packages whose `tests/` boot guests.
 const NEED_VM: &[&str] = &["lab", "testbed"];
 
-pub(crate) fn run() -> Result<()> {
+/// Runs all tests, or one kind.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    #[command(subcommand)]
+    kind: Option<Kind>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kind {
+    /// Have every party of a migration fail in every phase, and print what came of it.
+    Faults(Faults),
+}
+
+pub(crate) fn run(options: &Test) -> Result<ExitCode> {
+    match &options.kind {
+        Some(Kind::Faults(options)) => faults::run(options),
+        None => all().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn all() -> Result<()> {
     let started = Instant::now();
     for (number, (name, step)) in (1..).zip(STEPS) {
         eprintln!("xtask: [{number}/{}] {name}", STEPS.len());

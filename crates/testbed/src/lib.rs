@@ -10,6 +10,8 @@
 //! It looks into nothing: everything is measured from outside, by the peer, by the guest, by QEMU's
 //! monitor and by the commands' own output.
 
+mod dice;
+pub mod faults;
 mod host;
 mod migration;
 mod nested;

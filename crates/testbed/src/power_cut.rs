@@ -19,6 +19,7 @@ use load_format::journal;
 use qemu::QmpError;
 use serde::Serialize;
 
+use crate::dice::Dice;
 use crate::{Devices, Host, Options, Programs, Testbed};
 
 /// How long anything may take that takes seconds on an idle machine.
@@ -73,7 +74,7 @@ pub fn power_cuts(
     let mut bench = Bench {
         testbed,
         image,
-        dice: Dice(seed),
+        dice: Dice::new(seed),
         longest: Duration::ZERO,
         cuts: Cuts::default(),
     };
@@ -269,29 +270,4 @@ fn wait_for_more(host: &Host) -> Result<()> {
         std::thread::sleep(LOOK);
     }
     Ok(())
-}
-
-/// Numbers that follow from the first (Marsaglia's xorshift64).
-#[derive(Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        let mut x = self.0.max(1);
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.0 = x;
-        x
-    }
-
-    /// One of `sides`, from 0.
-    fn throw(&mut self, sides: u64) -> u64 {
-        (self.next() >> 11) % sides
-    }
-
-    /// A moment up to `limit` from now.
-    fn moment(&mut self, limit: Duration) -> Duration {
-        Duration::from_micros(self.throw(u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)))
-    }
 }

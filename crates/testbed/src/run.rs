@@ -322,7 +322,11 @@ impl Testbed {
         self.run_migrate_by(to, self.options.strategy)
     }
 
-    fn run_migrate_by(&self, to: &Host, strategy: Option<Strategy>) -> Result<Report> {
+    /// The same, by this strategy.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_migrate_by(&self, to: &Host, strategy: Option<Strategy>) -> Result<Report> {
         let mut command = self.host.command("migrate");
         command
             .args(["--json", "--to", &to.link])
