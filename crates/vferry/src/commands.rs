@@ -56,6 +56,10 @@ struct Run {
     /// UNSOUND, LOSES DATA: switch off one law of migration, to prove that the checks see it.
     #[arg(long, value_name = "LAW", hide_short_help = true)]
     unsound_control: Option<UnsoundControl>,
+    /// UNPROTECTED, FOR DEBUGGING: keep all privileges that the process was started with, so that
+    /// whoever takes it over by a fault has them too.
+    #[arg(long, hide_short_help = true)]
+    keep_privileges_for_debugging: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -243,7 +247,12 @@ impl GiveBackRecord {
 impl Run {
     fn run(&self, config: Config) -> ExitCode {
         let keeper = Arc::new(Keeper::new(&config));
-        let result = daemon::run(config, &keeper, self.controls());
+        let confinement = if self.keep_privileges_for_debugging {
+            daemon::Confinement::None
+        } else {
+            daemon::Confinement::Full
+        };
+        let result = daemon::run(config, &keeper, self.controls(), confinement);
         keeper.finish(status(result))
     }
 

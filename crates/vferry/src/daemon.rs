@@ -2,6 +2,7 @@
 
 mod acpi;
 mod at_work;
+mod confinement;
 mod control;
 mod devices;
 mod link;
@@ -31,6 +32,7 @@ use crate::config::{Config, Endpoint, Guest, Protection, Settings};
 use crate::host::Keeper;
 use crate::stream::{BoundSocket, Listener};
 use at_work::AtWork;
+pub(crate) use confinement::Confinement;
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
@@ -69,7 +71,12 @@ struct Shared {
 ///
 /// # Errors
 /// When a socket, a device's uplink or a thread cannot be had.
-pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> anyhow::Result<()> {
+pub(crate) fn run(
+    config: Config,
+    keeper: &Arc<Keeper>,
+    controls: Controls,
+    confinement: Confinement,
+) -> anyhow::Result<()> {
     if let Protection::Tls { folder, peers } = &config.protection {
         tls::check(folder, peers).with_context(|| {
             let (path, line) = (config.origin.path.display(), config.origin.link_line);
@@ -98,6 +105,8 @@ pub(crate) fn run(config: Config, keeper: &Arc<Keeper>, controls: Controls) -> a
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
     let link = Listener::bind(&config.link)
         .with_context(|| format!("listening for other hosts at {}", config.link))?;
+    // All is open, and no thread of those that serve has been started.
+    confinement.begin(&config)?;
     let shared = Arc::new(Shared {
         config,
         vm: vm.clone(),
