@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use local_socket::Access;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
@@ -44,23 +45,34 @@ pub struct Sidecar {
     config: Config,
     log: Arc<LogSlot>,
     stopper: Stopper,
+    access: Access,
 }
 
 impl Sidecar {
-    /// Listens on a new socket at `path`, in the place of one that nobody serves any more.
+    /// Listens on a new socket at `path`, in the place of one that nobody serves any more. This
+    /// process's user and root may connect.
     ///
     /// # Errors
     /// When the path is in use or cannot be made a socket.
     pub fn bind(path: impl AsRef<Path>, config: Config) -> Result<Self, Error> {
+        Self::bind_for(path, config, Access::default())
+    }
+
+    /// The same, for others.
+    ///
+    /// # Errors
+    /// When the path is in use or cannot be made a socket.
+    pub fn bind_for(path: impl AsRef<Path>, config: Config, access: Access) -> Result<Self, Error> {
         let path = path.as_ref();
         let failed = |source| Error::Bind {
             path: path.to_owned(),
             source,
         };
         remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = access.bind(path).map_err(failed)?;
         let mut sidecar = Self::from_listener(listener, config)?;
         sidecar.path = Some(path.to_owned());
+        sidecar.access = access;
         Ok(sidecar)
     }
 
@@ -77,6 +89,7 @@ impl Sidecar {
             config,
             log: Arc::default(),
             stopper: Stopper::new()?,
+            access: Access::default(),
         })
     }
 
@@ -105,8 +118,12 @@ impl Sidecar {
                 PollFd::new(&self.stopper.event, PollFlags::IN),
             ];
             poll::wait(&mut fds, Remaining::Forever)?;
-            if let Some(stream) = accept(&self.listener)? {
-                self.serve_one(&stream, hooks)?;
+            let Some(stream) = accept(&self.listener)? else {
+                continue;
+            };
+            match self.access.admit(&stream) {
+                Ok(()) => self.serve_one(&stream, hooks)?,
+                Err(refused) => tracing::warn!("{refused}"),
             }
         }
         Ok(())

@@ -30,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Guest memory in bytes.
     pub memory: u64,
+    /// The group that may use its sockets, beside its user and root.
+    pub socket_group: Option<u32>,
     /// QEMU's `-machine` type.
     pub machine: String,
     /// QEMU's monitor.

@@ -21,6 +21,7 @@ use ferry::check::{DeviceFacts, Facts};
 use ferry::restore::Slot;
 use ferry::vm::Drainer;
 use ferry::{Controls, Vm};
+use local_socket::Access;
 use qemu::migration::MigrationSettings;
 use qemu::stream_tls::{StreamSide, StreamTls};
 use qemu::system::RunState;
@@ -85,10 +86,13 @@ pub(crate) fn run(
     }
     let (ended, end) = mpsc::channel();
     // First: who has it is the one process that serves this VM.
-    let control = bind(&config.control)?;
+    let access = Access {
+        group: config.socket_group,
+    };
+    let control = bind(&config.control, access)?;
     keeper.take()?;
-    let (devices, guest) = devices::open(&config)?;
-    let mut sidecar = Sidecar::bind(&config.sidecar, sidecar::Config::default())
+    let (devices, guest) = devices::open(&config, access)?;
+    let mut sidecar = Sidecar::bind_for(&config.sidecar, sidecar::Config::default(), access)
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
     let table = acpi::write(&config)?;
     let endpoints = devices
@@ -103,7 +107,7 @@ pub(crate) fn run(
         controls,
     );
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
-    let link = Listener::bind(&config.link)
+    let link = Listener::bind(&config.link, access)
         .with_context(|| format!("listening for other hosts at {}", config.link))?;
     // All is open, and no thread of those that serve has been started.
     confinement.begin(&config)?;
@@ -129,7 +133,7 @@ pub(crate) fn run(
         }
     })?;
     let serving = devices::serve(devices, &shared, &ended)?;
-    control::serve(control.listener.try_clone()?, &shared)?;
+    control::serve(control.listener.try_clone()?, access, &shared)?;
     link::serve(link.try_clone()?, &shared)?;
     tracing::info!(vm = shared.config.name, "serving");
 
@@ -287,8 +291,8 @@ impl Shared {
     }
 }
 
-fn bind(path: &Path) -> anyhow::Result<BoundSocket> {
-    BoundSocket::bind(path).with_context(|| format!("listening on {}", path.display()))
+fn bind(path: &Path, access: Access) -> anyhow::Result<BoundSocket> {
+    BoundSocket::bind(path, access).with_context(|| format!("listening on {}", path.display()))
 }
 
 fn catch_signals(ended: Sender<End>) -> anyhow::Result<()> {

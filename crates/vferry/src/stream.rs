@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ferry::link::Stream;
+use local_socket::Access;
 use tls::PeerName;
 
 use crate::config::{Config, Endpoint, Protection};
@@ -83,16 +84,16 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    pub(crate) fn bind(at: &Endpoint) -> io::Result<Self> {
+    pub(crate) fn bind(at: &Endpoint, access: Access) -> io::Result<Self> {
         Ok(match at {
-            Endpoint::Unix(path) => Self::Unix(BoundSocket::bind(path)?),
+            Endpoint::Unix(path) => Self::Unix(BoundSocket::bind(path, access)?),
             Endpoint::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
         })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Acceptor> {
         Ok(match self {
-            Self::Unix(bound) => Acceptor::Unix(bound.listener.try_clone()?),
+            Self::Unix(bound) => Acceptor::Unix(bound.listener.try_clone()?, bound.access),
             Self::Tcp(listener) => Acceptor::Tcp(listener.try_clone()?),
         })
     }
@@ -101,7 +102,7 @@ impl Listener {
 /// Takes connections; its socket's file belongs to somebody else.
 #[derive(Debug)]
 pub(crate) enum Acceptor {
-    Unix(UnixListener),
+    Unix(UnixListener, Access),
     Tcp(TcpListener),
 }
 
@@ -114,7 +115,11 @@ pub(crate) enum Stranger {
 impl Acceptor {
     pub(crate) fn accept(&self) -> io::Result<Stranger> {
         Ok(match self {
-            Self::Unix(listener) => Stranger::Unix(listener.accept()?.0),
+            Self::Unix(listener, access) => {
+                let stream = listener.accept()?.0;
+                access.admit(&stream).map_err(io::Error::other)?;
+                Stranger::Unix(stream)
+            }
             Self::Tcp(listener) => Stranger::Tcp(tuned(listener.accept()?.0)?),
         })
     }
@@ -125,12 +130,13 @@ impl Acceptor {
 pub(crate) struct BoundSocket {
     pub(crate) listener: UnixListener,
     path: PathBuf,
+    access: Access,
 }
 
 impl BoundSocket {
     /// Listens at `path`, in the place of a socket that nobody serves any more.
-    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        let bind = || UnixListener::bind(path);
+    pub(crate) fn bind(path: &Path, access: Access) -> io::Result<Self> {
+        let bind = || access.bind(path);
         let listener = match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if UnixStream::connect(path).is_ok() {
@@ -147,6 +153,7 @@ impl BoundSocket {
         Ok(Self {
             listener: listener?,
             path: path.into(),
+            access,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use local_socket::Access;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -25,6 +26,7 @@ pub struct Server {
     bound: Option<Bound>,
     stop: Stopper,
     options: Options,
+    access: Access,
 }
 
 /// How long to be patient with a client.
@@ -70,20 +72,28 @@ pub enum BindError {
 
 impl Server {
     /// Listens on a new socket at `path`, and removes it when dropped. A socket that a dead server
-    /// left behind is replaced. Who may connect is up to the permissions of its folder.
+    /// left behind is replaced. This process's user and root may connect.
     ///
     /// # Errors
     /// [`BindError`] says what is in the way.
     pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
+        Self::bind_for(path, Access::default())
+    }
+
+    /// The same, for others.
+    ///
+    /// # Errors
+    /// [`BindError`] says what is in the way.
+    pub fn bind_for(path: impl AsRef<Path>, access: Access) -> Result<Self, BindError> {
         let path = path.as_ref();
         let system = |source| BindError::System {
             path: path.to_owned(),
             source,
         };
-        let listener = match UnixListener::bind(path) {
+        let listener = match access.bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_abandoned(path)?;
-                UnixListener::bind(path)
+                access.bind(path)
             }
             bound => bound,
         };
@@ -91,6 +101,7 @@ impl Server {
         let bound = Bound::new(path).map_err(system)?;
         let mut server = Self::from_listener(listener)?;
         server.bound = Some(bound);
+        server.access = access;
         Ok(server)
     }
 
@@ -110,6 +121,7 @@ impl Server {
             bound: None,
             stop,
             options: Options::default(),
+            access: Access::default(),
         })
     }
 
@@ -137,7 +149,10 @@ impl Server {
                 Err(errno) => return Err(ServeError::Accept(errno)),
             }
             match self.listener.accept() {
-                Ok((stream, _)) => return self.serve_stream(stream, None, backend),
+                Ok((stream, _)) => match self.access.admit(&stream) {
+                    Ok(()) => return self.serve_stream(stream, None, backend),
+                    Err(refused) => tracing::warn!("{refused}"),
+                },
                 Err(error) => match Errno::from_io_error(&error) {
                     Some(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
                     errno => return Err(ServeError::Accept(errno.unwrap_or(Errno::IO))),

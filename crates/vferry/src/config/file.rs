@@ -23,10 +23,11 @@ pub(super) struct File {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct VmSection {
     pub(super) name: Text,
     pub(super) memory: Text,
+    pub(super) socket_group: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]

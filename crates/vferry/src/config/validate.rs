@@ -74,6 +74,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             origin,
             name: name?,
             memory: memory?,
+            socket_group: file.vm.socket_group,
             machine,
             qmp: qmp?,
             iommu,

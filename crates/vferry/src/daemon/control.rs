@@ -10,6 +10,7 @@ use anyhow::Context;
 use ferry::link::Link;
 use ferry::root_port;
 use ferry::source::{Options, Source};
+use local_socket::Access;
 use qemu::Place;
 use qemu::stream_tls::StreamSide;
 
@@ -26,7 +27,11 @@ pub(super) const GREETING: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Result<()> {
+pub(super) fn serve(
+    listener: UnixListener,
+    access: Access,
+    shared: &Arc<Shared>,
+) -> anyhow::Result<()> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
         .name("control".into())
@@ -34,6 +39,7 @@ pub(super) fn serve(listener: UnixListener, shared: &Arc<Shared>) -> anyhow::Res
             for stream in listener.incoming() {
                 let shared = Arc::clone(&shared);
                 let serve_one = move |stream: UnixStream| {
+                    access.admit(&stream).map_err(std::io::Error::other)?;
                     let spawned = thread::Builder::new()
                         .name("command".into())
                         .spawn(move || answer(&shared, Control::new(stream)));

@@ -11,6 +11,7 @@ use endpoint::Endpoint;
 use endpoint::engine::Engine;
 use ferry::restore::Slot;
 use ferry::root_port;
+use local_socket::Access;
 use qemu::{Iommu, Place};
 use vfio_user::{Ended, Server, Stopper};
 
@@ -31,7 +32,10 @@ pub(super) struct Serving {
 }
 
 /// The devices, with the control device behind those that it speaks for, and the way to the guest.
-pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
+pub(super) fn open(
+    config: &Config,
+    access: Access,
+) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
     let of_host = |device: &&config::Device| matches!(device.settings, Settings::Host(_));
     let functions = config.devices.iter().filter(of_host).count();
     passthrough::locked::room_for(functions as u64, config.memory)?;
@@ -47,7 +51,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
         } else {
             Endpoint::without_log(&device.name, space, model)
         };
-        devices.push(bind(place, config.iommu, endpoint?).with_context(context)?);
+        devices.push(bind(place, access, config.iommu, endpoint?).with_context(context)?);
     }
     let Some(guest) = &config.guest else {
         return Ok((devices, None));
@@ -60,7 +64,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<(Vec<Device>, Option<ferry
     control.place(&root_port::locations(&slots, &[]))?;
     let place = (Place::MainBus(guest.address), guest.socket.as_path());
     let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
-    devices.push(bind(place, config.iommu, endpoint.clone()).with_context(context)?);
+    devices.push(bind(place, access, config.iommu, endpoint.clone()).with_context(context)?);
     let guest = ferry::Guest {
         control,
         endpoint,
@@ -96,10 +100,11 @@ fn hardware_keeps_log(asked: DirtyLog, source: Option<LogSource>) -> anyhow::Res
 
 fn bind(
     (place, socket): (Place, &Path),
+    access: Access,
     iommu: Option<Iommu>,
     endpoint: Endpoint,
 ) -> anyhow::Result<Device> {
-    let server = Server::bind(socket)?;
+    let server = Server::bind_for(socket, access)?;
     Ok(Device {
         slot: Slot {
             endpoint,
