@@ -6,7 +6,10 @@
 mod digest;
 mod doorbell;
 mod guest_module;
+mod log;
 mod passthrough;
+
+use std::fs;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
@@ -25,7 +28,7 @@ pub(crate) struct Bench {
     report: Form,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Benchmark {
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
@@ -33,6 +36,8 @@ enum Benchmark {
     Digest,
     /// Doorbells of the `NVMe` controller: trapped, as they are, or in a page that is looked at.
     Doorbell,
+    /// Logged DMA beside DMA that is not, and what finding and marking pages takes.
+    Log,
     /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
     Passthrough,
 }
@@ -80,10 +85,11 @@ struct Variant {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let report = match bench.benchmark {
+    let report = match &bench.benchmark {
         Benchmark::GuestModule => guest_module::run(bench.quick)?,
         Benchmark::Digest => digest::run(bench.quick)?,
         Benchmark::Doorbell => doorbell::run(bench.quick)?,
+        Benchmark::Log => log::run(bench.quick)?,
         Benchmark::Passthrough => passthrough::run(bench.quick)?,
     };
     match bench.report {
@@ -95,7 +101,15 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 
 /// Puts the values of each variant, the first of them the one to compare with, beside each other.
 fn variants<const N: usize>(names: [&'static str; N], runs: [Vec<f64>; N]) -> Vec<Variant> {
-    let first = runs[0].clone();
+    variants_of(names.into_iter().zip(runs).collect())
+}
+
+/// The same, of as many as there are.
+fn variants_of(runs: Vec<(&'static str, Vec<f64>)>) -> Vec<Variant> {
+    let first = runs
+        .first()
+        .map(|(_, runs)| runs.clone())
+        .unwrap_or_default();
     let variant = |(name, runs): (&'static str, Vec<f64>)| Variant {
         name,
         min: runs.iter().copied().fold(f64::INFINITY, f64::min),
@@ -105,7 +119,23 @@ fn variants<const N: usize>(names: [&'static str; N], runs: [Vec<f64>; N]) -> Ve
         paired_ratio: median(&ratios(&runs, &first)),
         runs,
     };
-    names.into_iter().zip(runs).map(variant).collect()
+    runs.into_iter().map(variant).collect()
+}
+
+/// The kernel, the processor and how many of them there are.
+fn machine() -> Result<String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let of_processors = fs::read_to_string("/proc/cpuinfo")?;
+    let model = of_processors.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == "model name").then(|| value.trim())
+    });
+    Ok(format!(
+        "{}, {} processors ({})",
+        kernel.trim(),
+        std::thread::available_parallelism()?,
+        model.unwrap_or("model unknown")
+    ))
 }
 
 fn ratios(values: &[f64], to: &[f64]) -> Vec<f64> {

@@ -76,7 +76,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
 }
 
 /// This thread, and those that it starts, run on one of the processors that there are.
-fn one_processor() -> Result<()> {
+pub(super) fn one_processor() -> Result<()> {
     let allowed = sched_getaffinity(None)?;
     let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
     let mut one = CpuSet::new();
