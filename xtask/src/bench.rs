@@ -7,9 +7,11 @@ mod digest;
 mod doorbell;
 mod guest_module;
 mod log;
+mod mmio;
 mod passthrough;
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
@@ -38,6 +40,12 @@ enum Benchmark {
     Doorbell,
     /// Logged DMA beside DMA that is not, and what finding and marking pages takes.
     Log,
+    /// Registers read and written by a bare client, beside a bare socket.
+    Mmio {
+        /// Also beside this server: the `gpio-pci-idio-16` sample of libvfio-user, built.
+        #[arg(long, value_name = "PROGRAM")]
+        libvfio_user: Option<PathBuf>,
+    },
     /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
     Passthrough,
 }
@@ -90,6 +98,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Benchmark::Digest => digest::run(bench.quick)?,
         Benchmark::Doorbell => doorbell::run(bench.quick)?,
         Benchmark::Log => log::run(bench.quick)?,
+        Benchmark::Mmio { libvfio_user } => mmio::run(bench.quick, libvfio_user.as_deref())?,
         Benchmark::Passthrough => passthrough::run(bench.quick)?,
     };
     match bench.report {

@@ -39,7 +39,7 @@
 //! in all variants. The trapped variant's client is a thread more than the others have, which counts on
 //! two processors.
 
-mod client;
+pub(super) mod client;
 mod driver;
 mod mapped;
 

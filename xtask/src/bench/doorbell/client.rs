@@ -20,7 +20,7 @@ const PROPOSAL: &[u8] =
     b"\0\0\0\0{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576}}\0";
 
 /// A client that has agreed on the version.
-pub(super) struct Client {
+pub(in crate::bench) struct Client {
     stream: UnixStream,
     last_id: u16,
     /// Kept, so that a doorbell allocates nothing.
@@ -28,7 +28,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn connect(socket: &Path) -> Result<Self> {
+    pub(in crate::bench) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut this = Self {
@@ -43,7 +43,7 @@ impl Client {
     }
 
     /// Makes all of `file` the device's memory from address 0 on.
-    pub(super) fn map(&mut self, file: BorrowedFd<'_>, size: u64) -> Result<()> {
+    pub(in crate::bench) fn map(&mut self, file: BorrowedFd<'_>, size: u64) -> Result<()> {
         let map = dma::Map {
             argsz: u32::try_from(size_of::<dma::Map>())?,
             flags: dma::MAP_READ | dma::MAP_WRITE,
@@ -66,7 +66,7 @@ impl Client {
 
     /// A posted write, as QEMU sends those to a BAR from the vCPU's thread: one system call, and
     /// nobody waits for an answer.
-    pub(super) fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<()> {
+    pub(in crate::bench) fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<()> {
         let count = u32::try_from(data.len())?;
         let access = region::Access {
             offset,
@@ -79,7 +79,7 @@ impl Client {
     }
 
     /// Reads a register of 32 bits, after all that was written.
-    pub(super) fn read(&mut self, region: u32, offset: u64) -> Result<u32> {
+    pub(in crate::bench) fn read(&mut self, region: u32, offset: u64) -> Result<u32> {
         let access = region::Access {
             offset,
             region,
