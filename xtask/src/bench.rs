@@ -9,13 +9,25 @@ mod guest_module;
 mod log;
 mod mmio;
 mod passthrough;
+mod report;
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+
+/// Of `docs/performance.md`.
+const HEAD: &str = "\
+# Performance
+
+What `cargo xtask bench all` printed: the benchmarks that need no guest. Each compares ways to do
+one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
+ratios say something about another machine, and the median of each round's ratio is the one that is
+least disturbed by what else this one did.
+";
 
 /// Measures, and prints what it measured.
 #[derive(Debug, Args)]
@@ -32,6 +44,8 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Benchmark {
+    /// All that need no guest.
+    All,
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
     /// Digests of guest memory, beside reading it.
@@ -55,6 +69,8 @@ enum Form {
     /// A table in Markdown.
     Md,
     Json,
+    /// A page with charts.
+    Html,
 }
 
 /// What was measured.
@@ -66,6 +82,8 @@ struct Report {
     machine: String,
     /// One for each quantity; all of the same runs.
     tables: Vec<Table>,
+    /// What it should be, whether it is, and if not what keeps it.
+    goals: Vec<String>,
 }
 
 /// One quantity.
@@ -93,19 +111,57 @@ struct Variant {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let report = match &bench.benchmark {
-        Benchmark::GuestModule => guest_module::run(bench.quick)?,
-        Benchmark::Digest => digest::run(bench.quick)?,
-        Benchmark::Doorbell => doorbell::run(bench.quick)?,
-        Benchmark::Log => log::run(bench.quick)?,
-        Benchmark::Mmio { libvfio_user } => mmio::run(bench.quick, libvfio_user.as_deref())?,
-        Benchmark::Passthrough => passthrough::run(bench.quick)?,
+    let reports = match &bench.benchmark {
+        Benchmark::All => {
+            let all = [
+                Benchmark::Digest,
+                Benchmark::Doorbell,
+                Benchmark::Log,
+                Benchmark::Mmio { libvfio_user: None },
+            ];
+            let reports: Result<_> = all.iter().map(|one| alone(one, bench.quick)).collect();
+            reports?
+        }
+        one => vec![alone(one, bench.quick)?],
     };
     match bench.report {
-        Form::Md => print_markdown(&report),
-        Form::Json => println!("{}", serde_json::to_string(&report)?),
+        Form::Md => {
+            if matches!(bench.benchmark, Benchmark::All) {
+                println!("{HEAD}");
+            }
+            for report in &reports {
+                println!("{}", report::markdown(report));
+            }
+        }
+        Form::Json => {
+            for report in &reports {
+                println!("{}", serde_json::to_string(report)?);
+            }
+        }
+        Form::Html => print!("{}", report::html(&reports)),
     }
     Ok(())
+}
+
+/// In a thread of its own: some keep theirs on one processor.
+fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
+    let measure = || match benchmark {
+        Benchmark::All => bail!("all of them are many"),
+        Benchmark::GuestModule => guest_module::run(quick),
+        Benchmark::Digest => digest::run(quick),
+        Benchmark::Doorbell => doorbell::run(quick),
+        Benchmark::Log => log::run(quick),
+        Benchmark::Mmio { libvfio_user } => mmio::run(quick, libvfio_user.as_deref()),
+        Benchmark::Passthrough => passthrough::run(quick),
+    };
+    let done = thread::scope(|scope| scope.spawn(measure).join());
+    done.map_err(|_| anyhow!("the benchmark panicked"))?
+}
+
+/// A goal, and what was found.
+fn goal(what: &str, is: f64, met: bool, floor: &str) -> String {
+    let outcome = if met { "met" } else { "**missed**" };
+    format!("Goal: {what}. Found: {is:.3}; {outcome}. {floor}")
 }
 
 /// Puts the values of each variant, the first of them the one to compare with, beside each other.
@@ -163,30 +219,6 @@ fn median(values: &[f64]) -> f64 {
         0 => f64::NAN,
         len if len % 2 == 1 => sorted[middle],
         _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
-fn print_markdown(report: &Report) {
-    println!("## {}\n\n{}", report.name, report.machine);
-    for table in &report.tables {
-        println!(
-            "\n{}\n\n\
-             | variant | runs | min | median | max | ratio of medians | median of paired ratios |\n\
-             |---|---|---|---|---|---|---|",
-            table.what
-        );
-        for variant in &table.variants {
-            println!(
-                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3} |",
-                variant.name,
-                variant.runs.len(),
-                variant.min,
-                variant.median,
-                variant.max,
-                variant.ratio,
-                variant.paired_ratio
-            );
-        }
     }
 }
 

@@ -121,6 +121,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let [latency, rate, idle] = quantities.map(|runs| variants(NAMES, runs));
     let table = |what, variants| Table { what, variants };
     Ok(Report {
+        goals: Vec::new(),
         name: "doorbell",
         machine: format!(
             "{}, {} processors, engine {engine}, reads of {READ_LEN} bytes from the page cache, \

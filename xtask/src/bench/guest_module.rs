@@ -80,6 +80,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     }
     let kernel = rigs[0].shell("uname -r")?;
     Ok(Report {
+        goals: Vec::new(),
         name: "guest-module",
         machine: format!(
             "{} by {:?}, three guests of one vCPU on one processor, a run is three windows of {} s",

@@ -118,7 +118,14 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
         Some(_) => "",
         None => "; libvfio-user: skipped, no `--libvfio-user PROGRAM`",
     };
+    let goals = vec![match libvfio_user {
+        Some(_) => {
+            "Goal: twice libvfio-user's of both; it is the ratio of the two lines.".to_owned()
+        }
+        None => "Goal: twice libvfio-user's of both. Not measured here.".to_owned(),
+    }];
     Ok(Report {
+        goals,
         name: "mmio",
         machine: format!("{}, {count} accesses a run{skipped}", machine()?),
         tables: vec![

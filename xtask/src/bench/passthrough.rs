@@ -70,6 +70,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let names = WAYS.map(|(name, _)| name);
     let [_, of_vferry] = wake_ups;
     Ok(Report {
+        goals: Vec::new(),
         name: "passthrough",
         machine: format!(
             "{version} by KVM in a host by {:?}, igbvf, windows of {} s",
