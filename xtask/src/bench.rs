@@ -27,6 +27,9 @@ What `cargo xtask bench all` printed: the benchmarks that need no guest. Each co
 one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
 ratios say something about another machine, and the median of each round's ratio is the one that is
 least disturbed by what else this one did.
+
+Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`), its network and its disk
+(`net`, `blk`), each beside QEMU's own devices.
 ";
 
 /// Measures, and prints what it measured.
