@@ -123,6 +123,19 @@ impl Drop for Hold {
 mod tests {
     use super::*;
 
+    /// Where the system lets it, as it does root.
+    #[test]
+    fn who_marks_comes_before_threads_of_ordinary_priority() {
+        let may = rustix::process::getuid().is_root();
+        let thread = std::thread::spawn(|| {
+            come_first();
+            thread_priority::thread_schedule_policy()
+        });
+        let policy = thread.join().unwrap().unwrap();
+        let real_time = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
+        assert!(!may || policy == real_time, "{policy:?}");
+    }
+
     #[test]
     fn what_is_marked_lies_in_memory_and_is_whole_words() {
         for memory in [2 << 20, 64 << 20, 512 << 20, 1 << 40] {
