@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_PCI_MSIX_IRQ_INDEX;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
+use crate::container::Container;
 use crate::kernel::{Handle, Kernel, Linux};
 use crate::log::Log;
 use crate::memory::{Iommu, Memory};
@@ -127,6 +128,8 @@ impl Passthrough {
         let file = file.map_err(|error| OpenError::System(address(), error))?;
         let file = Handle::new(File::from(file), Arc::new(Linux));
         let regions = Regions::of(&device);
+        let container = Container::new(container, Arc::new(Linux));
+        let container = container.map_err(|error| OpenError::System(address(), error))?;
         let memory = Memory::new(Iommu::Container(container));
         Self::of(function, file, Some(device), regions, memory)
     }
@@ -324,9 +327,8 @@ impl Hardware for Passthrough {
         if self.over {
             return Err(MapError::System("its guest is gone".into()));
         }
-        let is_reached = file.is_some() && request.writable;
         self.memory.map(request, file)?;
-        if is_reached {
+        if self.memory.is_written(request.iova) {
             let end = request.iova.saturating_add(request.size);
             self.log.mapped(request.iova..end);
         }
@@ -334,16 +336,16 @@ impl Hardware for Passthrough {
     }
 
     fn unmap(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
-        let is_reached = self.memory.reached().any(|range| range.start == iova);
+        let is_written = self.memory.is_written(iova);
         self.memory.unmap(iova, size)?;
-        if is_reached {
+        if is_written {
             self.log.unmapped(iova..iova.saturating_add(size));
         }
         Ok(())
     }
 
     fn unmap_all(&mut self) {
-        for range in self.memory.reached() {
+        for range in self.memory.written() {
             self.log.unmapped(range);
         }
         self.memory.unmap_all();

@@ -21,7 +21,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_BASE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
 };
 
-use crate::kernel::{Call, Handle, Kernel, call, length_of, plain};
+use crate::kernel::{Call, Handle, Kernel, Right, call, length_of, plain};
 use crate::vfio::feature::holds;
 
 pub(crate) const IOMMU: &str = "/dev/iommu";
@@ -95,12 +95,22 @@ impl Ioas {
     /// # Safety
     /// They stay there until they are unmapped, and nobody has a reference to them.
     #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
-    pub(crate) unsafe fn map(&self, iova: u64, len: usize, address: *mut u8) -> Result<(), Errno> {
+    pub(crate) unsafe fn map(
+        &self,
+        iova: u64,
+        len: usize,
+        address: *mut u8,
+        right: Right,
+    ) -> Result<(), Errno> {
+        let write = match right {
+            Right::Read => 0,
+            Right::Write => iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
+        };
         let mut map = iommu_ioas_map {
             size: length_of::<iommu_ioas_map>(),
             flags: iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
                 | iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
-                | iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
+                | write,
             ioas_id: self.id,
             user_va: address.expose_provenance() as u64,
             length: len as u64,

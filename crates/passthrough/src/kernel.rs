@@ -21,6 +21,15 @@ pub(crate) const fn call(number: u32) -> Call {
     ((VFIO_TYPE as Call) << 8) | number as Call
 }
 
+/// What a device may do with memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    Write,
+}
+
 /// Who answers.
 pub(crate) trait Kernel: Send + Sync {
     /// `ioctl(2)`, with the bytes that `call` takes and may change.

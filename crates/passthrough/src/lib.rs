@@ -37,6 +37,7 @@
 //! It takes memory in while the VMM waits, which pins every page: the VMM has to wait for longer than its 5 s
 //! (`x-msg-timeout`, which `vferry qemu-args` sets by the guest's size).
 
+mod container;
 pub mod device;
 #[cfg(test)]
 mod fake;

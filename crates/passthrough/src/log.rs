@@ -35,7 +35,7 @@ struct Open {
     /// What the function logs; all there is where the IOMMU does.
     watched: Ranges,
     /// What the function could reach at any time since.
-    reached: Ranges,
+    written: Ranges,
     /// What is not mapped any more, and with it the IOMMU's bits.
     unmapped: Ranges,
     fault: Option<String>,
@@ -63,11 +63,11 @@ impl Log {
     /// By the best that does it now.
     pub(crate) fn open(&mut self, device: &Handle, memory: &Memory) -> io::Result<()> {
         self.close(device, memory);
-        let reached: Ranges = memory.reached().collect();
+        let written: Ranges = memory.written().collect();
         let mut why = "nobody logs what it writes".to_owned();
         for &source in &self.sources {
             let watched = match source {
-                LogSource::Device => watch(device, &reached),
+                LogSource::Device => watch(device, &written),
                 LogSource::Iommu => track(memory, true).map(|()| Ranges::default()),
             };
             match watched {
@@ -75,7 +75,7 @@ impl Log {
                     self.open = Some(Open {
                         source,
                         watched,
-                        reached,
+                        written,
                         unmapped: Ranges::default(),
                         fault: None,
                     });
@@ -132,7 +132,7 @@ impl Log {
             );
             open.fault.get_or_insert(fault);
         }
-        open.reached.insert(range);
+        open.written.insert(range);
     }
 
     /// It does not reach this any more.
@@ -155,7 +155,7 @@ impl Open {
         match self.source {
             // It logs by address, whatever is mapped there.
             LogSource::Device => {
-                for range in self.reached.iter() {
+                for range in self.written.iter() {
                     in_chunks(range, sink, |iova, length, bitmap| {
                         feature::report(device, iova, length, PAGE_SIZE, bitmap)
                     })?;
@@ -172,7 +172,7 @@ impl Open {
                 }
                 let ioas = memory.tracked().ok_or(Errno::OPNOTSUPP)?;
                 // Each as it was mapped: holes are refused (`__iommu_read_and_clear_dirty`).
-                for range in memory.reached() {
+                for range in memory.written() {
                     in_chunks(range, sink, |iova, length, bitmap| {
                         ioas.report(iova, length, PAGE_SIZE, bitmap)
                     })?;
@@ -188,15 +188,15 @@ fn track(memory: &Memory, on: bool) -> Result<(), Errno> {
     ioas.map_or(Err(Errno::OPNOTSUPP), |ioas| ioas.track(on))
 }
 
-/// Has the function log what it writes to `reached`, or where it does not take so many ranges, to what
+/// Has the function log what it writes to `written`, or where it does not take so many ranges, to what
 /// holds them, as QEMU does (`vfio_dirty_tracking_init`): one range below 4 GiB and one above, or one
 /// for all.
-fn watch(device: &Handle, reached: &Ranges) -> Result<Ranges, Errno> {
-    let halves = [reached.hull(..GIB_4), reached.hull(GIB_4..)];
+fn watch(device: &Handle, written: &Ranges) -> Result<Ranges, Errno> {
+    let halves = [written.hull(..GIB_4), written.hull(GIB_4..)];
     let mut tries = vec![
-        reached.clone(),
+        written.clone(),
         halves.into_iter().flatten().collect(),
-        reached.hull(..).into_iter().collect(),
+        written.hull(..).into_iter().collect(),
     ];
     tries.retain(|ranges| (1..=MAX_RANGES).contains(&ranges.len()));
     tries.dedup();

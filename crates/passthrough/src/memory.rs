@@ -9,10 +9,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use ::device::{MapError, MapRequest, MemoryId};
-use vfio_ioctls::VfioContainer;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::container::Container;
 use crate::iommufd::Ioas;
+use crate::kernel::Right;
 
 /// What is mapped, by first address. The device reaches these and nothing else.
 pub(crate) struct Memory {
@@ -25,16 +26,23 @@ pub(crate) struct Memory {
 /// How the IOMMU is reached.
 pub(crate) enum Iommu {
     /// By the device's group.
-    Container(Arc<VfioContainer>),
+    Container(Container),
     /// By `/dev/iommu`.
     Ioas(Ioas),
 }
 
 struct Range {
     size: u64,
-    /// `None` where the device reaches nothing: what has no file (other devices' BARs), and what it
-    /// may not write, which the container would let it. Else the file, all of it.
+    right: Right,
+    /// The file, all of it. `None` where the device reaches nothing: what has no file (other devices'
+    /// BARs).
     mapping: Option<Arc<MmapRegion>>,
+}
+
+impl Range {
+    fn is_written(&self) -> bool {
+        self.right == Right::Write && self.mapping.is_some()
+    }
 }
 
 impl Memory {
@@ -46,11 +54,15 @@ impl Memory {
         }
     }
 
-    /// The addresses that the device reaches, each range as it was mapped.
-    pub(crate) fn reached(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
-        let reached = self.ranges.iter();
-        let reached = reached.filter(|(_, range)| range.mapping.is_some());
-        reached.map(|(&iova, range)| iova..iova.saturating_add(range.size))
+    /// The addresses that the device may write, each range as it was mapped.
+    pub(crate) fn written(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        let written = self.ranges.iter().filter(|(_, range)| range.is_written());
+        written.map(|(&iova, range)| iova..iova.saturating_add(range.size))
+    }
+
+    /// Whether a range begins at `iova` that the device may write.
+    pub(crate) fn is_written(&self, iova: u64) -> bool {
+        self.ranges.get(&iova).is_some_and(Range::is_written)
     }
 
     /// The device's addresses, if the IOMMU can tell which of them it has written.
@@ -70,15 +82,29 @@ impl Memory {
         if self.overlaps(iova, size) {
             return Err(MapError::Overlap(request));
         }
-        let mapping = match file {
-            Some(file) if request.writable => Some(self.pin(request, file)?),
-            _ => None,
+        // What a guest behind a virtual IOMMU sends is mapped for reading alone.
+        let right = if request.writable {
+            Right::Write
+        } else {
+            Right::Read
         };
-        self.ranges.insert(iova, Range { size, mapping });
+        let mapping = file.map(|file| self.pin(request, right, file));
+        let mapping = mapping.transpose()?;
+        let range = Range {
+            size,
+            right,
+            mapping,
+        };
+        self.ranges.insert(iova, range);
         Ok(())
     }
 
-    fn pin(&mut self, request: MapRequest, file: OwnedFd) -> Result<Arc<MmapRegion>, MapError> {
+    fn pin(
+        &mut self,
+        request: MapRequest,
+        right: Right,
+        file: OwnedFd,
+    ) -> Result<Arc<MmapRegion>, MapError> {
         let MapRequest { iova, size, .. } = request;
         let window = self.window(request, File::from(file))?;
         let place = |bytes: u64| usize::try_from(bytes).map_err(|error| system(&error));
@@ -88,7 +114,7 @@ impl Memory {
         #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
         // SAFETY: `Range` keeps the mapping until the IOMMU has let go of it, and of its bytes no
         // reference is ever made: nobody but the guest and its devices touches them.
-        let mapped = unsafe { self.iommu.map(iova, len, address) };
+        let mapped = unsafe { self.iommu.map(iova, len, address, right) };
         mapped.map_err(|error| {
             let of = size >> 10;
             MapError::System(format!(
@@ -166,27 +192,25 @@ impl Iommu {
     /// # Safety
     /// The memory stays until it is unmapped, and nobody has a reference to it.
     #[expect(unsafe_code, reason = "the IOMMU is given memory by its address")]
-    unsafe fn map(&self, iova: u64, len: usize, address: *mut u8) -> Result<(), String> {
-        match self {
-            Self::Container(container) => {
-                // SAFETY: the caller's promise.
-                let mapped = unsafe { container.vfio_dma_map(iova, len, address) };
-                mapped.map_err(|error| error.to_string())
-            }
-            Self::Ioas(ioas) => {
-                // SAFETY: the caller's promise.
-                let mapped = unsafe { ioas.map(iova, len, address) };
-                mapped.map_err(|errno| errno.to_string())
-            }
-        }
+    unsafe fn map(
+        &self,
+        iova: u64,
+        len: usize,
+        address: *mut u8,
+        right: Right,
+    ) -> Result<(), String> {
+        let mapped = match self {
+            // SAFETY: the caller's promise.
+            Self::Container(container) => unsafe { container.map(iova, len, address, right) },
+            // SAFETY: the caller's promise.
+            Self::Ioas(ioas) => unsafe { ioas.map(iova, len, address, right) },
+        };
+        mapped.map_err(|errno| errno.to_string())
     }
 
     fn unmap(&self, iova: u64, len: usize) -> Result<(), String> {
         match self {
-            Self::Container(container) => {
-                let unmapped = container.vfio_dma_unmap(iova, len);
-                unmapped.map_err(|error| error.to_string())
-            }
+            Self::Container(container) => container.unmap(iova, len),
             Self::Ioas(ioas) => ioas.unmap(iova, len).map_err(|errno| errno.to_string()),
         }
     }

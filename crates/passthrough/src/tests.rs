@@ -51,12 +51,17 @@ impl Vm {
     }
 
     fn map(&self, page: u64, pages: u64) {
+        self.map_to(page, pages, true);
+    }
+
+    /// What the device may write, or only read.
+    fn map_to(&self, page: u64, pages: u64, writable: bool) {
         let map = DmaMap {
             iova: page * PAGE,
             size: pages * PAGE,
             offset: page % PAGES * PAGE,
             readable: true,
-            writable: true,
+            writable,
         };
         let file = OwnedFd::from(self.memory.try_clone().unwrap());
         let mut frontend = self.endpoint().frontend();

@@ -24,6 +24,8 @@ pub(super) struct Iommu {
     tracking: bool,
     /// Addresses and lengths.
     mapped: BTreeMap<u64, u64>,
+    /// Addresses of those that may be read only.
+    read_only: BTreeSet<u64>,
     /// Addresses of pages.
     dirty: BTreeSet<u64>,
 }
@@ -56,7 +58,9 @@ impl Iommu {
     /// Whether a write to the page gets through.
     pub(super) fn write(&mut self, page: u64) -> bool {
         let at = page * PAGE;
-        let reaches = self.attached.is_some() && self.is_mapped(&(at..at + PAGE));
+        let mapping = self.mapped.range(..=at).next_back();
+        let read_only = mapping.is_some_and(|(iova, _)| self.read_only.contains(iova));
+        let reaches = self.attached.is_some() && self.is_mapped(&(at..at + PAGE)) && !read_only;
         // The walker sets its bits only where it was told to.
         let tracks = self.tracking && self.attached.is_some_and(|id| self.tables.contains(&id));
         if reaches && tracks {
@@ -148,8 +152,11 @@ impl Iommu {
             return Err(Errno::EXIST);
         }
         // Where it is placed is for the kernel to say without this.
-        assert_eq!(argument.u32(4), 7, "fixed, writable and readable");
+        assert_eq!(argument.u32(4) & 5, 5, "fixed, and readable");
         self.mapped.insert(iova, length);
+        if argument.u32(4) & 2 == 0 {
+            self.read_only.insert(iova);
+        }
         Ok(())
     }
 
@@ -160,6 +167,7 @@ impl Iommu {
             return Err(Errno::NOENT);
         }
         self.mapped.remove(&iova);
+        self.read_only.remove(&iova);
         // With the mapping goes what it said.
         self.dirty.retain(|at| !(iova..iova + length).contains(at));
         argument.put_u64(16, length);

@@ -297,6 +297,21 @@ fn memory_is_reached_exactly_as_it_is_mapped_with_dirty_bits_or_without() {
     }
 }
 
+/// What a guest behind a virtual IOMMU sends (`DMA_TO_DEVICE`).
+#[test]
+fn what_the_device_may_only_read_it_reaches_and_does_not_write() {
+    for has in [Has::all(), Has::little()] {
+        let vm = Vm::running(has);
+        vm.map_to(200, 4, false);
+        assert_eq!(vm.fake.mapped(), [0..PAGES * PAGE, 200 * PAGE..204 * PAGE]);
+        assert!(!vm.fake.writes(200) && vm.fake.writes(0));
+        vm.unmap(200, 4);
+        assert_eq!(vm.fake.mapped(), [0..PAGES * PAGE]);
+        vm.map(200, 4);
+        assert!(vm.fake.writes(200));
+    }
+}
+
 /// A virtual IOMMU has thousands of them.
 #[test]
 fn however_many_pages_of_a_file_are_mapped_it_is_open_once() {
