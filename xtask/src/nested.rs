@@ -8,7 +8,6 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
-use qemu::Iommu;
 use serde::Serialize;
 use testbed::{
     DriverRace, Help, Migration, Nested, NestedOptions, Programs, RecoverySplit, Replug, Split,
@@ -158,8 +157,14 @@ impl Arguments {
                     ..defaults
                 };
             }
-            (By::Recovery, Tracking::Iommu) => (Help::NoDevice, Some("never")),
-            (By::Cooperative, Tracking::Iommu) => (module(""), Some("never")),
+            (By::Recovery, Tracking::Iommu) => return defaults.behind_iommu(),
+            (By::Cooperative, Tracking::Iommu) => {
+                return NestedOptions {
+                    guest: module(""),
+                    ..defaults
+                }
+                .behind_iommu();
+            }
             (By::Recovery, _) => (Help::NoDevice, None),
             (By::Cooperative, Tracking::Table) => (module("method=table"), Some("never")),
             (By::Cooperative, Tracking::Touch) => (module("method=touch"), Some("never")),
@@ -167,7 +172,6 @@ impl Arguments {
         };
         NestedOptions {
             guest,
-            iommu: (self.tracking == Tracking::Iommu).then_some(Iommu::Virtio),
             compare,
             ..defaults
         }

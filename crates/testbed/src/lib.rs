@@ -24,7 +24,7 @@ mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions};
 pub use migration::{Interrupts, Migration};
-pub use nested::{DriverRace, Nested, NestedHost, NestedOptions, Replug, Way};
+pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;

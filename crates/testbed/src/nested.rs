@@ -22,7 +22,7 @@ use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
 
 pub use self::failover::Replug;
-pub use self::host::NestedHost;
+pub use self::host::{Exits, NestedHost};
 pub use self::race::DriverRace;
 use crate::migration::Interrupts;
 use crate::options::Help;
@@ -71,6 +71,21 @@ pub enum Way {
     VfioPci,
     /// The same, beside a standby interface that the guest uses while it moves.
     Failover,
+}
+
+impl NestedOptions {
+    /// A guest behind a virtual IOMMU, which alone tells what its function may have written. Each packet
+    /// takes mapping and unmapping, and the guest has time for few that is emulated twice.
+    #[must_use]
+    pub fn behind_iommu(self) -> Self {
+        Self {
+            iommu: Some(Iommu::Virtio),
+            compare: Some("never"),
+            tcp_rate: self.tcp_rate / 5,
+            packets: self.packets / 10,
+            ..self
+        }
+    }
 }
 
 impl Default for NestedOptions {
@@ -244,7 +259,7 @@ impl Nested {
     pub fn wait_for_traffic(&mut self) -> Result<()> {
         let flows = self.peer.wait_for_traffic(now_nanos(), FLOW);
         if flows.is_err() {
-            let look = "cat /tmp/load.log /proc/net/tcp; ip -s addr; cat /proc/interrupts; \
+            let look = "cat /tmp/load.log /proc/net/tcp /proc/net/dev /proc/net/arp; ip addr; cat /proc/interrupts; \
                  cat /proc/uptime; sleep 1; cat /proc/uptime; echo w > /proc/sysrq-trigger; \
                  for thread in /proc/[0-9]*/task/*; do \
                  echo $thread $(cat $thread/comm $thread/wchan) $(head -n 6 $thread/stack); done; \
@@ -289,6 +304,14 @@ impl Nested {
     /// As there.
     pub fn leave(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
         let next = self.prepare_next()?;
+        self.leave_for(next, strategy)
+    }
+
+    /// The same, to a QEMU that waits already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn leave_for(&mut self, next: Guest, strategy: Option<Strategy>) -> Result<Migration> {
         self.wait_for_traffic()?;
         let since = now_nanos();
         let report = self.run_migrate(strategy)?;

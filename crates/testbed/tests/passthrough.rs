@@ -39,7 +39,15 @@ fn stock_guest_recovers() -> Result<()> {
     assert!(nested.while_stopped(NestedHost::is_memory_written)?);
     nested.wait_for_traffic()?;
     assert!(!nested.there().has_mac()?, "nobody has set it there");
-    let migration = nested.leave(None)?;
+    let next = nested.prepare_next()?;
+    let there = nested.there();
+    let refused = there.while_card_is_off(|| nested.run_migrate(None))?;
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(
+        refused.contains("nothing was touched") && refused.contains("`ip link set eth0 up`"),
+        "{refused}"
+    );
+    let migration = nested.leave_for(next, None)?;
     arrived_by(Strategy::Recovery, &migration);
     assert!(nested.here().has_mac()?, "it has followed");
     assert!(migration.report.compared.is_some(), "{migration:?}");
@@ -59,4 +67,17 @@ fn a_guest_with_the_module_stops_its_function_and_starts_that_of_another_host() 
     let migration = nested.migrate(None)?;
     arrived_by(Strategy::Cooperative, &migration);
     nested.content_is_right()
+}
+
+/// What a virtual IOMMU lets the function reach is all that tells what it wrote. What the guest sends is mapped
+/// for reading alone.
+#[test]
+fn behind_a_virtual_iommu_a_guest_recovers_the_function_of_another_host() -> Result<()> {
+    DriverRace::past(|| {
+        let mut nested = start(NestedOptions::default().behind_iommu())?;
+        let migration = nested.migrate(None)?;
+        arrived_by(Strategy::Recovery, &migration);
+        assert!(migration.report.compared.is_none(), "{migration:?}");
+        nested.content_is_right()
+    })
 }

@@ -27,6 +27,15 @@ const MONITOR: &str = "/tmp/monitor";
 const NOBODY: &str = "10.77.0.66";
 const MONITOR_LOG: &str = "monitor.log";
 
+/// How often a processor has left a guest (`Documentation/virt/kvm/api.rst`, statistics).
+#[derive(Debug, Clone, Copy)]
+pub struct Exits {
+    /// For any reason.
+    pub all: u64,
+    /// Those that KVM has QEMU answer: registers and ports.
+    pub answered: u64,
+}
+
 /// A host of the nested lab.
 #[derive(Debug)]
 pub struct NestedHost {
@@ -204,6 +213,24 @@ impl NestedHost {
         told.map(drop)
     }
 
+    /// Switches the card off, and with it the links of its functions, while `f` runs.
+    ///
+    /// # Errors
+    /// When the host does not do so, or its link does not come back.
+    pub fn while_card_is_off<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
+        self.host.run("/sbin/ip link set eth0 down")?;
+        let seen = f();
+        self.host.run("/sbin/ip link set eth0 up")?;
+        let up = self.host.shell(
+            "for try in $(seq 200); do
+                grep -q up /sys/class/net/eth0/operstate && exit
+                usleep 100000
+            done; exit 1",
+        );
+        up.context("the card's link does not come back")?;
+        Ok(seen)
+    }
+
     /// What the monitor has said.
     pub(super) fn monitor_said(&self) -> String {
         self.read(MONITOR_LOG)
@@ -283,6 +310,28 @@ impl NestedHost {
             "cat /proc/$(pidof vferry)/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'",
         )?;
         Ok(count.trim().parse()?)
+    }
+
+    /// How often the processor has left the guest so far.
+    ///
+    /// # Errors
+    /// When the host's kernel does not count.
+    pub fn exits(&self) -> Result<Exits> {
+        let counts = self.host.shell(
+            "debug=/sys/kernel/debug; test -d $debug/kvm || mount -t debugfs debugfs $debug
+             cat $debug/kvm/exits $debug/kvm/mmio_exits $debug/kvm/io_exits",
+        )?;
+        let counts: Vec<u64> = counts
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
+        let [all, mmio, io] = counts[..] else {
+            bail!("KVM counts otherwise: {counts:?}");
+        };
+        Ok(Exits {
+            all,
+            answered: mmio + io,
+        })
     }
 
     /// What vferry, the guest's QEMU and its console have said.
