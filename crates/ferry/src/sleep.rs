@@ -115,7 +115,7 @@ impl<'a> Sleep<'a> {
         if qmp.run_status()?.status == RunState::Suspended {
             return Ok(None);
         }
-        hold::limit_downtime(qmp, hold::DOWNTIME_LIMIT)?;
+        hold::tighten(qmp)?;
         Ok(Some(Self {
             qmp,
             bedtime,
@@ -181,8 +181,7 @@ impl<'a> Sleep<'a> {
         tracing::info!(took = ?began.elapsed(), "the guest sleeps");
         // QEMU may stop now.
         self.copying = None;
-        let limit = self.settings.downtime_limit;
-        hold::limit_downtime(self.qmp, limit.unwrap_or(hold::QEMU_DOWNTIME_LIMIT))?;
+        hold::loosen(self.qmp, self.settings.downtime_limit)?;
         Ok(())
     }
 

@@ -69,6 +69,9 @@ pub struct MigrationSettings {
     /// Longest pause that QEMU may plan for the last pass over memory, in whole milliseconds; its
     /// default is 300 ms.
     pub downtime_limit: Option<Duration>,
+    /// Bytes per second by which QEMU plans the last pass, instead of what it has measured; 0 is what it
+    /// has measured, which is its default.
+    pub switchover_bandwidth: Option<u64>,
 }
 
 /// QEMU's `MigrationStatus`.
@@ -272,6 +275,9 @@ impl Qmp {
             let limit = u64::try_from(limit.as_millis())
                 .map_err(|_| QmpError::InvalidArgument(format!("downtime limit {limit:?}")))?;
             parameters.insert("downtime-limit".to_owned(), json!(limit));
+        }
+        if let Some(bandwidth) = settings.switchover_bandwidth {
+            parameters.insert("avail-switchover-bandwidth".to_owned(), json!(bandwidth));
         }
         if parameters.is_empty() {
             return Ok(());

@@ -433,7 +433,11 @@ fn a_migration_is_prepared_with_return_path_and_limits() {
         );
         peer.answer(&command, &json!({}));
         let command = peer.read().unwrap();
-        let limits = json!({ "max-bandwidth": 5, "downtime-limit": 70 });
+        let limits = json!({
+            "max-bandwidth": 5,
+            "downtime-limit": 70,
+            "avail-switchover-bandwidth": 1_000_000,
+        });
         assert_eq!(command["arguments"], limits);
         peer.answer(&command, &json!({}));
     });
@@ -441,6 +445,7 @@ fn a_migration_is_prepared_with_return_path_and_limits() {
         pause_before_switchover: true,
         max_bandwidth: Some(5),
         downtime_limit: Some(Duration::from_millis(70)),
+        switchover_bandwidth: Some(1_000_000),
     })
     .unwrap();
     peer.join().unwrap();

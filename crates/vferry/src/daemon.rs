@@ -231,6 +231,8 @@ impl Shared {
             pause_before_switchover: false,
             max_bandwidth: Some(self.config.max_bandwidth),
             downtime_limit: Some(self.config.downtime_limit),
+            // One that failed may have left another.
+            switchover_bandwidth: Some(0),
         }
     }
 

@@ -179,8 +179,7 @@ impl<'a> Cooperation<'a> {
         let asked = self.ask_to_stop();
         // Whatever the answer is: devices may stand still now.
         self.turn = Turn::Asked;
-        let limit = self.settings.downtime_limit;
-        hold::limit_downtime(self.qmp, limit.unwrap_or(hold::QEMU_DOWNTIME_LIMIT))?;
+        hold::loosen(self.qmp, self.settings.downtime_limit)?;
         asked
     }
 
@@ -238,7 +237,7 @@ impl<'a> Cooperation<'a> {
         if self.unavailable.is_some() {
             return Ok(());
         }
-        hold::limit_downtime(self.qmp, hold::DOWNTIME_LIMIT)?;
+        hold::tighten(self.qmp)?;
         self.turn = Turn::Copying {
             _hold: Hold::start(self.vm.log(), self.memory)?,
             convergence: Convergence::default(),

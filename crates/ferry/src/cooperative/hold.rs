@@ -3,11 +3,13 @@
 //! QEMU stops the vCPUs as soon as what is left to send fits the downtime limit, and a guest whose
 //! vCPUs are stopped answers nothing. There is no command that holds it (`pause-before-switchover`
 //! pauses after the stop; a downtime limit of zero does not hold an idle guest). So some pages are
-//! marked as written over and over, more than fit the limit, which is set low meanwhile.
+//! marked as written over and over, and QEMU is told meanwhile that the link takes less than one page within
+//! the shortest pause: it goes on while a single one of them, or of those that the guest writes, is left.
 //!
-//! QEMU gets through if it sends all of them before they are marked again: some milliseconds, for which a
-//! thread of ordinary priority may well wait where every processor has work. So it has real-time priority where
-//! the system lets it: it sleeps but for some microseconds in each half of a millisecond.
+//! It would get through if it sent all of them before one is marked again: some milliseconds, or one if they are
+//! all zero, for which a thread of ordinary priority may well wait where every processor has work. So it has
+//! real-time priority where the system lets it: it sleeps but for some microseconds in each half of a
+//! millisecond.
 //!
 //! Tried instead: `max-bandwidth` lowered. It holds, but QEMU sleeps out its window of 100 ms when
 //! it is lifted, while the guest's devices stand still.
@@ -30,10 +32,14 @@ use super::convergence::sendable;
 
 /// How often: well below what QEMU takes for the pages of a [`Hold`].
 const INTERVAL: Duration = Duration::from_micros(500);
-/// The limit while it holds: at 8 GB/s, half of the pages.
-pub(crate) const DOWNTIME_LIMIT: Duration = Duration::from_millis(1);
+/// While it holds. With zero QEMU does not look for what has been written since (`migration_iteration_run`).
+const DOWNTIME_LIMIT: Duration = Duration::from_millis(1);
+/// While it holds, bytes per second: less than a page in [`DOWNTIME_LIMIT`], and more than nothing.
+const SWITCHOVER_BANDWIDTH: u64 = 1_000_000;
+/// What QEMU measures.
+const MEASURED: u64 = 0;
 /// The downtime limit that QEMU has when none is set.
-pub(crate) const QEMU_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
+const QEMU_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 /// Bytes that are marked, in a VM that has eight times as much.
 const BYTES: u64 = 16 << 20;
 /// Bytes for which one chunk of 64 bits stands.
@@ -69,12 +75,21 @@ pub(crate) fn near(ram: &RamProgress, limit: Option<Duration>, memory: u64) -> u
         .saturating_add(held / 2)
 }
 
-/// Sets QEMU's downtime limit, and leaves all else.
-pub(crate) fn limit_downtime(qmp: &Qmp, limit: Duration) -> Result<(), QmpError> {
+/// Has QEMU stop the VM only when nothing is left to send, of which a [`Hold`] keeps it.
+pub(crate) fn tighten(qmp: &Qmp) -> Result<(), QmpError> {
+    plan(qmp, DOWNTIME_LIMIT, SWITCHOVER_BANDWIDTH)
+}
+
+/// Has QEMU stop the VM as soon as what is left fits `limit`, or its own default.
+pub(crate) fn loosen(qmp: &Qmp, limit: Option<Duration>) -> Result<(), QmpError> {
+    plan(qmp, limit.unwrap_or(QEMU_DOWNTIME_LIMIT), MEASURED)
+}
+
+fn plan(qmp: &Qmp, limit: Duration, bandwidth: u64) -> Result<(), QmpError> {
     qmp.set_migration_parameters(&MigrationSettings {
         downtime_limit: Some(limit),
-        max_bandwidth: None,
-        pause_before_switchover: false,
+        switchover_bandwidth: Some(bandwidth),
+        ..MigrationSettings::default()
     })
 }
 

@@ -245,9 +245,9 @@ fn destination_dies_in_comparison(testbed: &mut Testbed) -> Result<()> {
 fn not_agreed_on(testbed: &mut Testbed) -> Result<()> {
     let destination = testbed.next_host()?;
     let settings = MigrationSettings {
-        pause_before_switchover: false,
         max_bandwidth: Some(0),
         downtime_limit: Some(Duration::from_millis(100)),
+        ..MigrationSettings::default()
     };
     let uri = destination.link.replace("link.sock", "plain.sock");
     let (from, to) = (testbed.host.vm.qmp(), destination.vm.qmp());
