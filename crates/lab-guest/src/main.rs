@@ -27,6 +27,9 @@
 //! lab-guest journal /dev/nvme0n1 --tell /dev/ttyS2 &
 //! lab-guest journal-check /dev/nvme0n1
 //! ```
+//!
+//! `nic` sets what busybox's `ip` cannot, and is no load.
+//!
 //! The guest is emulated, so each load is
 //! built to need few system calls and timers: UDP is sent and drained once per tick, TCP waits in
 //! the kernel for a whole block, and the TCP upload follows the download byte for byte instead of
@@ -47,6 +50,7 @@ mod direct;
 mod dirty;
 mod disk;
 mod journal;
+mod nic;
 mod options;
 mod tcp;
 mod udp;
@@ -95,6 +99,7 @@ fn run(control: &str, command: Command) -> Result<()> {
         Command::Verify => return control::verify(control),
         Command::Journal(options) => return journal::run(&options),
         Command::JournalCheck { device } => return journal::check(&device),
+        Command::Nic(options) => return nic::set(&options),
         Command::Load {
             peer,
             udp,

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::disk::DiskOptions;
 use crate::journal::JournalOptions;
+use crate::nic::NicOptions;
 
 /// Load for the lab's guest: numbered UDP, a checked TCP transfer, memory that keeps changing, disks.
 #[derive(Debug, Parser)]
@@ -89,6 +90,8 @@ pub(crate) enum Command {
         /// The block device, or an image of it.
         device: PathBuf,
     },
+    /// Sets rings, interrupts and features of an interface.
+    Nic(NicOptions),
     /// Prints what the running load counted in its window, as one line of JSON.
     Report,
     /// Starts a new window: all counts are 0 again.
