@@ -1,13 +1,12 @@
-//! `cargo xtask test faults` and `cargo xtask soak`
+//! `cargo xtask test faults`
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use lab::{Lab, progress_on_stderr};
 use testbed::Programs;
-use testbed::faults::{CASES, Case, Tally, Verdict, faults, soak as run_soak};
+use testbed::faults::{CASES, Case, Tally, Verdict, faults};
 
 /// Has every party of a migration fail in every phase.
 #[derive(Debug, Args)]
@@ -27,22 +26,11 @@ pub(crate) struct Faults {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+pub(crate) enum Form {
     /// A table.
     Table,
     /// One object.
     Json,
-}
-
-/// Round trips under load, with a fault of the matrix now and then.
-#[derive(Debug, Args)]
-pub(crate) struct Soak {
-    /// How long.
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    minutes: u64,
-    /// All that is random follows from it; another each time if left out.
-    #[arg(long)]
-    seed: Option<u64>,
 }
 
 pub(crate) fn run(options: &Faults) -> Result<ExitCode> {
@@ -77,25 +65,7 @@ pub(crate) fn run(options: &Faults) -> Result<ExitCode> {
     Ok(exit(tally.is_right()))
 }
 
-pub(crate) fn soak(options: &Soak) -> Result<ExitCode> {
-    let lab = Lab::ensure(&progress_on_stderr)?;
-    let programs = Programs::build()?;
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed = match options.seed {
-        Some(seed) => seed,
-        None => now()?.as_secs(),
-    };
-    eprintln!("soak: --seed {seed}");
-    let began = Instant::now();
-    let until = began + Duration::from_secs(options.minutes * 60);
-    let soaked = run_soak(lab, programs, seed, until, &mut |verdict| {
-        eprintln!("soak: {:.0?}: {}", began.elapsed(), line(verdict));
-    });
-    println!("{}", serde_json::to_string(&soaked)?);
-    Ok(exit(soaked.tally.is_right()))
-}
-
-fn exit(right: bool) -> ExitCode {
+pub(crate) fn exit(right: bool) -> ExitCode {
     if right {
         ExitCode::SUCCESS
     } else {
@@ -142,6 +112,10 @@ fn print(tally: &Tally) {
         println!("{phase:9} {party:19} {fault:26} {by:12} {runs}");
     }
     println!();
+    print_sums(tally);
+}
+
+pub(crate) fn print_sums(tally: &Tally) {
     for (what, count) in [
         ("cases", tally.cases),
         ("survived", tally.survived),

@@ -19,6 +19,7 @@ mod licences;
 mod lint;
 mod nested;
 mod power_cut;
+mod soak;
 mod test;
 mod workspace;
 
@@ -56,8 +57,8 @@ enum Command {
     Lint,
     /// Run all tests, those with a VM too; or only some kind.
     Test(test::Test),
-    /// Round trips under load, with a fault of the matrix now and then, until something is wrong.
-    Soak(faults::Soak),
+    /// Round trips under load, with faults and settings that change, until something is wrong.
+    Soak(soak::Soak),
     /// Run the fuzz targets, each for a bounded time.
     Fuzz(fuzz::Fuzz),
     /// Measure what vferry promises, and print it.
@@ -77,7 +78,7 @@ fn main() -> Result<ExitCode> {
         Command::PowerCut(options) => return power_cut::run(&options),
         Command::Nested(arguments) => return nested::run(&arguments),
         Command::Test(options) => return test::run(&options),
-        Command::Soak(soak) => return faults::soak(&soak),
+        Command::Soak(soak) => return soak::run(&soak),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab { rebuild, modules } => lab::run(rebuild, modules),
         Command::Fmt { check } => fmt::run(check),

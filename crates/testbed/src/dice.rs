@@ -11,6 +11,15 @@ impl Dice {
         Self(seed)
     }
 
+    /// The numbers of the `number`th part of something, which can be had without those before.
+    pub(crate) fn of_part(seed: u64, number: u64) -> Self {
+        // Neighbours are spread far apart (Steele's SplitMix64).
+        let mut x = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self(x ^ (x >> 31))
+    }
+
     fn next(&mut self) -> u64 {
         let mut x = self.0.max(1);
         x ^= x << 13;

@@ -17,6 +17,9 @@ mod aftermath;
 mod bench;
 mod cases;
 mod command;
+mod evidence;
+mod load;
+mod settings;
 mod soak;
 mod strike;
 mod wire;
@@ -26,7 +29,7 @@ use serde::Serialize;
 
 use crate::Programs;
 
-pub use soak::{Soaked, soak};
+pub use soak::{SoakOptions, SoakStep, Soaked, soak};
 
 pub use cases::{At, CASES, Case, Expect, Fault, Party, Refusal, Resource, Says};
 

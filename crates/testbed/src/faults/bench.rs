@@ -1,5 +1,6 @@
 //! One case after the other, with one guest as long as it is well.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use lab::{Kernel, Lab, progress_on_stderr};
 use super::aftermath::{SETTLE, control, folder, judge, logs, resolve, runs, settle};
 use super::cases::{At, Case, Expect, Fault, Party, Refusal};
 use super::command::Migrate;
+use super::evidence;
+use super::load::Load;
 use super::strike::{Undo, strike};
 use super::wire::{self, Between, HoldStream, Stop, StreamIs, Uplink};
 use super::{Runs, Verdict};
@@ -45,24 +48,12 @@ impl Scene<'_> {
     }
 }
 
-/// What the guest and its peer do meanwhile.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
-    /// See [`Options::dirty`].
-    pub(super) dirty: (u32, u32),
-    pub(super) packets_per_second: u32,
-    /// Bytes that the guest has.
-    pub(super) memory: u64,
-}
-
-impl Default for Load {
-    fn default() -> Self {
-        Self {
-            dirty: (16, 8),
-            packets_per_second: 200,
-            memory: 256 << 20,
-        }
-    }
+/// A guest, and the host beside its own.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) testbed: Testbed,
+    /// Where it goes, or from where it has come.
+    pub(super) other: Option<Host>,
 }
 
 #[derive(Debug)]
@@ -70,8 +61,12 @@ pub(super) struct Bench {
     load: Load,
     lab: Lab,
     programs: Programs,
+    /// A law to switch off: see [`Options::unsound_control`].
+    unsound_control: Option<String>,
+    /// Where goes what is left of a guest that is not well.
+    evidence: Option<PathBuf>,
     /// `None` if the guest has ended, or is not well.
-    testbed: Option<Testbed>,
+    guest: Option<Guest>,
     /// That of the guest's host, if it goes by a gate.
     uplink: Option<Uplink>,
     uplinks: u32,
@@ -83,39 +78,67 @@ impl Bench {
             load: Load::default(),
             lab,
             programs,
-            testbed: None,
+            unsound_control: None,
+            evidence: None,
+            guest: None,
             uplink: None,
             uplinks: 0,
         }
     }
 
+    /// With one law switched off at every source.
+    pub(super) fn without_law(mut self, law: Option<String>) -> Self {
+        self.unsound_control = law;
+        self
+    }
+
+    /// All that is known of a guest that is not well goes into this folder.
+    pub(super) fn keep_evidence(mut self, folder: PathBuf) -> Self {
+        self.evidence = Some(folder);
+        self
+    }
+
     /// The next guest is another, with this load.
     pub(super) fn begin_anew(&mut self, load: Load) {
         self.load = load;
-        self.testbed = None;
+        self.guest = None;
         self.uplink = None;
     }
 
     pub(super) fn run(&mut self, case: &Case) -> Verdict {
-        self.judged(case.name(), |bench, verdict| bench.attempt(case, verdict))
+        self.run_after(case, |_| Ok(()))
     }
 
-    /// Migrates without a fault.
-    pub(super) fn migrate(&mut self, by: Strategy) -> Verdict {
-        self.judged(format!("none - - {by}"), |bench, verdict| {
-            let mut testbed = bench.guest()?;
-            bench.move_on(&mut testbed, by, &mut verdict.stale_pages)?;
+    /// Does `before` with the guest first.
+    pub(super) fn run_after(
+        &mut self,
+        case: &Case,
+        before: impl FnOnce(&Testbed) -> Result<()>,
+    ) -> Verdict {
+        self.judged(case.name(), |bench, guest, verdict| {
+            before(&guest.testbed)?;
+            bench.attempt(case, guest, verdict)
+        })
+    }
+
+    /// Does `before` with the guest, and migrates it without a fault.
+    pub(super) fn migrate(
+        &mut self,
+        by: Strategy,
+        before: impl FnOnce(&Testbed) -> Result<()>,
+    ) -> Verdict {
+        self.judged(format!("none - - {by}"), |bench, guest, verdict| {
+            before(&guest.testbed)?;
+            bench.move_on(guest, by, &mut verdict.stale_pages)?;
             verdict.runs = Runs::There;
-            judge(&testbed, verdict)?;
-            bench.testbed = Some(testbed);
-            Ok(())
+            judge(&guest.testbed, verdict)
         })
     }
 
     fn judged(
         &mut self,
         case: String,
-        what: impl FnOnce(&mut Self, &mut Verdict) -> Result<()>,
+        what: impl FnOnce(&mut Self, &mut Guest, &mut Verdict) -> Result<()>,
     ) -> Verdict {
         let began = Instant::now();
         let mut verdict = Verdict {
@@ -127,26 +150,45 @@ impl Bench {
             wrong: Vec::new(),
             seconds: 0.0,
         };
-        if let Err(error) = what(self, &mut verdict) {
-            verdict.wrong.push(format!("{error:#}"));
+        match self.guest() {
+            Ok(mut guest) => {
+                if let Err(error) = what(self, &mut guest, &mut verdict) {
+                    verdict.wrong.push(format!("{error:#}"));
+                }
+                if !verdict.wrong.is_empty() {
+                    self.keep(&guest, &mut verdict);
+                }
+                self.guest = Some(guest);
+            }
+            Err(error) => verdict.wrong.push(format!("{error:#}")),
         }
         if verdict.ended_with_its_process || !verdict.wrong.is_empty() {
-            self.testbed = None;
+            self.guest = None;
             self.uplink = None;
         }
         verdict.seconds = began.elapsed().as_secs_f64();
         verdict
     }
 
-    fn attempt(&mut self, case: &Case, verdict: &mut Verdict) -> Result<()> {
-        let mut testbed = self.guest()?;
-        if case.party == Party::SourceUplink && self.uplink.is_none() {
-            self.move_on(&mut testbed, Strategy::Transparent, &mut 0)?;
+    fn keep(&self, guest: &Guest, verdict: &mut Verdict) {
+        let Some(folder) = &self.evidence else { return };
+        if let Err(error) = evidence::keep(folder, guest) {
+            verdict
+                .wrong
+                .push(format!("not all of it could be kept: {error:#}"));
         }
-        let (next, uplink) = self.next(&mut testbed, Some(case))?;
+    }
+
+    fn attempt(&mut self, case: &Case, guest: &mut Guest, verdict: &mut Verdict) -> Result<()> {
+        if case.party == Party::SourceUplink && self.uplink.is_none() {
+            self.move_on(guest, Strategy::Transparent, &mut 0)?;
+        }
+        let uplink = self.next(guest, Some(case))?;
+        let Guest { testbed, other } = guest;
+        let next = other.as_ref().context("it waits")?;
         let mut scene = Scene {
             source: &testbed.host,
-            destination: &next,
+            destination: next,
             source_uplink: self.uplink.as_ref(),
             destination_uplink: &uplink,
             undo: Undo::default(),
@@ -155,46 +197,43 @@ impl Bench {
         };
         let migrated = migrate(case, &mut scene, verdict);
         scene.undo.now(scene.source);
-        migrated.with_context(|| logs(&testbed.host, &next))?;
-        resolve(case, &testbed.host, &next)?;
-        verdict.runs = settle(case, &testbed.host, &next);
+        migrated.with_context(|| logs(&testbed.host, next))?;
+        resolve(case, &testbed.host, next)?;
+        verdict.runs = settle(case, &testbed.host, next);
         match (case.expect, verdict.runs) {
             (Expect::WithItsQemu | Expect::WithItsVferry, Runs::Nowhere) => {
                 verdict.ended_with_its_process = true;
                 return Ok(());
             }
-            (Expect::Here | Expect::ResolvedHere, Runs::Here) => drop(next),
+            (Expect::Here | Expect::ResolvedHere, Runs::Here) => {}
             (Expect::There | Expect::ResolvedThere, Runs::There) => {
-                drop(std::mem::replace(&mut testbed.host, next));
+                guest.arrive()?;
                 self.uplink = Some(uplink);
             }
             (expect, runs) => {
-                let logs = logs(&testbed.host, &next);
+                let logs = logs(&testbed.host, next);
                 anyhow::bail!("the VM has to be {expect:?} and runs {runs:?}\n{logs}")
             }
         }
         // TCP tries again after twice the time each time, so it may be silent for as long again as the VM
         // stood still: some 30 s where somebody hung.
+        let testbed = &guest.testbed;
         testbed
             .wait_for_traffic()
             .or_else(|_| testbed.wait_for_traffic())?;
-        judge(&testbed, verdict)?;
-        self.move_on(
-            &mut testbed,
-            Strategy::Transparent,
-            &mut verdict.stale_pages,
-        )
-        .context("a later migration fails")?;
-        judge(&testbed, verdict)?;
-        testbed.reset_counts()?;
-        self.testbed = Some(testbed);
-        Ok(())
+        judge(testbed, verdict)?;
+        // What is left of the other host ends.
+        guest.other = None;
+        self.move_on(guest, Strategy::Transparent, &mut verdict.stale_pages)
+            .context("a later migration fails")?;
+        judge(&guest.testbed, verdict)?;
+        guest.testbed.reset_counts()
     }
 
     /// A guest that is well.
-    fn guest(&mut self) -> Result<Testbed> {
-        if let Some(testbed) = self.testbed.take() {
-            return Ok(testbed);
+    fn guest(&mut self) -> Result<Guest> {
+        if let Some(guest) = self.guest.take() {
+            return Ok(guest);
         }
         self.uplink = None;
         let lab = self.lab.clone();
@@ -207,13 +246,18 @@ impl Bench {
             guest: Help::Module(String::new()),
             strategy: Some(Strategy::Transparent),
             quiesce_deadline: Duration::from_secs(3),
+            unsound_control: self.unsound_control.clone(),
             ..Options::default()
         };
-        Testbed::start(lab, self.programs.clone(), options)
+        let testbed = Testbed::start(lab, self.programs.clone(), options)?;
+        let other = None;
+        Ok(Guest { testbed, other })
     }
 
-    /// A host that waits for the guest, and its network.
-    fn next(&mut self, testbed: &mut Testbed, case: Option<&Case>) -> Result<(Host, Uplink)> {
+    /// A host that waits for the guest beside its own. Returns its network.
+    fn next(&mut self, guest: &mut Guest, case: Option<&Case>) -> Result<Uplink> {
+        guest.leave()?;
+        let testbed = &mut guest.testbed;
         self.uplinks += 1;
         let wire = testbed.wire().to_owned();
         let socket = wire.with_file_name(format!("uplink-{}.sock", self.uplinks));
@@ -225,22 +269,38 @@ impl Bench {
             Some(Fault::Refuses(Refusal::OtherDevices)) => options.nic_address = "00:0b.0".into(),
             _ => {}
         }
-        Ok((testbed.another_host(&options, true)?, uplink))
+        guest.other = Some(testbed.another_host(&options, true)?);
+        Ok(uplink)
     }
 
     /// Without a fault.
-    fn move_on(&mut self, testbed: &mut Testbed, by: Strategy, stale: &mut usize) -> Result<()> {
-        let (next, uplink) = self.next(testbed, None)?;
-        let report = testbed.run_migrate_by(&next, Some(by))?;
+    fn move_on(&mut self, guest: &mut Guest, by: Strategy, stale: &mut usize) -> Result<()> {
+        let uplink = self.next(guest, None)?;
+        let Guest { testbed, other } = guest;
+        let next = other.as_ref().context("it waits")?;
+        let report = testbed.run_migrate_by(next, Some(by))?;
         *stale += report.stale_pages.context("memory was compared")?;
         if *stale > 0 {
-            let logs = logs(&testbed.host, &next);
+            let logs = logs(&testbed.host, next);
             anyhow::bail!("pages are stale: {:?}\n{logs}", report.stale_ranges);
         }
-        let old = std::mem::replace(&mut testbed.host, next);
-        old.end(END)?;
+        guest.arrive()?;
         self.uplink = Some(uplink);
-        testbed.wait_for_traffic()
+        guest.testbed.wait_for_traffic()
+    }
+}
+
+impl Guest {
+    /// It runs on the other host now, which was beside its own.
+    fn arrive(&mut self) -> Result<()> {
+        let next = self.other.take().context("it waited")?;
+        self.other = Some(std::mem::replace(&mut self.testbed.host, next));
+        Ok(())
+    }
+
+    /// The host that it has left is not needed any more: it is seen to end.
+    fn leave(&mut self) -> Result<()> {
+        self.other.take().map_or(Ok(()), |old| old.end(END))
     }
 }
 
