@@ -51,6 +51,10 @@ pub trait FrameLink: Send {
         0
     }
 
+    /// Looks for an end of the network that lies behind frames which nobody has received yet:
+    /// [`is_up`](Self::is_up) knows of it then.
+    fn look_for_end(&mut self) {}
+
     /// The descriptor to wait on for received frames, if the link has one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 

@@ -303,6 +303,7 @@ impl Model for Vf {
     fn has_link(&mut self) -> bool {
         // An end that nobody has read yet is one.
         let _ = self.link.peek();
+        self.link.look_for_end();
         self.link.is_up()
     }
 

@@ -157,6 +157,10 @@ impl<L: FrameLink> FrameLink for Attentive<L> {
         self.link.announce(mac);
     }
 
+    fn look_for_end(&mut self) {
+        self.link.look_for_end();
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.link.fd()
     }

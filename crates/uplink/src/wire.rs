@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use device::{FrameLink, RxFrame, Sent, TxFrame};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
@@ -158,6 +159,18 @@ impl FrameLink for Wire {
         }
     }
 
+    fn look_for_end(&mut self) {
+        let Some(stream) = &self.stream else { return };
+        // Both are told of whatever is still to be read.
+        let end = PollFlags::HUP | PollFlags::RDHUP;
+        let mut stream = [PollFd::new(stream, PollFlags::RDHUP)];
+        let now = Timespec::default();
+        if poll(&mut stream, Some(&now)).is_ok() && stream[0].revents().intersects(end) {
+            self.writable = false;
+            self.outbox.clear();
+        }
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.stream.as_ref().map(AsFd::as_fd)
     }
@@ -250,6 +263,24 @@ mod tests {
         assert_eq!(received(&mut wire), None);
         assert!(wire.fd().is_none(), "a poller must not spin on it");
         assert_eq!(send(&mut wire, &[1; 60]), Sent::Taken);
+    }
+
+    #[test]
+    fn an_end_behind_frames_that_nobody_has_read_is_found() {
+        let (mut wire, mut far) = pair();
+        let frame = [&[0, 0, 0, 14][..], &[5; 14]].concat();
+        far.write_all(&frame).expect("open");
+        wire.look_for_end();
+        assert!(wire.is_up() && wire.peek().is_some());
+        far.write_all(&frame).expect("open");
+        drop(far);
+        assert!(wire.peek().is_some() && wire.is_up(), "nothing is read");
+        wire.look_for_end();
+        assert!(!wire.is_up());
+        for _ in 0..2 {
+            assert_eq!(received(&mut wire).as_deref(), Some(&[5; 14][..]));
+        }
+        assert_eq!(received(&mut wire), None);
     }
 
     #[test]
