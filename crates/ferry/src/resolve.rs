@@ -3,7 +3,8 @@
 //! The destination is asked first, over a link of its own. Where the word to run has not reached it,
 //! the question withdraws it: the answer is then true for ever. See `docs/commit-protocol.md`.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use qemu::system::RunState;
 use qemu::{Qmp, QmpError};
@@ -15,6 +16,10 @@ use crate::source::precopy;
 
 /// How long the other side may take for its answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long the answer waits for what becomes of a word that has come: some milliseconds, unless QEMU
+/// does not answer. Well within [`ANSWER`].
+const DECIDES: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Asks the other host's vferry for the VM of `migration`.
 ///
@@ -30,11 +35,16 @@ pub fn ask(link: &mut Link, migration: &str) -> Result<Other, LinkError> {
     }
 }
 
-/// Answers that question for the VM here.
+/// Answers that question for the VM here. A VM that is about to run is waited for: that it may run is
+/// of no use to whoever asks.
 ///
 /// # Errors
 /// When the answer cannot be sent.
 pub fn answer(vm: &Vm, link: &mut Link, migration: &str) -> Result<(), LinkError> {
+    let deadline = Instant::now() + DECIDES;
+    while vm.is_about_to_run(migration) && Instant::now() < deadline {
+        thread::sleep(LOOK);
+    }
     let whereabouts = vm.whereabouts(migration);
     tracing::info!(?whereabouts, "another host asks for a VM that it has sent");
     link.send(&Message::Settled { whereabouts }, ANSWER)

@@ -105,6 +105,12 @@ impl Vm {
         self.lock().word.whereabouts(name)
     }
 
+    /// The word to run the VM of migration `name` has come, and the VM was not yet seen to run.
+    pub(crate) fn is_about_to_run(&self, name: &str) -> bool {
+        let arrival = &self.lock().word;
+        arrival.migration.as_deref() == Some(name) && arrival.word == Word::Taken
+    }
+
     /// The word to run has come. Says whether it counts.
     pub(crate) fn take_word(&self) -> bool {
         self.lock().word.word.take()
@@ -296,6 +302,26 @@ mod tests {
         assert!(!vm.is_word_withdrawn(), "of another migration");
         assert_eq!(ask("m1"), Other::WillNot);
         assert!(vm.is_word_withdrawn() && !vm.take_word());
+    }
+
+    #[test]
+    fn a_vm_that_is_about_to_run_is_waited_for() {
+        let vm = vm();
+        vm.expect_arrival("m1", secret(), false, false).unwrap();
+        assert!(!vm.is_about_to_run("m1") && vm.take_word());
+        assert!(vm.is_about_to_run("m1") && !vm.is_about_to_run("m2"));
+        let (a, b) = UnixStream::pair().unwrap();
+        let [mut a, mut b] = [a, b].map(|end| Link::agreed(Box::new(end), greeting::NEWEST));
+        std::thread::scope(|scope| {
+            let answered = scope.spawn(|| resolve::answer(&vm, &mut b, "m1"));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!answered.is_finished(), "it is not known yet");
+            vm.lock().word.ran();
+            answered.join().unwrap().unwrap();
+        });
+        let whereabouts = Whereabouts::Here;
+        let said = a.receive(Duration::from_secs(10)).unwrap();
+        assert_eq!(said, crate::link::Message::Settled { whereabouts });
     }
 
     #[test]
