@@ -6,12 +6,13 @@ mod confinement;
 mod control;
 mod devices;
 mod link;
+mod migrating;
 mod resolve;
 mod strangers;
 
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ use crate::host::Keeper;
 use crate::stream::{BoundSocket, Listener};
 use at_work::AtWork;
 pub(crate) use confinement::Confinement;
+use migrating::Migrating;
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
@@ -61,7 +63,7 @@ struct Shared {
     slots: Vec<Slot>,
     host: Arc<Keeper>,
     /// Held by the one migration, out or in, that may be under way.
-    migrating: Mutex<()>,
+    migrating: Migrating,
     /// Where the last migration away from here went.
     went_to: Mutex<Option<Endpoint>>,
     /// Who has yet to be answered.
@@ -116,7 +118,7 @@ pub(crate) fn run(
         vm: vm.clone(),
         slots,
         host: Arc::clone(keeper),
-        migrating: Mutex::new(()),
+        migrating: Migrating::default(),
         went_to: Mutex::default(),
         at_work: AtWork::default(),
     });
@@ -246,15 +248,6 @@ impl Shared {
             }),
             (Protection::None, _) => ferry::Protection::Open,
             (Protection::Loopback | Protection::Tls { .. }, _) => ferry::Protection::Local,
-        }
-    }
-
-    /// `None` while a migration is under way.
-    fn begin_migration(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.migrating.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
         }
     }
 

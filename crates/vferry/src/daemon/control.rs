@@ -110,7 +110,7 @@ fn answer(shared: &Shared, mut control: Control) {
 }
 
 fn status(shared: &Shared) -> Status {
-    let migrating = shared.begin_migration().is_none();
+    let migrating = shared.migrating.is_under_way();
     let device = |slot: &ferry::restore::Slot| DeviceStatus {
         name: slot.endpoint.name().into(),
         connected: slot.endpoint.is_connected(),
@@ -132,7 +132,7 @@ fn status(shared: &Shared) -> Status {
 }
 
 fn rehearse(shared: &Shared, pause: impl FnMut(Moment)) -> Reply {
-    let Some(_guard) = shared.begin_migration() else {
+    let Some(_guard) = shared.migrating.begin() else {
         return Reply::Failed {
             why: "a migration of this VM is under way".into(),
         };
@@ -178,7 +178,7 @@ fn migrate(
     control: Control,
     writer: &mut Writer,
 ) -> Reply {
-    let Some(_guard) = shared.begin_migration() else {
+    let Some(_guard) = shared.migrating.begin() else {
         return Reply::Failed {
             why: "a migration of this VM is under way already".into(),
         };

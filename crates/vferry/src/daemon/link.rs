@@ -52,7 +52,7 @@ fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
         }
         return Ok(());
     }
-    let result = match shared.begin_migration() {
+    let result = match shared.migrating.begin() {
         Some(_guard) => try_receive(shared, first, &mut link, host.peer.as_ref()),
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
     };
@@ -75,7 +75,7 @@ fn see_to_late(shared: &Shared) {
         thread::sleep(LOOK);
         // A migration that is under way gives up when it finds such a device.
         if shared.vm.is_late_due()
-            && let Some(_guard) = shared.begin_migration()
+            && let Some(_guard) = shared.migrating.begin()
         {
             let qmp = shared.monitor();
             let seen_to = qmp.and_then(|qmp| Ok(shared.vm.see_to_late(&qmp, &shared.slots)?));

@@ -16,8 +16,16 @@ use crate::stream::connect;
 
 /// Asks the other host, unless it has said all that it can; then tells, or takes a way out.
 pub(super) fn resolve(shared: &Shared, way: Option<Way>) -> Reply {
-    let Some(_guard) = shared.begin_migration() else {
-        return failed("a migration of this VM is under way: wait for its end");
+    let under_way = || failed("a migration of this VM is under way: wait for its end");
+    // A mere question keeps nobody from a migration.
+    if shared.migrating.is_under_way() {
+        return under_way();
+    }
+    if shared.vm.unsettled().is_none() {
+        return settled(shared, way);
+    }
+    let Some(_guard) = shared.migrating.begin() else {
+        return under_way();
     };
     let Some(unsettled) = shared.vm.unsettled() else {
         return settled(shared, way);
