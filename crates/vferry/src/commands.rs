@@ -17,6 +17,7 @@ use ferry::{Controls, Strategy};
 use crate::config::Config;
 use crate::daemon;
 use crate::host::{Keeper, back};
+use crate::told::told;
 
 /// Live migration of QEMU virtual machines with their passed-through PCI devices.
 #[derive(Debug, Parser)]
@@ -226,7 +227,7 @@ fn status(result: anyhow::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("vferry: {error:#}");
+            eprintln!("vferry: {}", told(&error));
             1
         }
     }

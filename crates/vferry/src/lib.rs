@@ -25,3 +25,4 @@ pub mod models;
 pub mod rehearsal;
 pub mod resolution;
 mod stream;
+mod told;

@@ -19,6 +19,7 @@ use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
 use crate::rehearsal::{self, Moment};
 use crate::stream::connect;
+use crate::told::told;
 
 /// How long a command may leave what it is told unread. A migration waits for it once, no more.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -143,9 +144,7 @@ fn rehearse(shared: &Shared, pause: impl FnMut(Moment)) -> Reply {
         };
     };
     if let Err(error) = place_devices(shared) {
-        return Reply::Failed {
-            why: format!("{error:#}"),
-        };
+        return Reply::Failed { why: told(&error) };
     }
     // The control device itself comes last.
     let endpoints = &shared.vm.endpoints().0;
@@ -217,10 +216,8 @@ fn migrate(
             Reply::Done { report }
         }
         Err(error) => {
-            tracing::error!("{error:#}");
-            Reply::Failed {
-                why: format!("{error:#}"),
-            }
+            tracing::error!("{}", told(&error));
+            Reply::Failed { why: told(&error) }
         }
     }
 }

@@ -12,6 +12,7 @@ use tls::PeerName;
 
 use super::{Shared, strangers};
 use crate::stream::{Acceptor, Connected};
+use crate::told::told;
 
 /// After a monitor that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -60,8 +61,9 @@ fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
         Ok(Ok(arrival)) => tracing::info!(?arrival, "the VM has arrived"),
         Ok(Err(error)) => tracing::error!("{error}"),
         Err(error) => {
-            tracing::error!("no VM is taken in: {error:#}");
-            let reason = format!("at the destination: {error:#}");
+            let why = told(&error);
+            tracing::error!("no VM is taken in: {why}");
+            let reason = format!("at the destination: {why}");
             let _ = link.send(&Message::Abort { reason }, REFUSAL);
         }
     }

@@ -13,6 +13,7 @@ use crate::config::Endpoint;
 use crate::control::Reply;
 use crate::resolution::{Resolution, WayOut};
 use crate::stream::connect;
+use crate::told::told;
 
 /// Asks the other host, unless it has said all that it can; then tells, or takes a way out.
 pub(super) fn resolve(shared: &Shared, way: Option<Way>) -> Reply {
@@ -44,7 +45,7 @@ pub(super) fn resolve(shared: &Shared, way: Option<Way>) -> Reply {
             ways: WayOut::all(unsettled.other),
             unsettled,
             to: to.map(|to| to.to_string()),
-            silence: silence.map(|error| format!("{error:#}")),
+            silence: silence.map(|error| told(&error)),
         }),
         Some(way) if safety(way, unsettled.other) == Safety::Refused => failed(
             "the other host says that the VM runs there: it must not run here too. Use \
@@ -103,7 +104,8 @@ fn take(shared: &Shared, way: Way, other: Other) -> Reply {
             now: now.into(),
         }),
         Err(error) => failed(&format!(
-            "{error:#}. As far as is known here, the VM stays paused"
+            "{}. As far as is known here, the VM stays paused",
+            told(&error)
         )),
     }
 }
