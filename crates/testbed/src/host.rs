@@ -14,7 +14,7 @@ use lab::{Guarded, Initrd, Lab, Vm};
 use qemu::Iommu;
 use vferry::control::Status;
 
-use crate::{GUEST_IP, Programs};
+use crate::{Programs, load};
 
 /// How long vferry may take until it serves its sockets.
 const START: Duration = Duration::from_secs(10);
@@ -104,8 +104,7 @@ impl Host {
     /// # Errors
     /// When the guest cannot, or does not within `limit`.
     pub fn bring_up(&self, limit: Duration) -> Result<()> {
-        let command = format!("ip addr add {GUEST_IP}/24 dev eth0 && ip link set eth0 up");
-        self.vm.shell(&command, limit)?.success().map(drop)
+        load::bring_up(&self.vm, limit)
     }
 
     /// vferry's process.

@@ -13,9 +13,11 @@
 mod dice;
 pub mod faults;
 mod host;
+mod load;
 mod migration;
 mod nested;
 mod options;
+mod pause;
 mod power_cut;
 mod programs;
 mod run;

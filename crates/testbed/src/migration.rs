@@ -16,6 +16,9 @@ pub struct Migration {
     pub window: WindowReport,
     /// The guest's interrupts at the destination, soon after.
     pub interrupts: Interrupts,
+    /// The VM's pause as both QEMUs tell of it, in milliseconds: from when the source's began to stop it
+    /// until the destination's had it run. `None` where nobody heard them.
+    pub pause_ms: Option<f64>,
     /// Longest time without a completed operation of the guest's disk, if it has one: see
     /// [`DiskSummary::outage_ms`](crate::DiskSummary::outage_ms).
     pub disk_outage_ms: Option<f64>,

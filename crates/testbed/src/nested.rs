@@ -322,6 +322,7 @@ impl Nested {
             report,
             window,
             interrupts: Interrupts::default(),
+            pause_ms: None,
             disk_outage_ms: None,
         })
     }

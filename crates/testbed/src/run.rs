@@ -1,63 +1,41 @@
 //! A guest under load on one host, and its way to the next.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use authority::Authority;
 use ferry::{Report, Strategy};
 use lab::{Lab, progress_on_stderr};
-use load_format::{DiskReport, DiskSilence, GuestReport};
+use load_format::GuestReport;
 use qemu::system::RunState;
+use uplink::Peer;
 use uplink::peer::now_nanos;
-use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
 use vferry::rehearsal::Rehearsal;
 
+use crate::load::{self, AROUND, BOOT, COMMAND, ISOLATE, Load, Work};
 use crate::migration::{Interrupts, Migration};
 use crate::options::{Between, Boot, Help, Options, Plug};
+use crate::pause::Watch;
 use crate::{GuestOptions, Host, HostOptions, Programs};
 
 /// The peer's address.
 pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The guest's address, in a network of 24 bits.
 pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-/// A guest boots in 10 s on two idle processors under emulation.
-const BOOT: Duration = Duration::from_mins(2);
-/// A command in the guest takes a moment, or long where other guests have the processors too.
-const COMMAND: Duration = Duration::from_mins(1);
-/// How long traffic may take to flow everywhere, from nothing or after a migration.
-const FLOW: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(10);
-/// Bytes of TCP per second, each way: with the UDP and the echoes, as much as an emulated guest of
-/// two vCPUs carries with time to spare.
-const TCP_RATE: u32 = 500_000;
-/// Nothing but the guest's UDP service runs on its second vCPU, as guests with a network function
-/// are set up. An emulator starts at the destination with nothing translated: what must be
-/// translated before the service runs again decides the silence that the peer sees.
-const ISOLATE: &str = "isolcpus=1 irqaffinity=0";
-const SERVICE_CPU: usize = 1;
 /// The `NVMe` driver has a queue for each vCPU; this gives it two more, and tells reads from writes.
 const QUEUES: &str = "nvme.write_queues=2";
-/// Bytes of the guest's disk.
-const DISK: u64 = 128 << 20;
-/// MiB per second that the guest reads and writes: what an emulated guest with other loads has time
-/// for.
-const DISK_RATE: u32 = 8;
-/// Programs in the guest that use it at a time.
-const DISK_WORKERS: u64 = 6;
-/// Where the guest has it.
+/// Where the guest has its disk.
 const DISK_NODE: &str = "/dev/nvme0n1";
 /// QEMU now and then stops a VM before its guest has been asked, for all that holds it back
 /// (`ferry::cooperative`'s `hold`): nothing is lost, and the user is told this.
 const AGAIN: &str = "migrate again";
-/// How much is seen of the traffic before a migration.
-const AROUND: Duration = Duration::from_millis(500);
 
 /// A guest, its host, and the peer at the other end of its network.
 #[derive(Debug)]
@@ -98,16 +76,12 @@ impl Testbed {
     pub fn power_on(lab: Lab, programs: Programs, options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
-        let mut peer = PeerConfig::new(&wire, PEER_IP, GUEST_IP);
-        peer.tcp_bytes_per_second = TCP_RATE;
         let packets = if options.load && options.devices.nic() {
             options.packets_per_second
         } else {
             0
         };
-        peer.udp_per_second = packets;
-        peer.icmp_per_second = packets / 2;
-        let peer = Peer::start(peer)?;
+        let peer = load::peer(&wire, packets)?;
         let guest = guest_options(&lab, &options)?;
         let stream = options.stream.as_ref();
         let stream = stream.map(|parameters| stream_module(&lab, parameters));
@@ -124,7 +98,7 @@ impl Testbed {
             disk: options
                 .devices
                 .disk()
-                .then(|| disk(folder.path()))
+                .then(|| load::disk(folder.path()))
                 .transpose()?,
             root_ports: options.plug == Plug::RootPort,
             iommu: options.iommu,
@@ -183,7 +157,7 @@ impl Testbed {
     /// # Errors
     /// When the guest does not answer.
     pub fn guest_report(&self) -> Result<GuestReport> {
-        Ok(serde_json::from_str(&self.shell("lab-guest report")?)?)
+        self.load().report()
     }
 
     /// The same, once a guest with a disk has read again all that it has written there.
@@ -191,7 +165,7 @@ impl Testbed {
     /// # Errors
     /// When the guest does not answer.
     pub fn final_report(&self) -> Result<GuestReport> {
-        if self.disk_report()?.is_some() {
+        if self.load().disk_report()?.is_some() {
             self.shell("lab-guest verify > /dev/null")?;
         }
         self.guest_report()
@@ -202,15 +176,7 @@ impl Testbed {
     /// # Errors
     /// When one does not, with what vferry and QEMU say.
     pub fn wait_for_traffic(&self) -> Result<()> {
-        let flows = if self.options.devices.nic() {
-            self.peer
-                .wait_for_traffic(now_nanos(), FLOW)
-                .map_err(anyhow::Error::new)
-        } else {
-            Ok(())
-        };
-        let flows = flows.and_then(|()| self.wait_for_disk());
-        flows.with_context(|| {
+        self.load().wait().with_context(|| {
             let guest = self.shell("dmesg | tail -n 40");
             format!(
                 "QEMU said:\n{}\nvferry said:\n{}\nthe guest said:\n{}",
@@ -221,32 +187,17 @@ impl Testbed {
         })
     }
 
-    /// Waits until the guest's disk has carried out what was begun since now, if it is loaded.
-    fn wait_for_disk(&self) -> Result<()> {
-        let deadline = Instant::now() + FLOW;
-        let Some(before) = self.disk_report()? else {
-            return Ok(());
-        };
-        // Each worker has one on its way at most.
-        let enough = before.operations + before.workers + 1;
-        while self
-            .disk_report()?
-            .is_some_and(|now| now.operations < enough)
-        {
-            ensure!(Instant::now() < deadline, "the guest's disk does nothing");
-            std::thread::sleep(Duration::from_millis(50));
+    fn load(&self) -> Load<'_> {
+        let disk = self.options.devices.disk() && self.options.load;
+        Load {
+            vm: &self.host.vm,
+            peer: &self.peer,
+            work: Work {
+                nic: self.options.devices.nic(),
+                disk: disk.then_some(DISK_NODE),
+                dirty: self.options.dirty,
+            },
         }
-        Ok(())
-    }
-
-    /// What the load on the guest's disk has counted; `None` without one.
-    fn disk_report(&self) -> Result<Option<DiskReport>> {
-        if !self.options.devices.disk() || !self.options.load {
-            return Ok(None);
-        }
-        Ok(Some(
-            self.guest_report()?.disk.context("no disk is loaded")?,
-        ))
     }
 
     /// From the next migration on memory is compared so; see [`Options::compare`].
@@ -296,13 +247,15 @@ impl Testbed {
         self.wait_for_traffic()?;
         std::thread::sleep(AROUND);
         let mut since = now_nanos();
-        let disk_before = self.disk_report()?;
+        let disk_before = self.load().disk_report()?;
+        let mut watch = Watch::begin(self.host.vm.qmp(), next.vm.qmp());
         let report = match self.run_migrate(&next) {
             Err(error) if error.to_string().contains(AGAIN) => {
                 eprintln!("testbed: once more, as vferry says: {error:#}");
                 next = self.next_host()?;
                 self.wait_for_traffic()?;
                 since = now_nanos();
+                watch = Watch::begin(self.host.vm.qmp(), next.vm.qmp());
                 self.run_migrate(&next)?
             }
             other => other?,
@@ -311,17 +264,19 @@ impl Testbed {
         // Traffic flows again: this is the end of the outage, and the guest is alive.
         self.wait_for_traffic()?;
         let window = self.peer.window(since, now_nanos());
+        let pause_ms = watch.pause_ms(old.vm.qmp())?;
         let before = self.host.status()?;
         self.wait_for_traffic()?;
         let interrupts = Interrupts::of(&before, &self.host.status()?);
-        let disk = disk_before.zip(self.disk_report()?);
-        let silence = disk.map(|(before, after)| disk_silence_ms(&before, &after));
-        let disk_outage_ms = silence.map(|ms| ms + report.vm_pause_ms);
+        let disk = disk_before.zip(self.load().disk_report()?);
+        let silence = disk.map(|(before, after)| load::disk_silence_ms(&before, &after));
+        let disk_outage_ms = silence.map(|ms| ms + pause_ms);
         old.end(END)?;
         Ok(Migration {
             report,
             window,
             interrupts,
+            pause_ms: Some(pause_ms),
             disk_outage_ms,
         })
     }
@@ -455,8 +410,7 @@ impl Testbed {
     /// # Errors
     /// When the guest does not answer.
     pub fn reset_counts(&self) -> Result<()> {
-        self.peer.reset();
-        self.shell("lab-guest reset").map(drop)
+        self.load().reset_counts()
     }
 
     /// Starts the load, and waits until all of it flows.
@@ -464,51 +418,8 @@ impl Testbed {
     /// # Errors
     /// When it does not, with what the guest says.
     pub fn start_load(&self) -> Result<()> {
-        let (mib, rate) = self.options.dirty;
-        let dirty = format!("--dirty-mib {mib} --dirty-mib-per-second {rate}");
-        let disk = format!(
-            "--disk {DISK_NODE} --disk-workers {DISK_WORKERS} --disk-mib-per-second {DISK_RATE}"
-        );
-        let load = match (self.options.devices.nic(), self.options.devices.disk()) {
-            (true, true) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty} {disk}"),
-            (true, false) => format!("load --peer {PEER_IP} --udp-cpu {SERVICE_CPU} {dirty}"),
-            (false, true) => format!("load {dirty} {disk}"),
-            (false, false) => format!("load {dirty}"),
-        };
-        // The load outlives the shell that starts it.
-        self.shell(&format!(
-            "lab-guest {load} > /tmp/load.log 2>&1 & load=$!; \
-             until lab-guest report > /dev/null 2>&1; do kill -0 $load || exit 0; usleep 50000; done"
-        ))?;
-        let flowing = self.wait_for_traffic();
-        if flowing.is_err() {
-            let log = self
-                .shell("cat /tmp/load.log; ip addr; ls /dev/nvme*; dmesg | grep -i nvme; dmesg | tail -n 20")
-                .unwrap_or_default();
-            return flowing.context(format!("the guest said:\n{log}"));
-        }
-        self.reset_counts()
+        self.load().start()
     }
-}
-
-/// The longest silence of the guest's disk between two reports, in milliseconds of the guest's clock.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "an outage of 100 days loses a microsecond"
-)]
-fn disk_silence_ms(before: &DiskReport, after: &DiskReport) -> f64 {
-    let later = |silence: &&DiskSilence| silence.until_nanos > before.now_nanos;
-    let silences = after.silences.iter().filter(later);
-    let longest = silences.map(DiskSilence::nanos).max();
-    // Shorter ones are not told.
-    longest.unwrap_or(DiskReport::MIN_SILENCE_NANOS) as f64 / 1e6
-}
-
-/// A new disk.
-fn disk(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("disk.img");
-    File::create_new(&path)?.set_len(DISK)?;
-    Ok(path)
 }
 
 fn guest_options(lab: &Lab, options: &Options) -> Result<Option<GuestOptions>> {

@@ -1,0 +1,50 @@
+//! How long a VM stands still in a migration, by the word of both QEMUs: the same whoever migrates it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use qemu::{Events, Qmp};
+
+/// How long the destination's word may take once the guest is seen to run there.
+const TELL: Duration = Duration::from_secs(5);
+
+/// What both QEMUs say, from before the migration on.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    from: Events,
+    to: Events,
+}
+
+impl Watch {
+    pub(crate) fn begin(from: &Qmp, to: &Qmp) -> Self {
+        Self {
+            from: from.events(),
+            to: to.events(),
+        }
+    }
+
+    /// The pause, once the VM runs there, in milliseconds: from when the source's QEMU began to stop
+    /// it until the destination's had it run. The source tells what it took until its completion
+    /// (`downtime`), in which all is that it has the devices do when they stop, and both tell when
+    /// they did what, by the clock of the one machine that they run on.
+    pub(crate) fn pause_ms(mut self, source: &Qmp) -> Result<f64> {
+        let deadline = Instant::now() + TELL;
+        let completed = self
+            .from
+            .wait_for(
+                "MIGRATION",
+                |event| event.data["status"] == "completed",
+                deadline,
+            )
+            .context("the source's QEMU did not tell that it is done")?;
+        let runs = self.to.wait_for("RESUME", |_| true, deadline);
+        let runs = runs.context("the destination's QEMU did not tell that the VM runs")?;
+        let at = |event: qemu::Event| event.timestamp.context("an event without a time");
+        let (completed, runs) = (at(completed)?, at(runs)?);
+        let until_completed = source.migration()?.downtime;
+        let until_completed = until_completed.context("QEMU does not tell how long it took")?;
+        // It may have told that it is done after the other one had the VM run.
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        Ok(ms(until_completed) + ms(runs) - ms(completed))
+    }
+}
