@@ -22,6 +22,7 @@ mod power_cut;
 mod programs;
 mod run;
 mod split;
+mod stock;
 mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions};
@@ -32,4 +33,5 @@ pub use power_cut::{Cuts, power_cuts};
 pub use programs::Programs;
 pub use run::{GUEST_IP, PEER_IP, Testbed};
 pub use split::{RecoverySplit, Split};
+pub use stock::{Stock, StockMigration, StockTestbed};
 pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Spread, Summary, summarise};
