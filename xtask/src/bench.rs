@@ -8,7 +8,9 @@ mod doorbell;
 mod guest_module;
 mod log;
 mod mmio;
+mod moves;
 mod passthrough;
+mod pause;
 mod report;
 
 use std::fs;
@@ -65,6 +67,8 @@ enum Benchmark {
     },
     /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
     Passthrough,
+    /// A VM's pause and its NIC's outage, beside the same guest with QEMU's virtio-net.
+    Pause,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,6 +160,7 @@ fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
         Benchmark::Log => log::run(quick),
         Benchmark::Mmio { libvfio_user } => mmio::run(quick, libvfio_user.as_deref()),
         Benchmark::Passthrough => passthrough::run(quick),
+        Benchmark::Pause => pause::run(quick),
     };
     let done = thread::scope(|scope| scope.spawn(measure).join());
     done.map_err(|_| anyhow!("the benchmark panicked"))?
