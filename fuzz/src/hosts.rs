@@ -88,6 +88,10 @@ impl Stream for Recorded {
     fn set_timeout(&self, _limit: Option<Duration>) -> io::Result<()> {
         Ok(())
     }
+
+    fn set_nonblocking(&self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The frame around the devices' state.

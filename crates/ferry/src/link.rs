@@ -30,6 +30,9 @@ pub const MAX_BLOCKS: usize = 1024;
 /// Pages in one message.
 pub const MAX_PAGES: usize = 1024;
 
+/// The limit of calls that wait for nothing.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// A message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case", deny_unknown_fields)]
@@ -222,6 +225,12 @@ pub trait Stream: Read + Write + Send {
     /// # Errors
     /// When the system refuses.
     fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()>;
+
+    /// Has reads and writes wait for nothing, whatever their limit: they fail with `WouldBlock`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn set_nonblocking(&self, on: bool) -> io::Result<()>;
 }
 
 /// One end of the link.
@@ -277,6 +286,24 @@ impl Link {
     /// See [`LinkError`]; an `Abort` of the other side is one too.
     pub fn receive(&mut self, limit: Duration) -> Result<Message, LinkError> {
         parse(&self.receive_body(MAX_MESSAGE, limit)?)
+    }
+
+    /// A message that has come already; `None` if there is none, or not all of one.
+    ///
+    /// Not [`receive`](Self::receive) with a short limit: the system counts a socket's limit in ticks of
+    /// its clock, of which there may be 100 a second, and a VM that stands still waits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look(&mut self) -> Result<Option<Message>, LinkError> {
+        self.stream.set_nonblocking(true)?;
+        let come = self.receive(MOMENT);
+        self.stream.set_nonblocking(false)?;
+        match come {
+            Ok(message) => Ok(Some(message)),
+            Err(LinkError::Timeout(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn receive_body(&mut self, most: usize, limit: Duration) -> Result<Vec<u8>, LinkError> {
@@ -461,12 +488,20 @@ mod streams {
             self.set_read_timeout(limit)?;
             self.set_write_timeout(limit)
         }
+
+        fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+            self.set_nonblocking(on)
+        }
     }
 
     impl Stream for std::net::TcpStream {
         fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
             self.set_read_timeout(limit)?;
             self.set_write_timeout(limit)
+        }
+
+        fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+            self.set_nonblocking(on)
         }
     }
 }

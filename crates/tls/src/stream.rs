@@ -97,6 +97,14 @@ impl TlsStream {
         self.limit.set(limit);
     }
 
+    /// Has calls wait for nothing, whatever their limit: they fail with `WouldBlock`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        self.channel.socket.set_nonblocking(on)
+    }
+
     /// Whether anything can still be written.
     fn whole(&self) -> io::Result<()> {
         if self.broken {

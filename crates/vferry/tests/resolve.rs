@@ -167,6 +167,10 @@ impl Stream for Protected {
         self.0.set_limit(limit);
         Ok(())
     }
+
+    fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        self.0.set_nonblocking(on)
+    }
 }
 
 /// Makes itself known at `port`, by what is in `folder`.

@@ -143,6 +143,33 @@ fn a_wait_that_ends_in_the_middle_of_a_message_loses_nothing() {
 }
 
 #[test]
+fn a_look_takes_what_has_come_and_waits_for_nothing() {
+    let (mut a, mut b) = pair();
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(a.look().unwrap(), None);
+    }
+    // The shortest limit of a socket is a tick of the system's clock, of which 100 may be a second.
+    assert!(began.elapsed() < Duration::from_millis(500));
+    let body = br#"{"message":"goodbye"}"#;
+    let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+    frame.extend_from_slice(body);
+    b.write_all(&frame[..10]).unwrap();
+    assert_eq!(a.look().unwrap(), None);
+    b.write_all(&frame[10..]).unwrap();
+    assert_eq!(a.look().unwrap(), Some(Message::Goodbye));
+
+    // Whoever receives waits, as before.
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        b.write_all(&frame).map(|()| b)
+    });
+    assert_eq!(a.receive(SOON).unwrap(), Message::Goodbye);
+    drop(late.join().unwrap().unwrap());
+    assert!(matches!(a.look(), Err(LinkError::Closed)));
+}
+
+#[test]
 fn nothing_follows_half_a_message() {
     let (mut a, mut b) = pair();
     let long = Message::Abort {

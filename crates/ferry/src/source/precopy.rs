@@ -10,7 +10,7 @@ use qemu::{Qmp, QmpError};
 use super::flow::Flow;
 use super::{Source, StepError};
 use crate::cooperative::ask::Cooperation;
-use crate::link::{self, Function, Link, LinkError};
+use crate::link::{self, Function, Link};
 use crate::report::{Progress, millis};
 use crate::restore;
 use crate::sleep::Sleep;
@@ -19,8 +19,6 @@ use crate::{Phase, Vm};
 
 /// How often progress is told and a cancel looked for.
 const TICK: Duration = Duration::from_millis(100);
-/// How long to listen for the other side at each tick: what has come is there.
-const LISTEN: Duration = Duration::from_millis(1);
 /// How long QEMU may take to open the dirty log, or to let the VM run again after a failure.
 const REACT: Duration = Duration::from_secs(10);
 
@@ -205,10 +203,9 @@ fn tell(source: &Source<'_>, info: &MigrationInfo, progress: &mut dyn FnMut(Prog
 /// The other side has nothing to say while memory is copied, unless it gives up or is gone: then
 /// there is no use in copying on.
 fn listen(link: &mut Link) -> Result<(), StepError> {
-    match link.receive(LISTEN) {
-        Err(LinkError::Timeout(_)) => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(message) => Err(link::unexpected(&message).into()),
+    match link.look()? {
+        None => Ok(()),
+        Some(message) => Err(link::unexpected(&message).into()),
     }
 }
 

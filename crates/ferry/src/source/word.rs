@@ -1,14 +1,9 @@
 //! The word to run, and what has come of it.
 
-use std::time::Duration;
-
 use super::{ANSWER, MigrateError, RUN};
 use crate::commit::{self, Heard, Other, SourceThen};
 use crate::link::{self, Afterwards, Arrival, Function, Link, LinkError, Message};
 use crate::{Phase, Vm};
-
-/// How long to listen whether the link has ended: what has come is there.
-const LISTEN: Duration = Duration::from_micros(100);
 
 /// The destination was not seen to run the VM.
 #[derive(Debug)]
@@ -42,10 +37,10 @@ pub(super) fn tell_to_run(
 fn give(link: &mut Link, word: &Message) -> Result<Arrival, (Heard, LinkError)> {
     // A host that has ended is known by that, though its system would take the word from here and
     // say only then that nobody is there.
-    match link.receive(LISTEN) {
-        Err(LinkError::Timeout(_)) => {}
+    match link.look() {
+        Ok(None) => {}
         Err(error) => return Err((Heard::NotSent, error)),
-        Ok(other) => return Err((Heard::NotSent, link::unexpected(&other))),
+        Ok(Some(other)) => return Err((Heard::NotSent, link::unexpected(&other))),
     }
     // Half a message is none: the destination ends its QEMU when the link closes.
     link.send(word, ANSWER)

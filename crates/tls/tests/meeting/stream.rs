@@ -55,6 +55,20 @@ fn a_read_that_runs_out_of_time_loses_nothing() {
     }
 }
 
+#[test]
+fn a_read_that_waits_for_nothing_loses_nothing() {
+    let (mut a, mut b) = pair();
+    b.set_limit(Some(SOON));
+    b.set_nonblocking(true).unwrap();
+    let error = b.read(&mut [0; 3]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    b.set_nonblocking(false).unwrap();
+    a.write_all(b"one").unwrap();
+    let mut got = [0; 3];
+    b.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"one");
+}
+
 /// What a write had no time for must not come out before what is said next, which could make a whole
 /// message of it that was thought not sent.
 #[test]

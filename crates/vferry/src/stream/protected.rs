@@ -75,4 +75,8 @@ impl Stream for Protected {
         self.0.set_limit(limit);
         Ok(())
     }
+
+    fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        self.0.set_nonblocking(on)
+    }
 }
