@@ -24,7 +24,7 @@ use crate::digest::Secret;
 use crate::driverless::{self, StartError};
 use crate::link::{self, Afterwards, DigestKey, Link, LinkError, Message};
 use crate::recovery::{self, NotPossible};
-use crate::report::{Marks, Progress, Stopwatch};
+use crate::report::{self, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
@@ -217,6 +217,10 @@ impl Source<'_> {
         };
         let running = Instant::now();
         self.vm.has_left();
+        // Only now: QEMU has to clean up first, and the VM would stand still meanwhile. Should it not
+        // say any more how it went, the VM has left all the same.
+        let info = self.qmp.migration().unwrap_or_default();
+        let ram = info.ram.unwrap_or_default();
         let timeline = self.vm.timeline();
         let (mut phases_ms, devices_paused_ms) =
             watch.finish(&timeline, sent.completed, &arrival, compared, running);
@@ -247,12 +251,12 @@ impl Source<'_> {
             strategy,
             devices,
             phases_ms,
-            vm_pause_ms: sent.downtime_ms,
+            vm_pause_ms: info.downtime.map_or(0.0, report::millis),
             devices_paused_ms,
             pages_marked: self.pages_marked(),
             compared,
-            transferred: sent.transferred,
-            passes: sent.passes,
+            transferred: ram.transferred,
+            passes: ram.dirty_sync_count,
             functions_corrected: arrival.corrected,
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),

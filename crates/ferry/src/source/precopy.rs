@@ -11,7 +11,7 @@ use super::flow::Flow;
 use super::{Source, StepError};
 use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link};
-use crate::report::{Progress, millis};
+use crate::report::Progress;
 use crate::restore;
 use crate::sleep::Sleep;
 use crate::vm::StageName;
@@ -37,9 +37,6 @@ pub(crate) enum NotSeen {
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) completed: Instant,
-    pub(super) downtime_ms: f64,
-    pub(super) transferred: u64,
-    pub(super) passes: u64,
     /// What the guest had programmed when it stopped.
     pub(super) functions: Vec<Function>,
 }
@@ -76,7 +73,7 @@ fn send(
     let mut flow = Flow::new(source.facts.machine.base_memory);
     let mut stalled = None;
     let mut told = Instant::now();
-    let (info, completed) = loop {
+    let (status, completed) = loop {
         let watch = cooperation.as_ref().and_then(|with| with.interval());
         let watch = watch.or_else(|| sleep.as_ref()?.interval());
         let event = match events.next(Instant::now() + watch.unwrap_or(TICK)) {
@@ -97,9 +94,7 @@ fn send(
                     .get("status")
                     .and_then(|s| s.as_str())
                     .unwrap_or_default();
-                MigrationStatus::from(status.to_owned())
-                    .is_over()
-                    .then_some(event.received)
+                Some((MigrationStatus::from(status.to_owned()), event.received))
             }
             Some(_) => None,
             None => {
@@ -130,25 +125,26 @@ fn send(
                     flow.go_on();
                 }
                 stalled = stalled.or_else(|| flow.stalls(&info));
-                info.status.is_over().then(Instant::now)
+                Some((info.status, Instant::now()))
             }
         };
+        let over = over.filter(|(status, _)| status.is_over());
         // In the pause every millisecond counts, and QEMU's completion needs the other side anyway.
         if event.is_none() && over.is_none() && *phase == Phase::Precopy {
             listen(link)?;
         }
-        if let Some(at) = over {
-            break (source.qmp.migration()?, at);
+        if let Some(over) = over {
+            break over;
         }
         if !cancelled && (stalled.is_some() || source.cancel.load(Ordering::Acquire)) {
             source.qmp.migrate_cancel()?;
             cancelled = true;
         }
     };
-    match info.status {
+    match status {
         MigrationStatus::Completed => {}
         MigrationStatus::Cancelled => return Err(stalled.map_or(StepError::Cancelled, hangs)),
-        _ => return Err(StepError::Other(reason(&info))),
+        _ => return Err(StepError::Other(reason(&source.qmp.migration()?))),
     }
     let stop = source.vm.timeline().stopping;
     let functions = match functions {
@@ -156,7 +152,10 @@ fn send(
         // The stop and the completion came in one.
         _ => restore::read(source.qmp, source.slots, &source.vm.carried())?,
     };
-    Ok(sent(&info, completed, functions))
+    Ok(Sent {
+        completed,
+        functions,
+    })
 }
 
 /// The devices were halted. If that was the migration's stop, reads what the guest, which can no
@@ -293,16 +292,5 @@ fn reason(info: &MigrationInfo) -> String {
     match &info.error_desc {
         Some(why) => format!("{status}: {why}"),
         None => status,
-    }
-}
-
-fn sent(info: &MigrationInfo, completed: Instant, functions: Vec<Function>) -> Sent {
-    let ram = info.ram.unwrap_or_default();
-    Sent {
-        completed,
-        downtime_ms: info.downtime.map_or(0.0, millis),
-        transferred: ram.transferred,
-        passes: ram.dirty_sync_count,
-        functions,
     }
 }
