@@ -26,8 +26,11 @@
 //! lab-guest disk /dev/nvme0n1 /dev/nvme1n1 --disk-workers 8 --seconds 60
 //! lab-guest journal /dev/nvme0n1 --tell /dev/ttyS2 &
 //! lab-guest journal-check /dev/nvme0n1
+//! lab-guest flood tcp-from-guest --peer 10.0.0.1 &
+//! lab-guest disk-rate /dev/nvme0n1 --depth 32
 //! ```
-//!
+//! `flood` and `disk-rate` are as much as goes, with nothing checked: for who wants to know how much
+//! that is.
 //! `nic` sets what busybox's `ip` cannot, and is no load.
 //!
 //! The guest is emulated, so each load is
@@ -49,7 +52,10 @@ mod control;
 mod direct;
 mod dirty;
 mod disk;
+mod disk_rate;
+mod flood;
 mod journal;
+mod mmio;
 mod nic;
 mod options;
 mod tcp;
@@ -97,7 +103,10 @@ fn run(control: &str, command: Command) -> Result<()> {
         Command::Report => return control::ask(control, Request::Report),
         Command::Reset => return control::ask(control, Request::Reset),
         Command::Verify => return control::verify(control),
+        Command::DiskRate(options) => return disk_rate::run(&options),
+        Command::Flood(options) => return flood::run(&options),
         Command::Journal(options) => return journal::run(&options),
+        Command::Mmio(options) => return mmio::run(&options),
         Command::JournalCheck { device } => return journal::check(&device),
         Command::Nic(options) => return nic::set(&options),
         Command::Load {

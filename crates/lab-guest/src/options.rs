@@ -2,12 +2,19 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use load_format::Rate;
 
 use crate::disk::DiskOptions;
+use crate::disk_rate::DiskRateOptions;
+use crate::flood::FloodOptions;
 use crate::journal::JournalOptions;
+use crate::mmio::MmioOptions;
 use crate::nic::NicOptions;
+use crate::now_nanos;
 
 /// Load for the lab's guest: numbered UDP, a checked TCP transfer, memory that keeps changing, disks.
 #[derive(Debug, Parser)]
@@ -83,8 +90,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         run: Run,
     },
+    /// Reads or writes a disk as fast as it goes, and prints how fast as one line of JSON.
+    DiskRate(DiskRateOptions),
+    /// Sends or takes as much as goes, one way; nobody looks at what it is. UDP to the guest is
+    /// counted for a time, which is then printed; all else goes on until killed.
+    Flood(FloodOptions),
     /// Writes numbered records to a disk and tells the outside which of them are durable.
     Journal(JournalOptions),
+    /// Reads and writes a register as often as told, and prints how fast, as one line of JSON.
+    Mmio(MmioOptions),
     /// Says what is left of a disk's journal, as one line of JSON.
     JournalCheck {
         /// The block device, or an image of it.
@@ -134,6 +148,34 @@ pub(crate) struct TcpOptions {
     /// TCP port of the peer.
     #[arg(long, default_value_t = 7001)]
     pub(crate) tcp_port: u16,
+}
+
+/// The time in which something is counted.
+#[derive(Debug, Args)]
+pub(crate) struct Window {
+    /// Milliseconds before those that count.
+    #[arg(long, default_value_t = 500)]
+    warm_up_ms: u64,
+    /// Milliseconds that count.
+    #[arg(long, default_value_t = 2000)]
+    ms: u64,
+}
+
+impl Window {
+    /// Prints how fast a count grows, as one line of JSON; `counts` tells what was done and what failed.
+    pub(crate) fn print(&self, counts: impl Fn() -> Result<(u64, u64)>) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(self.warm_up_ms));
+        let (since, (before, _)) = (now_nanos(), counts()?);
+        std::thread::sleep(Duration::from_millis(self.ms));
+        let (until, (after, failed)) = (now_nanos(), counts()?);
+        let rate = Rate {
+            done: after.saturating_sub(before),
+            failed,
+            nanos: until.saturating_sub(since),
+        };
+        println!("{}", serde_json::to_string(&rate)?);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

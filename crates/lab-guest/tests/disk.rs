@@ -3,8 +3,8 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::{Child, Command, Stdio};
 
-use load_format::GuestReport;
 use load_format::journal::{self, RECORD_LEN};
+use load_format::{GuestReport, Rate};
 use tempfile::NamedTempFile;
 
 #[test]
@@ -32,6 +32,29 @@ fn the_disk_load_is_asked_like_any_other() {
         assert_eq!(ask("reset"), "{}\n");
     }
     drop(load);
+}
+
+#[test]
+fn a_rate_is_of_the_time_that_counts() {
+    let file = disk(8);
+    for options in [
+        &["--depth", "4"][..],
+        &["--kib", "1024", "--sequential", "--write"],
+    ] {
+        let mut command = lab_guest(&["disk-rate", "--warm-up-ms", "20", "--ms", "50"]);
+        command.args(options).arg(file.path());
+        let rate: Rate = serde_json::from_str(&output(command)).expect("a rate");
+        assert!(rate.done > 0 && rate.failed == 0, "{rate:?}");
+        assert!(rate.nanos >= 50_000_000, "{rate:?}");
+    }
+    let mut command = lab_guest(&["disk-rate", "--kib", "16384"]);
+    assert!(
+        !command
+            .arg(file.path())
+            .status()
+            .expect("our own")
+            .success()
+    );
 }
 
 #[test]

@@ -27,5 +27,5 @@ pub use disk::{
     DiskIoError, DiskOperation, DiskReport, DiskSilence, ExpectedBlock, FoundBlock, WrongBlock,
 };
 pub use numbered::{NotNumbered, Numbered, Seen};
-pub use report::{DirtyReport, GuestReport, GuestTcpReport, GuestUdpReport, Run};
+pub use report::{DirtyReport, GuestReport, GuestTcpReport, GuestUdpReport, Rate, Run};
 pub use sequence::{Arrival, Gap, Sequence, Silence};

@@ -4,6 +4,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::DiskReport;
 
+/// How much was done, with nothing checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// What was done in this time: a disk's operations, a NIC's packets.
+    pub done: u64,
+    /// What failed, from the beginning on.
+    pub failed: u64,
+    /// The time, in ns of the guest's clock.
+    pub nanos: u64,
+}
+
+impl Rate {
+    /// Done per second.
+    #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+    pub fn per_second(&self) -> f64 {
+        self.done as f64 * 1e9 / self.nanos as f64
+    }
+}
+
 /// All that `lab-guest report` prints. Times are of the guest's clock, which stands still while
 /// the VM is paused; only the peer's times show a whole outage.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -38,7 +38,7 @@ pub use announce::rarp;
 pub use error::UplinkError;
 pub use framing::{Deframer, FrameTooLong, MAX_FRAME};
 pub use neighbours::Attentive;
-pub use peer::{Peer, PeerConfig};
+pub use peer::{Load, Peer, PeerConfig};
 pub use switch::{Port, PortReport, Switch, SwitchReport};
 pub use tap::Tap;
 pub use wire::Wire;

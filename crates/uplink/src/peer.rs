@@ -32,7 +32,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Switch, SwitchReport, UplinkError};
-pub use config::PeerConfig;
+pub use config::{Load, PeerConfig};
 pub(crate) use host::Host;
 pub(crate) use ledger::Ledger;
 pub use report::{
@@ -63,6 +63,8 @@ struct Books {
     ledger: Ledger,
     switch: SwitchReport,
     waiting: usize,
+    /// What is to be sent from the next pass on.
+    load: Option<Load>,
 }
 
 /// Now, in nanoseconds of this host's `CLOCK_MONOTONIC`: the time line of all reports.
@@ -96,6 +98,7 @@ impl Peer {
                 ledger: Ledger::new(now),
                 switch: switch.report(),
                 waiting: 0,
+                load: None,
             }),
             progress: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -126,6 +129,12 @@ impl Peer {
     /// beginning is still seen, and so does the TCP transfer.
     pub fn reset(&self) {
         self.shared.books().ledger.start_window(now_nanos());
+    }
+
+    /// From now on sends this instead of what it sends, and no longer looks at TCP's content.
+    pub fn set_load(&self, load: Load) {
+        self.shared.books().load = Some(load);
+        self.shared.wake();
     }
 
     /// What happened between two times, whatever was reset since; reaches back about two minutes
@@ -205,8 +214,7 @@ impl Peer {
 
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // Cannot fail but for a full counter, which is readable too.
-        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
+        self.shared.wake();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -222,6 +230,11 @@ impl Drop for Peer {
 }
 
 impl Shared {
+    fn wake(&self) {
+        // Cannot fail but for a full counter, which is readable too.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,13 +248,25 @@ fn run(shared: &Shared, mut switch: Switch, mut host: Host) {
         tracing::debug!(%error, "the peer runs without priority");
     }
     while !shared.stop.load(Ordering::Acquire) {
-        let timeout = Duration::from_nanos(host.next_due().saturating_sub(now_nanos()));
-        if let Err(error) = switch.wait(timeout, shared.wake.as_fd()) {
-            tracing::error!(%error, "the peer cannot wait for its wires and ends");
-            return;
+        let timeout = if floods(&host, &switch) {
+            Duration::ZERO
+        } else {
+            Duration::from_nanos(host.next_due().saturating_sub(now_nanos()))
+        };
+        match switch.wait(timeout, shared.wake.as_fd()) {
+            Ok(false) => {}
+            // It has nothing to say but that it is time to look.
+            Ok(true) => drop(rustix::io::read(&shared.wake, &mut [0; 8])),
+            Err(error) => {
+                tracing::error!(%error, "the peer cannot wait for its wires and ends");
+                return;
+            }
         }
         let now = now_nanos();
         let mut books = shared.books();
+        if let Some(load) = books.load.take() {
+            host.set_load(load, now);
+        }
         switch.turn(|frame| host.receive(frame, now, &mut books.ledger));
         host.advance(now, &mut books.ledger);
         if let Some(port) = host.guest_mac().and_then(|mac| switch.port_of(mac)) {
@@ -253,9 +278,17 @@ fn run(shared: &Shared, mut switch: Switch, mut host: Host) {
         if waiting {
             shared.progress.notify_all();
         }
+        if floods(&host, &switch) {
+            host.flood();
+        }
         host.drain(|frame| switch.inject(frame));
         switch.flush();
     }
+}
+
+/// Whether the guest is to be flooded, and its wire takes more.
+fn floods(host: &Host, switch: &Switch) -> bool {
+    host.floods() && host.guest_mac().is_some_and(|mac| switch.takes_more(mac))
 }
 
 fn nanos(duration: Duration) -> u64 {

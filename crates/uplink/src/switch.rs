@@ -260,6 +260,13 @@ impl Switch {
         Some(slot.report.port)
     }
 
+    /// Whether the wire at which `mac` was last seen has taken all that was sent to it.
+    pub fn takes_more(&self, mac: [u8; 6]) -> bool {
+        let slot = self.table.find(mac).and_then(|slot| self.slots.get(slot));
+        slot.and_then(Option::as_ref)
+            .is_some_and(|slot| !slot.wire.wants_write())
+    }
+
     /// What it has done since it was made.
     pub fn report(&self) -> SwitchReport {
         SwitchReport {

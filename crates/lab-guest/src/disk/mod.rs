@@ -27,6 +27,7 @@ use target::Disk;
 use worker::{Region, Worker};
 
 pub(crate) use account::Account;
+pub(crate) use random::Random;
 
 /// How the devices are loaded.
 #[derive(Debug, Args)]

@@ -34,7 +34,33 @@ pub struct PeerConfig {
     pub tcp_port: u16,
     /// TCP bytes per second to the guest, which sends as many back.
     pub tcp_bytes_per_second: u32,
+    /// Bytes of TCP that the peer holds in either direction.
+    pub tcp_buffer: usize,
 }
+
+/// Load that finds out how much goes, and not whether it is right: instead of what the configuration
+/// says. Nothing by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// ICMP echo requests per second to the guest.
+    pub icmp_per_second: u32,
+    /// TCP bytes per second to the guest, which need not send any back.
+    pub tcp_bytes_per_second: u32,
+    /// UDP packets to the guest with so many bytes of payload each, at most [`Load::MAX_FLOOD`], as
+    /// many as its wire takes. The switch counts them, and nobody else.
+    pub flood: Option<usize>,
+}
+
+impl Load {
+    /// What a frame of 9000 bytes without Ethernet's header holds.
+    pub const MAX_FLOOD: usize = 9000 - 20 - 8;
+    /// UDP port of the guest where a flood goes (RFC 863).
+    pub const FLOOD_PORT: u16 = 9;
+}
+
+/// [`PeerConfig::tcp_buffer`] of the lab: 32 ms at 2 MB/s. After a loss smoltcp sends all of it again
+/// at once, so more would be a flood for an emulated machine.
+const TCP_BUFFER: usize = 64 * 1024;
 
 impl PeerConfig {
     /// The lab's load: 2 000 UDP packets and 1 000 echoes per second, TCP with 2 MB/s each way,
@@ -54,6 +80,7 @@ impl PeerConfig {
             icmp_per_second: 1000,
             tcp_port: 7001,
             tcp_bytes_per_second: 2_000_000,
+            tcp_buffer: TCP_BUFFER,
         }
     }
 
@@ -72,6 +99,8 @@ impl PeerConfig {
             "the UDP payload must be 40 to 1472 bytes, to fit the header and one Ethernet frame"
         } else if self.tcp_port == 0 || self.udp_port == 0 || self.guest_udp_port == 0 {
             "port 0 cannot be used"
+        } else if self.tcp_buffer == 0 {
+            "TCP needs a buffer"
         } else {
             return Ok(());
         };
@@ -94,13 +123,14 @@ mod tests {
     fn contradictions_are_refused_and_the_lab_load_is_not() {
         let good = PeerConfig::new("x", [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         assert!(good.check().is_ok());
-        let bad: [fn(&mut PeerConfig); 6] = [
+        let bad: [fn(&mut PeerConfig); 7] = [
             |config| config.guest_ip = config.ip,
             |config| config.guest_ip = [10, 0, 1, 2].into(),
             |config| config.prefix = 33,
             |config| config.mac = [1, 0, 0, 0, 0, 0],
             |config| config.udp_payload = 39,
             |config| config.tcp_port = 0,
+            |config| config.tcp_buffer = 0,
         ];
         for spoil in bad {
             let mut config = good.clone();

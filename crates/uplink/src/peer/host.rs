@@ -7,11 +7,11 @@ use smoltcp::wire::{
     IpAddress, IpProtocol, Ipv4Packet, UdpPacket,
 };
 
-use super::PeerConfig;
 use super::frames::{Frames, Route};
 use super::ledger::Ledger;
 use super::pace::Pacer;
 use super::tcp::Transfer;
+use super::{Load, PeerConfig};
 
 /// The peer's own protocol state. Frames come in by [`receive`](Self::receive), time by
 /// [`advance`](Self::advance), and what is to be sent is [drained](Self::drain).
@@ -27,6 +27,8 @@ pub(crate) struct Host {
     next_echo: u64,
     ask: Pacer,
     transfer: Transfer,
+    /// Bytes of payload.
+    flood: Option<usize>,
     outgoing: Frames,
 }
 
@@ -42,6 +44,10 @@ const ASKS_PER_SECOND: u32 = 10;
 /// Longest echo request that is answered: one that fits an Ethernet frame.
 const MAX_ECHO: usize = 1472;
 
+/// Frames of a flood between two looks at whether the wire takes more, and their bytes.
+const FLOOD_BURST: usize = 64;
+const FLOOD_BYTES: usize = 64 * 1024;
+
 impl Host {
     pub(crate) fn new(config: PeerConfig, now_nanos: u64) -> Self {
         let [a, b, c, d, ..] = now_nanos.to_le_bytes();
@@ -55,6 +61,7 @@ impl Host {
             next_echo: 0,
             ask: Pacer::new(ASKS_PER_SECOND, now_nanos),
             transfer: Transfer::new(&config, now_nanos),
+            flood: None,
             outgoing: Frames::default(),
             config,
         }
@@ -109,6 +116,32 @@ impl Host {
         }
         self.transfer
             .advance(now_nanos, &route, &mut self.outgoing, ledger.tcp_mut());
+    }
+
+    /// From now on this is what is sent.
+    pub(super) fn set_load(&mut self, load: Load, now_nanos: u64) {
+        self.udp = Pacer::new(0, now_nanos);
+        self.icmp = Pacer::new(load.icmp_per_second, now_nanos);
+        self.transfer
+            .carry_anything(load.tcp_bytes_per_second, now_nanos);
+        self.flood = load.flood;
+    }
+
+    /// Whether it would like to send more at any time.
+    pub(super) fn floods(&self) -> bool {
+        self.flood.is_some() && self.guest_mac.is_some()
+    }
+
+    /// Sends a burst of what it [floods](Self::floods) the guest with.
+    pub(super) fn flood(&mut self) {
+        let Some((payload, route)) = self.flood.zip(self.route_to_guest()) else {
+            return;
+        };
+        let payload = payload.min(Load::MAX_FLOOD);
+        let ports = (self.config.udp_port, Load::FLOOD_PORT);
+        for _ in 0..(FLOOD_BYTES / payload.max(1)).clamp(1, FLOOD_BURST) {
+            route.udp(&mut self.outgoing, ports, payload, |_| ());
+        }
     }
 
     /// The guest's Ethernet address, once it is known.

@@ -1,6 +1,6 @@
 //! The TCP transfer, served by smoltcp over bare IP: Ethernet and ARP are the host's.
 
-use load_format::Content;
+use load_format::{Checked, Content};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
@@ -21,6 +21,8 @@ pub(super) struct Transfer {
     current: Option<Current>,
     port: u16,
     budget: Budget,
+    /// What is carried is the content that both ends know.
+    has_content: bool,
     incoming: Frames,
     next_due: u64,
 }
@@ -35,10 +37,6 @@ struct Current {
     /// Bytes received and checked.
     received: u64,
 }
-
-/// Bytes that each socket holds in either direction: 32 ms at 2 MB/s. After a loss smoltcp sends
-/// all of it again at once, so more would be a flood for an emulated machine.
-const BUFFER: usize = 64 * 1024;
 
 /// How often content is given to the socket, in nanoseconds.
 const TICK: u64 = 2_000_000;
@@ -69,7 +67,7 @@ impl Transfer {
         });
         let mut sockets = SocketSet::new(Vec::new());
         let handles = [(); 2].map(|()| {
-            let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+            let buffer = || tcp::SocketBuffer::new(vec![0; config.tcp_buffer]);
             let mut socket = tcp::Socket::new(buffer(), buffer());
             // The rate is ours to keep; what it gives should leave at once.
             socket.set_nagle_enabled(false);
@@ -82,9 +80,17 @@ impl Transfer {
             current: None,
             port: config.tcp_port,
             budget: Budget::new(config.tcp_bytes_per_second, now_nanos),
+            has_content: true,
             incoming: Frames::default(),
             next_due: now_nanos,
         }
+    }
+
+    /// From now on sends so many bytes per second, and any bytes are right.
+    pub(super) fn carry_anything(&mut self, bytes_per_second: u32, now_nanos: u64) {
+        self.budget = Budget::new(bytes_per_second, now_nanos);
+        self.has_content = false;
+        self.next_due = now_nanos;
     }
 
     /// Takes an IPv4 packet that holds TCP; it is looked at with the next [`advance`](Self::advance).
@@ -175,11 +181,16 @@ impl Transfer {
         let Some(current) = &mut self.current else {
             return false;
         };
+        let has_content = self.has_content;
         let socket = self.sockets.get_mut::<tcp::Socket>(current.handle);
         let mut moved = false;
         while socket.can_recv() {
             let checked = socket.recv(|bytes| {
-                let checked = Content::FROM_GUEST.check(current.received, bytes);
+                let checked = if has_content {
+                    Content::FROM_GUEST.check(current.received, bytes)
+                } else {
+                    Checked::default()
+                };
                 ledger.received(bytes.len(), checked, now_nanos);
                 (bytes.len(), bytes.len() as u64)
             });
@@ -191,7 +202,9 @@ impl Transfer {
         while left > 0 && socket.can_send() {
             let given = socket.send(|room| {
                 let count = room.len().min(left);
-                Content::TO_GUEST.fill(current.sent, &mut room[..count]);
+                if has_content {
+                    Content::TO_GUEST.fill(current.sent, &mut room[..count]);
+                }
                 (count, count)
             });
             let Ok(count) = given else { break };

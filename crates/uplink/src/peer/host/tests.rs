@@ -149,6 +149,32 @@ fn an_echo_request_is_answered_with_its_own_data() {
 }
 
 #[test]
+fn a_flood_takes_the_place_of_what_is_counted_and_knows_its_bounds() {
+    let (mut host, mut ledger) = (Host::new(config(), 0), Ledger::new(0));
+    let load = |flood| Load {
+        flood: Some(flood),
+        ..Load::default()
+    };
+    host.set_load(load(18), 0);
+    host.flood();
+    assert!(!host.floods() && drained(&mut host).is_empty(), "to whom?");
+    host.receive(&arp_from_guest(), 0, &mut ledger);
+    drained(&mut host);
+    host.advance(1_000_000_000, &mut ledger);
+    assert!(drained(&mut host).is_empty(), "only the flood is left");
+    assert!(host.floods());
+    host.flood();
+    let frames = drained(&mut host);
+    assert!(frames.len() == FLOOD_BURST && frames.iter().all(|frame| frame.len() == 60));
+    host.set_load(load(usize::MAX), 0);
+    host.flood();
+    let frames = drained(&mut host);
+    assert!(frames.len() < FLOOD_BURST && frames.iter().all(|frame| frame.len() == 9014));
+    host.set_load(Load::default(), 0);
+    assert!(!host.floods());
+}
+
+#[test]
 fn its_own_echoes_are_matched_with_their_answers() {
     let mut host = Host::new(
         PeerConfig {
