@@ -9,6 +9,7 @@ mod guest_module;
 mod log;
 mod mmio;
 mod moves;
+mod net;
 mod passthrough;
 mod pause;
 mod report;
@@ -25,13 +26,13 @@ use serde::Serialize;
 const HEAD: &str = "\
 # Performance
 
-What `cargo xtask bench all` printed: the benchmarks that need no guest. Each compares ways to do
-one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
+What `cargo xtask bench all` printed: all benchmarks but `guest-module` and `passthrough`, which take
+minutes before they measure. Each compares ways to do one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
 ratios say something about another machine, and the median of each round's ratio is the one that is
 least disturbed by what else this one did.
 
-Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`), its network and its disk
-(`net`, `blk`), each beside QEMU's own devices.
+Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`) and its disk (`blk`), each
+beside QEMU's own devices.
 ";
 
 /// Measures, and prints what it measured.
@@ -49,7 +50,7 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Benchmark {
-    /// All that need no guest.
+    /// All but `guest-module` and `passthrough`, which take minutes before they measure.
     All,
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
@@ -65,6 +66,8 @@ enum Benchmark {
         #[arg(long, value_name = "PROGRAM")]
         libvfio_user: Option<PathBuf>,
     },
+    /// A guest's network, by vferry and by QEMU's own NICs.
+    Net,
     /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
     Passthrough,
     /// A VM's pause and its NIC's outage, beside the same guest with QEMU's virtio-net.
@@ -125,6 +128,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                 Benchmark::Doorbell,
                 Benchmark::Log,
                 Benchmark::Mmio { libvfio_user: None },
+                Benchmark::Net,
             ];
             let reports: Result<_> = all.iter().map(|one| alone(one, bench.quick)).collect();
             reports?
@@ -159,6 +163,7 @@ fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
         Benchmark::Doorbell => doorbell::run(quick),
         Benchmark::Log => log::run(quick),
         Benchmark::Mmio { libvfio_user } => mmio::run(quick, libvfio_user.as_deref()),
+        Benchmark::Net => net::run(quick),
         Benchmark::Passthrough => passthrough::run(quick),
         Benchmark::Pause => pause::run(quick),
     };

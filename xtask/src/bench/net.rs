@@ -1,0 +1,216 @@
+//! `cargo xtask bench net`
+//!
+//! One guest with four NICs: QEMU's own virtio-net, `igb` and `e1000e`, and vferry's 82599 virtual
+//! function. All have a wire to the same switch and the same peer (`uplink::Peer`), and one at a time is
+//! up, with the guest's address: so kernel, program, processors and peer are the same, and what differs
+//! is the NIC and its driver. They take turns within a round, and rounds begin with another one each.
+//!
+//! What flows is counted where it arrives: TCP by the peer, frames from the guest at the switch, frames to
+//! it by its IP. The floods of UDP are as much as the wire takes, and nobody in the guest reads what
+//! comes; the sizes are those of whole Ethernet frames, FCS included. Frames to the guest are not
+//! counted where they are sent: QEMU's `igb` takes a frame that it has no buffer for and
+//! drops it, where others leave it in the wire.
+//!
+//! # What the numbers leave out
+//!
+//! The wire is a socket and carries one frame after the other. A TAP takes segments of 64 KiB from a
+//! virtio-net, whose guest then cuts and sums up nothing; here its driver does both, as every NIC's
+//! does whose other end is no kernel. The guest has one vCPU, so that the other processor is the
+//! devices' and the peer's, and nothing is pinned: where the guest is translated, an interrupt and a register take far
+//! longer than on a processor that has them.
+
+mod rig;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use uplink::Load;
+
+use super::{Report, Table, goal, median, ratios, variants};
+use rig::{NICS, Rig};
+
+/// Of whole Ethernet frames with their FCS; the last is for what a NIC takes beyond 1500 bytes of
+/// payload.
+const FRAMES: [usize; 3] = [64, 1518, 9018];
+/// FCS, and headers of Ethernet, IPv4 and UDP.
+const AROUND: usize = 4 + 14 + 20 + 8;
+/// More than an emulated guest can take.
+const TCP_RATE: u32 = 2_000_000_000;
+const ECHOES: u32 = 200;
+
+/// How much is measured of a NIC, in one round.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// Before each window.
+    warm_up: Duration,
+    window: Duration,
+    frames: &'static [usize],
+}
+
+const SHORT: Extent = Extent {
+    warm_up: Duration::from_millis(50),
+    window: Duration::from_millis(150),
+    frames: &[FRAMES[0]],
+};
+const WHOLE: Extent = Extent {
+    warm_up: Duration::from_millis(200),
+    window: Duration::from_millis(600),
+    frames: &FRAMES,
+};
+
+/// One value for each of a NIC's quantities.
+const QUANTITIES: [&str; 9] = [
+    "TCP to the guest, MB per second",
+    "TCP from the guest, MB per second",
+    "an echo, microseconds on average",
+    "frames of 64 bytes to the guest, thousands per second",
+    "frames of 64 bytes from the guest, thousands per second",
+    "frames of 1518 bytes to the guest, thousands per second",
+    "frames of 1518 bytes from the guest, thousands per second",
+    "frames of 9018 bytes to the guest, thousands per second",
+    "frames of 9018 bytes from the guest, thousands per second",
+];
+/// Of which less is better.
+const ECHO: usize = 2;
+
+/// In [`NICS`].
+const VIRTIO: usize = 0;
+const EMULATED: [usize; 2] = [1, 2];
+const OURS: usize = 3;
+
+/// Of each quantity that is measured, and each NIC.
+type Runs = Vec<[Vec<f64>; NICS.len()]>;
+
+pub(super) fn run(quick: bool) -> Result<Report> {
+    let (rounds, extent) = if quick { (1, SHORT) } else { (5, WHOLE) };
+    let rig = Rig::start()?;
+    let quantities = &QUANTITIES[..ECHO + 1 + 2 * extent.frames.len()];
+    let mut runs: Runs = vec![Default::default(); quantities.len()];
+    // The first round is for what an emulator translates.
+    for round in usize::from(quick)..=rounds {
+        for turn in 0..NICS.len() {
+            let which = (round + turn) % NICS.len();
+            let name = NICS[which].name;
+            let extent = if round == 0 { SHORT } else { extent };
+            let values = measure(&rig, which, extent)
+                .with_context(|| format!("{name}: {}", rig.evidence()))?;
+            eprintln!("bench: round {round} of {rounds}, {name}: {values:.1?}");
+            if round > 0 {
+                for (runs, value) in runs.iter_mut().zip(values) {
+                    runs[which].push(value);
+                }
+            }
+        }
+    }
+    let goals = goals(&runs);
+    let names = NICS.map(|nic| nic.name);
+    Ok(Report {
+        goals,
+        name: "net",
+        machine: format!(
+            "{}; guest {}, windows of {} ms",
+            super::machine()?,
+            rig.describe()?,
+            extent.window.as_millis()
+        ),
+        tables: quantities
+            .iter()
+            .zip(runs)
+            .map(|(what, runs)| Table {
+                what,
+                variants: variants(names, runs),
+            })
+            .collect(),
+    })
+}
+
+fn measure(rig: &Rig, nic: usize, extent: Extent) -> Result<Vec<f64>> {
+    rig.plug(nic, 1500)?;
+    let tcp = Load {
+        tcp_bytes_per_second: TCP_RATE,
+        ..Load::default()
+    };
+    let echoes = Load {
+        icmp_per_second: ECHOES,
+        ..Load::default()
+    };
+    let mut values = vec![
+        rig.tcp("tcp-to-guest", tcp, extent)?,
+        rig.tcp("tcp-from-guest", Load::default(), extent)?,
+        rig.echo(echoes, extent)?,
+    ];
+    for frame in extent.frames {
+        let payload = frame - AROUND;
+        if payload > 1500 {
+            rig.plug(nic, 9000)?;
+        }
+        values.push(rig.frames_to(payload, extent)?);
+        values.push(rig.frames_from(payload, extent)?);
+    }
+    Ok(values)
+}
+
+fn goals(runs: &[[Vec<f64>; NICS.len()]]) -> Vec<String> {
+    // More is better in all of them then.
+    let over = |quantity: usize, other: usize| {
+        let (ours, others) = (&runs[quantity][OURS], &runs[quantity][other]);
+        if quantity == ECHO {
+            median(&ratios(others, ours))
+        } else {
+            median(&ratios(ours, others))
+        }
+    };
+    let against = |other: usize, goal_is: f64, quantities: &[usize]| {
+        let found = quantities.iter().map(|at| (over(*at, other), *at));
+        let (least, at) = found
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .unwrap_or((f64::NAN, 0));
+        let all: Vec<_> = quantities
+            .iter()
+            .map(|at| format!("{:.2}", over(*at, other)))
+            .collect();
+        let name = NICS[other].name;
+        goal(
+            &format!("at least {goal_is} times {name}"),
+            least,
+            least >= goal_is,
+            &format!(
+                "That is the least, of: {}. All, in the order of the tables: {}.",
+                QUANTITIES[at],
+                all.join(", ")
+            ),
+        )
+    };
+    let all: Vec<_> = (0..runs.len()).collect();
+    let without_echo: Vec<_> = all.iter().copied().filter(|at| *at != ECHO).collect();
+    let mut goals = EMULATED
+        .map(|other| against(other, 1.5, &all))
+        .into_iter()
+        .collect::<Vec<_>>();
+    goals.push(against(VIRTIO, 1.0, &without_echo));
+    goals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_is_better_when_it_is_shorter() {
+        let mut runs: Runs = vec![Default::default(); QUANTITIES.len()];
+        for (quantity, of_nics) in runs.iter_mut().enumerate() {
+            for (nic, runs) in of_nics.iter_mut().enumerate() {
+                let better = (nic == OURS) != (quantity == ECHO);
+                runs.push(if better { 4.0 } else { 2.0 });
+            }
+        }
+        for goal in goals(&runs) {
+            assert!(goal.contains("Found: 2.000; met"), "{goal}");
+        }
+        runs[4][OURS][0] = 1.0;
+        for goal in goals(&runs) {
+            assert!(goal.contains("Found: 0.500; **missed**"), "{goal}");
+            assert!(goal.contains(QUANTITIES[4]), "{goal}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The guest with its NICs, and the peer that all of them have.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Accelerator, Lab, progress_on_stderr};
+use load_format::Rate;
+use testbed::{GUEST_IP, Host, HostOptions, PEER_IP, Programs};
+use uplink::peer::PeerReport;
+use uplink::{Load, Peer, PeerConfig};
+
+use super::Extent;
+
+/// How long anything may take that takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+const BOOT: Duration = Duration::from_mins(2);
+/// Of the peer: a quarter of a millisecond at what an emulated guest carries; less than its
+/// wire holds, so that no frame is lost.
+const TCP_BUFFER: usize = 256 * 1024;
+const APPEND: &str = "maxcpus=1 ipv6.disable=1";
+
+/// One of the guest's NICs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Nic {
+    pub(super) name: &'static str,
+    /// QEMU's device; it is vferry's if there is none.
+    device: Option<&'static str>,
+    address: &'static str,
+    mac: &'static str,
+}
+
+pub(super) const NICS: [Nic; 4] = [
+    Nic {
+        name: "virtio-net",
+        device: Some("virtio-net-pci"),
+        address: "0a",
+        mac: "02:00:00:00:00:0a",
+    },
+    Nic {
+        name: "igb",
+        device: Some("igb"),
+        address: "0b",
+        mac: "02:00:00:00:00:0b",
+    },
+    Nic {
+        name: "e1000e",
+        device: Some("e1000e"),
+        address: "0c",
+        mac: "02:00:00:00:00:0c",
+    },
+    Nic {
+        name: "vferry",
+        device: None,
+        address: "05",
+        // As the testbed has it.
+        mac: "02:00:00:00:00:02",
+    },
+];
+
+pub(super) struct Rig {
+    host: Host,
+    peer: Peer,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    pub(super) fn start() -> Result<Self> {
+        // The guest's usual kernel has no driver for QEMU's Intel NICs.
+        let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
+        let programs = Programs::build()?;
+        let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
+        let wire = folder.path().join("wire.sock");
+        let peer = Peer::start(PeerConfig {
+            tcp_buffer: TCP_BUFFER,
+            ..PeerConfig::new(&wire, PEER_IP, GUEST_IP)
+        })?;
+        peer.set_load(Load::default());
+        let mut args = Vec::new();
+        for nic in NICS {
+            let Nic { address, mac, .. } = nic;
+            if let Some(device) = nic.device {
+                let path = qemu::args::option_value(&wire.display().to_string());
+                args.push("-netdev".to_owned());
+                args.push(format!(
+                    "stream,id=n{address},server=off,addr.type=unix,addr.path={path}"
+                ));
+                args.push("-device".to_owned());
+                args.push(format!(
+                    "{device},netdev=n{address},mac={mac},addr={address},romfile="
+                ));
+            }
+        }
+        let options = HostOptions {
+            append: APPEND.to_owned(),
+            modules: ["virtio_net", "igb", "e1000e"].map(str::to_owned).into(),
+            args,
+            ..HostOptions::new(512 << 20, wire)
+        };
+        let host = Host::start(&lab, &programs, folder.path(), "1", &options, false)?;
+        host.vm.wait_ready(BOOT)?;
+        Ok(Self {
+            host,
+            peer,
+            _folder: folder,
+        })
+    }
+
+    pub(super) fn describe(&self) -> Result<String> {
+        let kernel = self.shell("uname -r")?;
+        Ok(format!(
+            "{} by {:?} with one vCPU",
+            kernel.trim(),
+            Accelerator::detect()
+        ))
+    }
+
+    pub(super) fn evidence(&self) -> String {
+        let guest = self.shell("ip addr; dmesg | tail -n 20");
+        format!(
+            "vferry said:\n{}\nthe guest said:\n{}",
+            self.host.log(),
+            guest.unwrap_or_else(|error| format!("{error:#}"))
+        )
+    }
+
+    /// Has the guest's address move to this NIC, whose interface takes so many bytes of payload.
+    pub(super) fn plug(&self, nic: usize, mtu: u32) -> Result<()> {
+        let mac = super::NICS[nic].mac;
+        self.shell(&format!(
+            "cd /sys/class/net; \
+             for other in eth*; do ip addr flush dev $other; ip link set $other down; done; \
+             dev=$(grep -lx {mac} */address | cut -d/ -f1) && ip link set $dev mtu {mtu} up && \
+             ip addr add {GUEST_IP}/24 dev $dev && \
+             until ping -c 1 -W 1 {PEER_IP} > /dev/null; do :; done"
+        ))
+        .map(drop)
+    }
+
+    /// MB per second of TCP, both ways together.
+    pub(super) fn tcp(&self, flow: &str, load: Load, extent: Extent) -> Result<f64> {
+        let count =
+            |report: &PeerReport| Ok(report.tcp.to_guest_bytes + report.tcp.from_guest_bytes);
+        Ok(self.flood(flow, load, extent, count)? / 1e6)
+    }
+
+    /// Thousands of frames per second to the guest, as its IP counts them.
+    pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<f64> {
+        self.peer.set_load(Load {
+            flood: Some(payload),
+            ..Load::default()
+        });
+        let said = self.shell(&format!(
+            "lab-guest flood udp-to-guest --peer {PEER_IP} --warm-up-ms {} --ms {}",
+            extent.warm_up.as_millis(),
+            extent.window.as_millis()
+        ));
+        self.peer.set_load(Load::default());
+        let rate: Rate = serde_json::from_str(&said?)?;
+        ensure!(rate.done > 0, "no frame came");
+        Ok(rate.per_second() / 1e3)
+    }
+
+    /// The same from the guest.
+    pub(super) fn frames_from(&self, payload: usize, extent: Extent) -> Result<f64> {
+        let flow = format!("udp-from-guest --payload {payload}");
+        let count = |report: &PeerReport| received(report);
+        Ok(self.flood(&flow, Load::default(), extent, count)? / 1e3)
+    }
+
+    /// Microseconds of an echo, on average.
+    pub(super) fn echo(&self, load: Load, extent: Extent) -> Result<f64> {
+        self.peer.set_load(load);
+        std::thread::sleep(extent.warm_up);
+        self.peer.reset();
+        std::thread::sleep(extent.window);
+        let deadline = Instant::now() + PATIENCE;
+        let echoes = loop {
+            if let Some(echoes) = self.peer.report().icmp.round_trips {
+                break echoes;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "no echo came back within {PATIENCE:?}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        self.peer.set_load(Load::default());
+        Ok(Duration::from_nanos(echoes.mean_nanos).as_secs_f64() * 1e6)
+    }
+
+    /// How fast a count grows while this flows.
+    fn flood(
+        &self,
+        flow: &str,
+        load: Load,
+        extent: Extent,
+        count: impl Fn(&PeerReport) -> Result<u64>,
+    ) -> Result<f64> {
+        self.shell(&format!(
+            "lab-guest flood {flow} --peer {PEER_IP} > /tmp/flood.log 2>&1 &"
+        ))?;
+        self.peer.set_load(load);
+        let counted = self.counted(extent, count);
+        self.peer.set_load(Load::default());
+        let said = self.shell(
+            "cat /tmp/flood.log; killall -9 lab-guest; \
+             while pidof lab-guest > /dev/null; do usleep 10000; done",
+        )?;
+        counted.with_context(|| format!("{flow}; the guest's program said: {said:?}"))
+    }
+
+    /// How fast a count grows, once it does.
+    fn counted(&self, extent: Extent, count: impl Fn(&PeerReport) -> Result<u64>) -> Result<f64> {
+        let grown = |since: u64| -> Result<()> {
+            let deadline = Instant::now() + PATIENCE;
+            while count(&self.peer.report())? == since {
+                ensure!(
+                    Instant::now() < deadline,
+                    "nothing came within {PATIENCE:?}"
+                );
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        };
+        grown(count(&self.peer.report())?)?;
+        std::thread::sleep(extent.warm_up);
+        let before = self.peer.report();
+        std::thread::sleep(extent.window);
+        grown(count(&before)?)?;
+        let after = self.peer.report();
+        let nanos = after.until_nanos - before.until_nanos;
+        let counted = count(&after)?.saturating_sub(count(&before)?);
+        #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+        let rate = counted as f64 / Duration::from_nanos(nanos).as_secs_f64();
+        Ok(rate)
+    }
+
+    fn shell(&self, command: &str) -> Result<String> {
+        self.host.vm.shell(command, PATIENCE)?.success()
+    }
+}
+
+/// Frames from the wire at which the guest is.
+fn received(report: &PeerReport) -> Result<u64> {
+    let at = report.moves.port.context("the guest is nowhere")?;
+    let port = report.switch.ports.iter().find(|port| port.port == at);
+    Ok(port.context("the guest's wire is gone")?.received)
+}
