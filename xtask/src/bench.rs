@@ -120,6 +120,15 @@ struct Variant {
     paired_ratio: f64,
 }
 
+/// All of them once and shortly: they fail where they cannot run, and at no number.
+pub(crate) fn quickly() -> Result<()> {
+    run(&Bench {
+        benchmark: Benchmark::All,
+        quick: true,
+        report: Form::Md,
+    })
+}
+
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let reports = match &bench.benchmark {
         Benchmark::All => {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use lab::{Lab, progress_on_stderr};
 
+use crate::bench;
 use crate::faults::{self, Faults};
 use crate::workspace::{Step, cargo, run as run_command};
 
@@ -15,6 +16,7 @@ const STEPS: &[Step] = &[
     ("unit and property tests", without_vm),
     ("the lab", the_lab),
     ("tests with a VM", with_vm),
+    ("all benchmarks, each once and shortly", bench::quickly),
 ];
 
 /// The packages whose `tests/` boot guests.
