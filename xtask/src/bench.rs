@@ -3,6 +3,7 @@
 //! A benchmark compares variants of one thing in one run, in turn, so that what else the machine
 //! does meets all of them. It reports; it is no test, and no time makes it fail.
 
+mod blk;
 mod digest;
 mod doorbell;
 mod guest_module;
@@ -31,8 +32,7 @@ minutes before they measure. Each compares ways to do one thing, in turn in one 
 ratios say something about another machine, and the median of each round's ratio is the one that is
 least disturbed by what else this one did.
 
-Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`) and its disk (`blk`), each
-beside QEMU's own devices.
+Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`) beside QEMU's own devices.
 ";
 
 /// Measures, and prints what it measured.
@@ -52,6 +52,8 @@ pub(crate) struct Bench {
 enum Benchmark {
     /// All but `guest-module` and `passthrough`, which take minutes before they measure.
     All,
+    /// A guest's disk, by vferry and by QEMU's own controllers.
+    Blk,
     /// What vferry's module for Linux guests costs the network: loaded, and while it tracks.
     GuestModule,
     /// Digests of guest memory, beside reading it.
@@ -138,6 +140,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                 Benchmark::Log,
                 Benchmark::Mmio { libvfio_user: None },
                 Benchmark::Net,
+                Benchmark::Blk,
             ];
             let reports: Result<_> = all.iter().map(|one| alone(one, bench.quick)).collect();
             reports?
@@ -167,6 +170,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
     let measure = || match benchmark {
         Benchmark::All => bail!("all of them are many"),
+        Benchmark::Blk => blk::run(quick),
         Benchmark::GuestModule => guest_module::run(quick),
         Benchmark::Digest => digest::run(quick),
         Benchmark::Doorbell => doorbell::run(quick),
