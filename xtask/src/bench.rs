@@ -62,7 +62,7 @@ enum Benchmark {
     Doorbell,
     /// Logged DMA beside DMA that is not, and what finding and marking pages takes.
     Log,
-    /// Registers read and written by a bare client, beside a bare socket.
+    /// Registers read and written: by a bare client, beside a bare socket; by a guest, beside QEMU's devices.
     Mmio {
         /// Also beside this server: the `gpio-pci-idio-16` sample of libvfio-user, built.
         #[arg(long, value_name = "PROGRAM")]

@@ -4,15 +4,17 @@
 //! as QEMU does for each access of a guest to a register that is trapped: of the `NVMe` controller as
 //! it is served, beside [`floor`], a socket at whose other end somebody answers to reads and does
 //! nothing else: what the kernel and two threads that wait for each other take. With `--libvfio-user`
-//! also beside that library's sample device.
+//! also beside that library's sample device. [`guest`] does the same from a guest, beside QEMU's own
+//! devices.
 //!
 //! # What the numbers leave out
 //!
-//! The vCPU's way to QEMU and through it, which comes on top whoever serves. The server is a thread
+//! The bare client's: the vCPU's way to QEMU and through it, which comes on top whoever serves. The server is a thread
 //! of this process; libvfio-user's is a process, which counts for it or against it only as far as
 //! the kernel's change from one address space to another does.
 
 mod floor;
+mod guest;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -80,6 +82,7 @@ impl Drop for Sample {
 
 pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
     let (rounds, count) = if quick { (3, 2000) } else { (31, 20_000) };
+    let from_guest = guest::run(if quick { 1 } else { 15 }, count)?;
     let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
     let mut ours = Client::connect(&serve(folder.path())?)?;
     ours.write(CONFIG, COMMAND, &ON.to_le_bytes())?;
@@ -128,7 +131,7 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
         goals,
         name: "mmio",
         machine: format!("{}, {count} accesses a run{skipped}", machine()?),
-        tables: vec![
+        tables: [
             Table {
                 what: "register reads per second",
                 variants: reads,
@@ -137,7 +140,10 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
                 what: "posted register writes per second, each 64 followed by a read",
                 variants: writes,
             },
-        ],
+        ]
+        .into_iter()
+        .chain(from_guest)
+        .collect(),
     })
 }
 
