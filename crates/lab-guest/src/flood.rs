@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
 use crate::options::{Peer, TcpOptions, Window};
@@ -43,6 +44,9 @@ const BLOCK: usize = 64 * 1024;
 
 /// UDP packets that are sent by one call.
 const BATCH: usize = 64;
+
+/// Bytes that may wait for the NIC.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// What IPv4 and UDP leave of 64 KiB.
 const MAX_PAYLOAD: usize = 65_535 - 20 - 8;
@@ -103,6 +107,8 @@ fn send(peer: Ipv4Addr, payload: usize) -> Result<()> {
         "--payload must be {MAX_PAYLOAD} bytes at most"
     );
     let socket = socket(0)?;
+    // With what a socket has by default it would wait for the NIC to say that a few packets have gone.
+    set_socket_send_buffer_size_force(&socket, SEND_BUFFER).context("cannot enlarge the buffer")?;
     socket
         .connect((peer, DISCARD))
         .with_context(|| format!("no route to {peer}: has the interface an address?"))?;
