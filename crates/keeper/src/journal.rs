@@ -1,4 +1,4 @@
-//! What a conversation has come to, in memory that outlives the process.
+//! What a conversation and what serves it have come to, in memory that outlives the process.
 
 use std::fs::File;
 use std::io;
@@ -6,21 +6,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vm_memory::{FileOffset, MmapRegion, ReadVolatile, VolatileMemory};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use crate::MAX_REPLY;
-use crate::layout::{INBOX, MAGIC, slot, word};
+use crate::layout::{BODY, MAGIC, rare, slot, word};
 
-/// Largest request and state that a journal may be made for.
+/// Largest state and reply that a journal may be made for.
 const MAX: usize = 64 << 20;
 
-/// How much a journal has room for.
+/// How much a journal has room for. What is not used costs no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest request, in bytes.
-    pub request: usize,
-    /// Longest saved state, in bytes.
+    /// Longest state, in bytes.
     pub state: usize,
+    /// Longest of what seldom changes, in bytes.
+    pub rare: usize,
+    /// Longest reply, in bytes.
+    pub reply: usize,
 }
 
 /// Why there is no journal, or nothing more goes in.
@@ -46,9 +47,9 @@ pub enum JournalError {
     },
 }
 
-/// Two slots, one of which is in force, and an inbox. The slot in force is whole at any instant.
+/// Two slots, one of which is in force. The slot in force is whole at any instant.
 ///
-/// One process uses it at a time.
+/// One process uses it at a time, and in that one thread at a time.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -56,23 +57,34 @@ pub struct Journal {
     limits: Limits,
 }
 
-/// What a slot holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    pub(crate) number: u64,
+/// A message that was carried out.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// Its length in the stream.
+    pub len: u64,
+    /// What is to be answered.
+    pub reply: Option<&'a [u8]>,
+}
+
+/// What is in force of the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Where in the stream the last message that was carried out ends.
     pub(crate) taken: u64,
-    pub(crate) state: Vec<u8>,
-    pub(crate) reply: Option<Vec<u8>>,
+    pub(crate) messages: u64,
+    /// Length of the reply to that one.
+    pub(crate) reply: Option<usize>,
 }
 
 impl Journal {
-    /// A new one, at the beginning of a conversation, with `state` in force.
+    /// A new one, at the beginning of a conversation, with nothing in force.
     ///
     /// # Errors
-    /// When the system refuses, or `state` is too long.
-    pub fn create(limits: Limits, state: &[u8]) -> Result<Self, JournalError> {
-        fits("a journal's request", limits.request, MAX)?;
+    /// When the system refuses, or there is to be too much room.
+    pub fn create(limits: Limits) -> Result<Self, JournalError> {
         fits("a journal's state", limits.state, MAX)?;
+        fits("what seldom changes", limits.rare, MAX)?;
+        fits("a journal's reply", limits.reply, MAX)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create("journal", flags).map_err(io::Error::from)?);
         file.set_len(size(limits) as u64)?;
@@ -80,12 +92,9 @@ impl Journal {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(io::Error::from)?;
         let journal = Self::map(file, limits)?;
-        journal.set(word::MAX_REQUEST, limits.request as u64);
         journal.set(word::MAX_STATE, limits.state as u64);
-        // The number of no slot, so that the slots' first number is 1 and an intent is void.
-        journal.set(word::INTENT_AT, u64::MAX);
-        journal.write(&journal.next(0, 0, state, None)?);
-        journal.put_in_force(1);
+        journal.set(word::MAX_RARE, limits.rare as u64);
+        journal.set(word::MAX_REPLY, limits.reply as u64);
         journal.set(word::MAGIC, MAGIC);
         Ok(journal)
     }
@@ -98,30 +107,170 @@ impl Journal {
         let file = File::from(fd);
         let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         let seals = rustix::fs::fcntl_get_seals(&file).map_err(io::Error::from)?;
-        if len < INBOX || !seals.contains(SealFlags::SHRINK) {
+        if len < BODY || !seals.contains(SealFlags::SHRINK) {
             return Err(JournalError::Unusable("it may change its length"));
         }
-        let head = Self::map_len(file.try_clone()?, INBOX)?;
+        let head = Self::map_len(file.try_clone()?, BODY)?;
         let read = |at| word_of(&head, at).load(Ordering::Acquire);
         let limit = |at| usize::try_from(read(at)).unwrap_or(usize::MAX);
         let limits = Limits {
-            request: limit(word::MAX_REQUEST),
             state: limit(word::MAX_STATE),
+            rare: limit(word::MAX_RARE),
+            reply: limit(word::MAX_REPLY),
         };
         if read(word::MAGIC) != MAGIC {
             return Err(JournalError::Unusable("another version wrote it"));
         }
-        if limits.request > MAX || limits.state > MAX || size(limits) != len {
+        let most = limits.state.max(limits.rare).max(limits.reply);
+        if most > MAX || size(limits) != len {
             return Err(JournalError::Unusable("its length is another"));
         }
         let journal = Self::map(file, limits)?;
-        journal.in_force()?;
+        journal.check()?;
         Ok(journal)
     }
 
     /// What it has room for.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Whether anything has been put into it.
+    pub fn is_empty(&self) -> bool {
+        self.word(word::IN_FORCE) == 0
+    }
+
+    /// The state in force.
+    pub fn state(&self) -> Vec<u8> {
+        let base = self.slot(self.word(word::IN_FORCE));
+        let len = self.len_at(base + slot::LENGTH, self.limits.state);
+        self.bytes(base + slot::STATE, len)
+    }
+
+    /// What is in force of what seldom changes.
+    pub fn rare(&self) -> Vec<u8> {
+        let base = self.rare_place(self.rare_number());
+        let len = self.len_at(base + rare::LENGTH, self.limits.rare);
+        self.bytes(base + rare::BYTES, len)
+    }
+
+    /// Puts a state in force, and with it what seldom changes, if that has, and that `message` is carried
+    /// out, if one is: all by one store.
+    ///
+    /// # Errors
+    /// When there is no room; all is as it was then.
+    pub fn put(
+        &self,
+        state: &[u8],
+        seldom: Option<&[u8]>,
+        message: Option<Message<'_>>,
+    ) -> Result<(), JournalError> {
+        fits("a state", state.len(), self.limits.state)?;
+        let mut position = self.position();
+        if let Some(Message { len, reply }) = message {
+            position.taken += len;
+            position.messages += 1;
+            position.reply = reply.map(<[u8]>::len);
+            if let Some(reply) = reply {
+                fits("a reply", reply.len(), self.limits.reply)?;
+                self.write(self.reply_place(position.messages), reply);
+            }
+        }
+        let mut rare_number = self.rare_number();
+        if let Some(seldom) = seldom {
+            fits("what seldom changes", seldom.len(), self.limits.rare)?;
+            rare_number += 1;
+            let base = self.rare_place(rare_number);
+            self.set(base + rare::LENGTH, seldom.len() as u64);
+            self.write(base + rare::BYTES, seldom);
+        }
+        let number = self.word(word::IN_FORCE) + 1;
+        let base = self.slot(number);
+        let reply = position.reply.map_or(0, |len| len as u64 + 1);
+        for (at, value) in [
+            (slot::NUMBER, number),
+            (slot::TAKEN, position.taken),
+            (slot::MESSAGES, position.messages),
+            (slot::REPLY, reply),
+            (slot::RARE, rare_number),
+            (slot::LENGTH, state.len() as u64),
+        ] {
+            self.set(base + at, value);
+        }
+        self.write(base + slot::STATE, state);
+        self.set(word::IN_FORCE, number);
+        Ok(())
+    }
+
+    /// Writes down how far its owner has come with what the state in force says that it is about to do:
+    /// 1 to 3.
+    pub fn set_stage(&self, stage: u8) {
+        let number = self.word(word::IN_FORCE);
+        self.set(word::STAGE, number << 2 | u64::from(stage & 3));
+    }
+
+    /// How far that is; 0 if nothing was written since the state was put in force.
+    pub fn stage(&self) -> u8 {
+        let stage = self.word(word::STAGE);
+        if stage >> 2 == self.word(word::IN_FORCE) {
+            stage.to_le_bytes()[0] & 3
+        } else {
+            0
+        }
+    }
+
+    /// A word that is its owner's, apart from all else; 0 at the beginning.
+    pub fn mark(&self) -> u64 {
+        self.word(word::MARK)
+    }
+
+    /// Writes that.
+    pub fn set_mark(&self, mark: u64) {
+        self.set(word::MARK, mark);
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        let base = self.slot(self.word(word::IN_FORCE));
+        let reply = self.word(base + slot::REPLY);
+        Position {
+            taken: self.word(base + slot::TAKEN),
+            messages: self.word(base + slot::MESSAGES),
+            reply: reply
+                .checked_sub(1)
+                .and_then(|len| usize::try_from(len).ok()),
+        }
+    }
+
+    /// The reply to the last message.
+    pub(crate) fn reply(&self, position: Position) -> Option<Vec<u8>> {
+        let len = position.reply?.min(self.limits.reply);
+        Some(self.bytes(self.reply_place(position.messages), len))
+    }
+
+    pub(crate) fn word(&self, at: usize) -> u64 {
+        word_of(&self.map, at).load(Ordering::Acquire)
+    }
+
+    /// Writes a word in one piece, after all that was written before.
+    pub(crate) fn set(&self, at: usize, value: u64) {
+        word_of(&self.map, at).store(value, Ordering::Release);
+    }
+
+    fn check(&self) -> Result<(), JournalError> {
+        let number = self.word(word::IN_FORCE);
+        let base = self.slot(number);
+        let over = |at, limit: usize| self.word(at) > limit as u64;
+        let damaged = number != self.word(base + slot::NUMBER)
+            || over(base + slot::LENGTH, self.limits.state)
+            || over(base + slot::REPLY, self.limits.reply + 1)
+            || over(
+                self.rare_place(self.rare_number()) + rare::LENGTH,
+                self.limits.rare,
+            );
+        if damaged {
+            return Err(JournalError::Unusable("the slot in force is damaged"));
+        }
+        Ok(())
     }
 
     fn map(file: File, limits: Limits) -> Result<Self, JournalError> {
@@ -134,108 +283,25 @@ impl Journal {
             .map_err(|error| io::Error::other(error).into())
     }
 
-    pub(crate) fn word(&self, at: usize) -> u64 {
-        word_of(&self.map, at).load(Ordering::Acquire)
+    fn rare_number(&self) -> u64 {
+        self.word(self.slot(self.word(word::IN_FORCE)) + slot::RARE)
     }
 
-    /// Writes a word in one piece, after all that was written before.
-    pub(crate) fn set(&self, at: usize, value: u64) {
-        word_of(&self.map, at).store(value, Ordering::Release);
-    }
-
-    /// The outcome of the last request.
-    pub(crate) fn in_force(&self) -> Result<Outcome, JournalError> {
-        let number = self.word(word::IN_FORCE);
-        let base = self.slot(number);
-        let lengths = self.word(base + slot::LENGTHS);
-        let state = usize::try_from(lengths & u64::from(u32::MAX)).unwrap_or(usize::MAX);
-        let reply = usize::try_from(lengths >> 32).unwrap_or(usize::MAX);
-        let damaged = JournalError::Unusable("the slot in force is damaged");
-        if state > self.limits.state || reply > MAX_REPLY + 1 {
-            return Err(damaged);
-        }
-        let body = base + slot::BODY;
-        let outcome = Outcome {
-            number: self.word(base + slot::NUMBER),
-            taken: self.word(base + slot::TAKEN),
-            state: self.bytes(body, state),
-            reply: reply
-                .checked_sub(1)
-                .map(|len| self.bytes(body + state, len)),
-        };
-        let whole = u64::from(outcome.check()) == self.word(base + slot::CHECK);
-        if !whole || outcome.number != number {
-            return Err(damaged);
-        }
-        Ok(outcome)
-    }
-
-    /// The outcome of a request that ends where `taken` bytes of the stream have been taken.
-    pub(crate) fn next(
-        &self,
-        number: u64,
-        taken: u64,
-        state: &[u8],
-        reply: Option<&[u8]>,
-    ) -> Result<Outcome, JournalError> {
-        fits("a state", state.len(), self.limits.state)?;
-        fits("a reply", reply.map_or(0, <[u8]>::len), MAX_REPLY)?;
-        Ok(Outcome {
-            number: number + 1,
-            taken,
-            state: state.to_vec(),
-            reply: reply.map(<[u8]>::to_vec),
-        })
-    }
-
-    /// Writes the slot that is not in force.
-    pub(crate) fn write(&self, outcome: &Outcome) {
-        let base = self.slot(outcome.number);
-        self.set(base + slot::NUMBER, outcome.number);
-        self.set(base + slot::TAKEN, outcome.taken);
-        self.set(base + slot::LENGTHS, outcome.lengths());
-        self.set(base + slot::CHECK, u64::from(outcome.check()));
-        let body = base + slot::BODY;
-        self.put(body, &outcome.state);
-        self.put(
-            body + outcome.state.len(),
-            outcome.reply.as_deref().unwrap_or_default(),
-        );
-    }
-
-    /// From this store on, that slot counts.
-    pub(crate) fn put_in_force(&self, number: u64) {
-        self.set(word::IN_FORCE, number);
-    }
-
-    /// Bytes `at..at + len` of the inbox, which are within it.
-    pub(crate) fn inbox(&self, at: usize, len: usize) -> Vec<u8> {
-        self.bytes(INBOX + at, len)
-    }
-
-    pub(crate) fn put_inbox(&self, at: usize, byte: u8) {
-        self.put(INBOX + at, &[byte]);
-    }
-
-    /// One `read` right into bytes `at..at + len` of the inbox.
-    pub(crate) fn read_inbox(
-        &self,
-        mut from: BorrowedFd<'_>,
-        at: usize,
-        len: usize,
-    ) -> io::Result<usize> {
-        let mut place = self
-            .map
-            .get_slice(INBOX + at, len)
-            .map_err(io::Error::other)?;
-        from.read_volatile(&mut place).map_err(io::Error::other)
+    fn len_at(&self, at: usize, limit: usize) -> usize {
+        usize::try_from(self.word(at)).map_or(limit, |len| len.min(limit))
     }
 
     fn slot(&self, number: u64) -> usize {
-        let room = slot_room(self.limits);
-        INBOX
-            + self.limits.request.next_multiple_of(8)
-            + if number.is_multiple_of(2) { 0 } else { room }
+        BODY + odd(number) * slot_room(self.limits)
+    }
+
+    fn rare_place(&self, number: u64) -> usize {
+        BODY + 2 * slot_room(self.limits) + odd(number) * rare_room(self.limits)
+    }
+
+    fn reply_place(&self, number: u64) -> usize {
+        let before = 2 * slot_room(self.limits) + 2 * rare_room(self.limits);
+        BODY + before + odd(number) * room(self.limits.reply)
     }
 
     fn bytes(&self, at: usize, len: usize) -> Vec<u8> {
@@ -245,7 +311,7 @@ impl Journal {
         bytes
     }
 
-    fn put(&self, at: usize, bytes: &[u8]) {
+    fn write(&self, at: usize, bytes: &[u8]) {
         let place = self
             .map
             .get_slice(at, bytes.len())
@@ -260,29 +326,25 @@ impl AsFd for Journal {
     }
 }
 
-impl Outcome {
-    fn lengths(&self) -> u64 {
-        let reply = self.reply.as_ref().map_or(0, |reply| reply.len() + 1);
-        self.state.len() as u64 | (reply as u64) << 32
-    }
-
-    fn check(&self) -> u32 {
-        let mut hasher = crc32fast::Hasher::new();
-        for word in [self.number, self.taken, self.lengths()] {
-            hasher.update(&word.to_le_bytes());
-        }
-        hasher.update(&self.state);
-        hasher.update(self.reply.as_deref().unwrap_or_default());
-        hasher.finalize()
-    }
+fn odd(number: u64) -> usize {
+    usize::from(!number.is_multiple_of(2))
 }
 
-fn size(limits: Limits) -> usize {
-    INBOX + limits.request.next_multiple_of(8) + 2 * slot_room(limits)
+/// Each on cache lines of its own.
+fn room(len: usize) -> usize {
+    len.next_multiple_of(64)
 }
 
 fn slot_room(limits: Limits) -> usize {
-    (slot::BODY + limits.state + MAX_REPLY).next_multiple_of(8)
+    room(slot::STATE + limits.state)
+}
+
+fn rare_room(limits: Limits) -> usize {
+    room(rare::BYTES + limits.rare)
+}
+
+fn size(limits: Limits) -> usize {
+    BODY + 2 * (slot_room(limits) + rare_room(limits) + room(limits.reply))
 }
 
 fn fits(what: &'static str, len: usize, room: usize) -> Result<(), JournalError> {
@@ -302,54 +364,100 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits {
-        request: 100,
         state: 50,
+        rare: 20,
+        reply: 30,
     };
 
     fn reopened(journal: &Journal) -> Result<Journal, JournalError> {
         Journal::open(journal.file.try_clone().unwrap().into())
     }
 
-    #[test]
-    fn a_slot_counts_from_the_one_store_on_that_puts_it_in_force() {
-        let journal = Journal::create(LIMITS, b"old").unwrap();
-        let next = journal.next(1, 16, b"new", Some(b"yes")).unwrap();
-        journal.write(&next);
-        let found = reopened(&journal).unwrap().in_force().unwrap();
-        assert_eq!((&*found.state, found.reply), (&b"old"[..], None));
-        journal.put_in_force(2);
-        assert_eq!(reopened(&journal).unwrap().in_force().unwrap(), next);
+    fn message(len: u64, reply: Option<&[u8]>) -> Option<Message<'_>> {
+        Some(Message { len, reply })
     }
 
     #[test]
-    fn no_reply_and_an_empty_one_are_two_things() {
-        let journal = Journal::create(LIMITS, b"").unwrap();
-        let next = journal.next(1, 16, b"", Some(b"")).unwrap();
-        journal.write(&next);
-        journal.put_in_force(2);
-        assert_eq!(journal.in_force().unwrap().reply.as_deref(), Some(&b""[..]));
+    fn all_that_is_put_counts_from_one_store_on() {
+        let journal = Journal::create(LIMITS).unwrap();
+        assert!(reopened(&journal).unwrap().is_empty());
+        journal.put(b"old", Some(b"rare"), None).unwrap();
+        journal
+            .put(b"new", Some(b"else"), message(16, Some(b"yes")))
+            .unwrap();
+        // As if the process had died just before that store.
+        journal.set(word::IN_FORCE, 1);
+        let found = reopened(&journal).unwrap();
+        assert_eq!(
+            (found.state(), found.rare()),
+            (b"old".into(), b"rare".into())
+        );
+        assert_eq!(
+            (found.position().taken, found.reply(found.position())),
+            (0, None)
+        );
+        journal.set(word::IN_FORCE, 2);
+        let found = reopened(&journal).unwrap();
+        assert_eq!(
+            (found.state(), found.rare()),
+            (b"new".into(), b"else".into())
+        );
+        let position = found.position();
+        assert_eq!((position.taken, position.messages), (16, 1));
+        assert_eq!(found.reply(position).as_deref(), Some(&b"yes"[..]));
+    }
+
+    #[test]
+    fn what_is_not_put_anew_stays() {
+        let journal = Journal::create(LIMITS).unwrap();
+        journal
+            .put(b"one", Some(b"rare"), message(7, Some(b"")))
+            .unwrap();
+        journal.put(b"two", None, None).unwrap();
+        journal.put(b"three", None, None).unwrap();
+        let position = journal.position();
+        assert_eq!(
+            (journal.state(), journal.rare()),
+            (b"three".into(), b"rare".into())
+        );
+        assert_eq!(journal.reply(position).as_deref(), Some(&b""[..]));
+    }
+
+    #[test]
+    fn a_stage_is_of_the_state_that_it_was_written_for() {
+        let journal = Journal::create(LIMITS).unwrap();
+        journal.put(b"", None, None).unwrap();
+        journal.set_stage(2);
+        assert_eq!(reopened(&journal).unwrap().stage(), 2);
+        journal.put(b"", None, None).unwrap();
+        assert_eq!(journal.stage(), 0);
     }
 
     #[test]
     fn what_is_damaged_is_refused() {
-        let journal = Journal::create(LIMITS, b"state").unwrap();
-        journal.put(journal.slot(1) + slot::BODY, b"S");
-        assert!(matches!(reopened(&journal), Err(JournalError::Unusable(_))));
-        let journal = Journal::create(LIMITS, b"state").unwrap();
-        journal.set(journal.slot(1) + slot::LENGTHS, u64::MAX);
-        assert!(matches!(reopened(&journal), Err(JournalError::Unusable(_))));
-        let journal = Journal::create(LIMITS, b"state").unwrap();
-        journal.set(word::MAX_STATE, 1 << 20);
-        assert!(matches!(reopened(&journal), Err(JournalError::Unusable(_))));
+        let damage = |at, value| {
+            let journal = Journal::create(LIMITS).unwrap();
+            journal.put(b"state", Some(b"rare"), None).unwrap();
+            let at = at + if at < BODY { 0 } else { slot_room(LIMITS) };
+            journal.set(at, value);
+            reopened(&journal).map(drop)
+        };
+        assert!(damage(word::MARK, 5).is_ok());
+        for at in [slot::LENGTH, slot::NUMBER, slot::REPLY] {
+            assert!(damage(BODY + at, u64::MAX).is_err());
+        }
+        assert!(damage(word::MAX_STATE, 1 << 20).is_err());
         let file = rustix::fs::memfd_create("none", MemfdFlags::CLOEXEC).unwrap();
         assert!(Journal::open(file).is_err());
     }
 
     #[test]
     fn there_is_no_more_room_than_there_is() {
-        let journal = Journal::create(LIMITS, &[0; 50]).unwrap();
-        assert!(journal.next(1, 0, &[0; 51], None).is_err());
-        assert!(journal.next(1, 0, b"", Some(&[0; MAX_REPLY + 1])).is_err());
-        assert!(Journal::create(LIMITS, &[0; 51]).is_err());
+        let journal = Journal::create(LIMITS).unwrap();
+        journal.put(&[1; 50], Some(&[2; 20]), None).unwrap();
+        assert!(journal.put(&[0; 51], None, None).is_err());
+        assert!(journal.put(b"", Some(&[0; 21]), None).is_err());
+        assert!(journal.put(b"", None, message(1, Some(&[0; 31]))).is_err());
+        assert_eq!(journal.state(), [1; 50]);
     }
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::wire::{self, MAX_HELD};
 
 /// How many workers have died is told to the next one in this variable.
-const RESTARTS: &str = "KEEPER_RESTARTS";
+pub(crate) const RESTARTS: &str = "KEEPER_RESTARTS";
 
 /// How often a worker may die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,15 @@ pub enum Event {
         /// How many have, this one included.
         deaths: u64,
     },
+}
+
+/// Why a keeper has nothing more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// A worker has ended of its own accord, with this status.
+    Exited(i32),
+    /// No other worker is wanted.
+    Unwanted,
 }
 
 /// Why a keeper gives up.
@@ -101,20 +110,24 @@ impl Keeper {
         holds
     }
 
-    /// Has workers run, one after the other, until one ends well. `worker` makes the command, each
-    /// time anew, so that it may be another program; its standard input is the keeper.
+    /// Has workers run, one after the other, until one ends of its own accord: only one that a signal has
+    /// ended (a panic that aborts, too) has died. `worker` makes the command, each time anew, so that it may
+    /// be another program, if another is wanted; its standard input is the keeper.
     ///
     /// # Errors
     /// [`KeeperError`].
     pub fn run(
         &mut self,
-        worker: &mut dyn FnMut() -> Command,
+        worker: &mut dyn FnMut() -> Option<Command>,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<(), KeeperError> {
+    ) -> Result<Ended, KeeperError> {
         loop {
-            let status = self.run_one(worker(), tell)?;
-            if status.success() {
-                return Ok(());
+            let Some(command) = worker() else {
+                return Ok(Ended::Unwanted);
+            };
+            let status = self.run_one(command, tell)?;
+            if let Some(code) = status.code() {
+                return Ok(Ended::Exited(code));
             }
             self.deaths += 1;
             let deaths = self.deaths;

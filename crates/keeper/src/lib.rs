@@ -1,10 +1,10 @@
 //! What lets a serving process die without its client noticing.
 //!
 //! Two halves. A [`Keeper`] is a process that holds descriptors by name and starts a worker, again
-//! whenever one dies; it looks at nothing that it holds. In the worker, an [`Exchange`] answers the
-//! requests of one stream socket so that a worker that is killed at any instant loses none and
-//! answers none twice: what it has come to is in a [`Journal`], a memfd that the keeper holds, as it
-//! does the socket.
+//! whenever one dies; it looks at nothing that it holds. In the worker, a [`Conversation`] takes the
+//! messages of one stream socket and answers them so that a worker that is killed at any instant loses
+//! none, carries out none twice and answers none twice: what it has come to is in a [`Journal`], a memfd
+//! that the keeper holds, as it does the socket.
 //!
 //! The words between worker and keeper are those of systemd's `sd_notify` (`FDSTORE=1`, `FDNAME=`,
 //! `FDSTOREREMOVE=1`, `BARRIER=1`).
@@ -14,57 +14,53 @@
 //! The kernel does not say afterwards whether a dead process's last `read` or `send` took place.
 //! So each is made such that its trace is found:
 //!
-//! * **Taking a request.** `MSG_PEEK` tells what comes. The inbox, which is in the memfd, gets the
-//!   complement of its first byte, and the intent to take it is written down; then one `read` goes right
-//!   into one page of the inbox. The first byte there tells whether it has happened.
-//!   Descriptors that come along are copied by the peek, and kept by the keeper before the intent.
-//! * **Doing it.** The new state and the reply go into the slot that is not in force, then one
-//!   store puts it in force. A request whose slot is not in force is done again from the state before.
-//! * **Answering.** The reply and one byte more go into a pipe, which the keeper holds, by one
-//!   `write` of at most `PIPE_BUF` bytes; all but that byte is spliced into the socket. How much is left
-//!   in the pipe tells how much was sent: the last byte stays until it is written down that all was.
+//! * **Seeing a message.** `MSG_PEEK` shows what comes, and leaves it in the socket, with the descriptors
+//!   that came with it, until it has been carried out.
+//! * **Carrying it out.** The new state, the reply and where the message ends go into the slot that is
+//!   not in force, then one store puts it in force. Before that store, a successor sees the message
+//!   again and carries it out from the state before.
+//! * **Taking it out of the socket**, after that, together with others. `SO_PEEK_OFF` is how much of
+//!   what is in the socket has been looked at; it is written down, and that a read follows. The read
+//!   lowers it by what it takes: so the difference tells how much is gone.
+//! * **Answering.** It is written down that a piece of the reply goes into a pipe, which the keeper holds;
+//!   after the `write`, that it is there; only then `splice` moves it into the socket. So what is in
+//!   the pipe tells how much of the piece was written, and after that, how much is left to be sent.
 //!
-//! | killed after ([`Point`]) | the successor finds | and does |
+//! | killed after | the successor finds | and does |
 //! |---|---|---|
-//! | `Peeked` | no intent for this place in the stream | takes the request |
-//! | `Intended` | an intent, and the complement in the inbox | takes the request |
-//! | `Taken` | an intent, and the byte itself | counts it as taken, does it |
-//! | `Counted` | bytes taken, none in force for them | does it |
-//! | `Handled` | the same: the new state died with the process | does it again |
-//! | `Written` | the same: the slot is not in force | does it again |
-//! | `Committed` | a reply that is not marked as answered, an empty pipe | answers |
-//! | `Piped` | the same, the pipe full | sends what is in the pipe |
-//! | `Sent` | the same, one byte in the pipe | marks it as answered |
-//! | `Answered` | a reply that is answered, one byte in the pipe | empties the pipe |
+//! | seeing a message | nothing of it | sees it again |
+//! | putting its outcome in force | a message in the socket that is carried out | answers it, takes it out |
+//! | writing down that the reply goes into the pipe | that, and some of it in the pipe | writes the rest, sends it |
+//! | writing down that it is there | that, and what is left of it | sends what is left |
+//! | sending it | that, and an empty pipe | goes on |
+//! | writing down that messages are taken out | that, and how much has been looked at | takes out the rest |
 //!
-//! A request costs two system calls for every page of it (peek, read), a reply three (write, splice,
-//! read).
+//! A message costs one system call to be seen and one to be taken out, together with those that came with
+//! it, and a reply two (write, splice).
 //!
 //! # What it does not do
 //!
-//! * It is not in use by `vferry run` yet. For that, the devices' live state has to be in a journal
-//!   whenever guest memory shows what they did: [`Service::handle`] says what is asked of a device.
-//! * What a request does outside of the state (DMA, interrupts) is done again if the process dies
-//!   before the state is in force. That this does no harm is for the [`Service`] to see to.
+//! * What a message does outside of the state (DMA, interrupts) is done again if the process dies
+//!   before the state is in force. That this does no harm is for its owner to see to, and so is what
+//!   several threads put into one journal.
 //! * Replies carry no descriptors.
-//! * A client that puts two requests into one `sendmsg` with descriptors loses those.
+//! * A message must fit into what the socket holds, beside what has not been taken out yet.
 //! * A worker that hangs is not noticed, only one that ends.
-//! * It survives the death of a process, not that of the host.
+//! * It survives the death of a process, not that of the host, nor that of the keeper, which takes its
+//!   worker along.
 //! * Under systemd the worker's words go to `NOTIFY_SOCKET` as they are, but taking over what systemd
 //!   hands out (`LISTEN_FDS`) is not written.
 
-mod exchange;
+mod conversation;
 mod journal;
 mod keep;
 mod layout;
+mod peek;
 mod wire;
 mod worker;
 
-pub use exchange::{Exchange, ExchangeError, Length, Point, Service};
-pub use journal::{Journal, JournalError, Limits};
-pub use keep::{Event, Keeper, KeeperError, Rate};
+pub use conversation::{Conversation, Received};
+pub use journal::{Journal, JournalError, Limits, Message};
+pub use keep::{Ended, Event, Keeper, KeeperError, Rate};
 pub use wire::{MAX_HELD, MAX_NAME};
 pub use worker::{Held, Worker, WorkerError};
-
-/// Largest reply: with one byte more it is written to a pipe in one piece (`PIPE_BUF`).
-pub const MAX_REPLY: usize = 4095;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
 
+use crate::keep::RESTARTS;
 use crate::wire;
 
 /// What the keeper held, by name.
@@ -41,6 +42,10 @@ impl Worker {
     pub fn start() -> Result<(Self, Held), WorkerError> {
         let socket = io::stdin().as_fd().try_clone_to_owned();
         let socket = socket.map_err(WorkerError::NoKeeper)?;
+        // Nobody is to serve whom nobody watches. One that is dead already has closed the socket.
+        let die = Some(rustix::process::Signal::KILL);
+        let asked = rustix::process::set_parent_process_death_signal(die);
+        asked.map_err(|errno| WorkerError::NoKeeper(errno.into()))?;
         let mut held = Held::new();
         loop {
             let packet = wire::receive(socket.as_fd(), RecvFlags::empty());
@@ -52,6 +57,12 @@ impl Worker {
                 _ => return Ok((Self { socket }, held)),
             }
         }
+    }
+
+    /// How many workers have died before this one.
+    pub fn deaths() -> u64 {
+        let deaths = std::env::var(RESTARTS).ok();
+        deaths.and_then(|deaths| deaths.parse().ok()).unwrap_or(0)
     }
 
     /// Has the keeper hold `fd` as `name`, instead of what it may hold by that name. Sure once

@@ -9,6 +9,7 @@ use std::io::{IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -16,8 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keeper::{
-    Event, Exchange, Held, Journal, Keeper, KeeperError, Length, Limits, Point, Rate, Service,
-    Worker,
+    Conversation, Ended, Event, Held, Journal, Keeper, KeeperError, Limits, Message, Rate, Worker,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -25,11 +25,11 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 /// Length, serial number, value and whether a reply is wanted, whether a file comes along.
 const HEADER: usize = 32;
 const LIMITS: Limits = Limits {
-    request: 16 << 10,
     state: 4096,
+    rare: 64,
+    reply: 128 << 10,
 };
 const IS_WORKER: &str = "KEEPER_TEST_IS_WORKER";
-const DIE_AT: &str = "KEEPER_TEST_DIE_AT";
 const KILLS: u64 = 500;
 /// A worker that dies of itself is not started for ever.
 const KILLS_LIMIT: usize = 520;
@@ -42,9 +42,6 @@ struct Adder {
     file_at: u64,
     held: Held,
     keeper: Worker,
-    die_at: Option<Point>,
-    /// So often may the point be reached.
-    lives: u32,
 }
 
 impl Adder {
@@ -58,8 +55,6 @@ impl Adder {
             file_at: u64_at(state, 16),
             held,
             keeper,
-            die_at: None,
-            lives: 2,
         }
     }
 
@@ -80,22 +75,12 @@ impl Adder {
     }
 }
 
-impl Service for Adder {
-    fn length(&self, begun: &[u8]) -> Length {
-        match begun.get(..8) {
-            Some(length) => Length::Exactly(usize::try_from(u64_at(length, 0)).unwrap()),
-            None => Length::AtLeast(8),
-        }
-    }
-
-    fn keep(&mut self, at: u64, mut fds: Vec<OwnedFd>) -> std::io::Result<()> {
+impl Adder {
+    fn keep(&mut self, at: u64, mut fds: Vec<OwnedFd>) {
         assert_eq!(fds.len(), 1, "as many as were sent");
         let (name, fd) = (format!("file-{at}"), fds.remove(0));
-        let kept = self.keeper.hold(&name, &fd);
-        kept.and_then(|()| self.keeper.barrier())
-            .map_err(std::io::Error::other)?;
+        self.keeper.hold(&name, &fd).unwrap();
         self.held.insert(name, fd);
-        Ok(())
     }
 
     fn handle(&mut self, at: u64, request: &[u8]) -> Option<Vec<u8>> {
@@ -123,7 +108,9 @@ impl Service for Adder {
             let file = self.held.get(&format!("file-{at}"));
             inode(file.expect("no file is lost"))
         });
-        wanted.then(|| [serial, self.sum, inode].map(u64::to_le_bytes).concat())
+        let mut reply = [serial, self.sum, inode].map(u64::to_le_bytes).concat();
+        reply.resize(reply_len(serial), serial.to_le_bytes()[0]);
+        wanted.then_some(reply)
     }
 
     fn save(&self) -> Vec<u8> {
@@ -131,14 +118,53 @@ impl Service for Adder {
         [head.concat(), Self::tail(self.sum)].concat()
     }
 
-    fn at(&mut self, point: Point) {
-        if self.die_at != Some(point) {
-            return;
+    /// Serves until the client leaves.
+    fn serve(&mut self, conversation: &mut Conversation, journal: &Journal) {
+        let (mut bytes, mut begins) = (Vec::new(), u64_at(&journal.rare(), 0));
+        loop {
+            let mut space = [0; 8192];
+            let received = conversation.receive(&mut space).unwrap();
+            if received.len == 0 {
+                assert_eq!(bytes, [0; 0], "it left between two requests");
+                return;
+            }
+            bytes.extend_from_slice(&space[..received.len]);
+            let mut fds = received.fds;
+            loop {
+                let length = match bytes.get(..8) {
+                    Some(length) => usize::try_from(u64_at(length, 0)).unwrap(),
+                    None => usize::MAX,
+                };
+                // They came with the last request that has begun.
+                if !fds.is_empty() && !bytes.is_empty() && bytes.len() <= length {
+                    self.keep(begins, std::mem::take(&mut fds));
+                }
+                if bytes.len() < length {
+                    break;
+                }
+                let rest = bytes.split_off(length);
+                let reply = self.handle(begins, &bytes);
+                begins += length as u64;
+                let message = Message {
+                    len: length as u64,
+                    reply: reply.as_deref(),
+                };
+                let rare = begins.to_le_bytes();
+                let put = journal.put(&self.save(), Some(&rare), Some(message));
+                put.unwrap();
+                conversation.answer().unwrap();
+                bytes = rest;
+            }
         }
-        match self.lives.checked_sub(1) {
-            Some(left) => self.lives = left,
-            None => kill_process(getpid(), Signal::KILL).unwrap(),
-        }
+    }
+}
+
+/// Some replies go in several pieces.
+fn reply_len(serial: u64) -> usize {
+    if serial.is_multiple_of(50) {
+        70_000
+    } else {
+        24
     }
 }
 
@@ -155,16 +181,17 @@ fn worker() {
     let journal = if let Some(left) = take("journal") {
         Journal::open(left).expect("whole, whenever its writer died")
     } else {
-        let journal = Journal::create(LIMITS, &[0; 24]).unwrap();
+        let journal = Journal::create(LIMITS).unwrap();
+        journal.put(&[0; 24], Some(&[0; 8]), None).unwrap();
         keeper.hold("journal", &journal).unwrap();
         keeper.barrier().unwrap();
         journal
     };
-    let mut exchange = Exchange::resume(stream, pipe, journal).unwrap();
-    let mut adder = Adder::load(exchange.state(), keeper, held);
-    let die_at = std::env::var(DIE_AT).ok();
-    adder.die_at = die_at.and_then(|at| Point::ALL.into_iter().find(|p| format!("{p:?}") == at));
-    exchange.serve(&mut adder).unwrap();
+    let journal = Arc::new(journal);
+    let mut adder = Adder::load(&journal.state(), keeper, held);
+    let mut conversation =
+        Conversation::resume(Arc::new(stream), pipe, Arc::clone(&journal)).unwrap();
+    adder.serve(&mut conversation, &journal);
 }
 
 /// A small generator (xorshift64), so that its start tells the run.
@@ -228,10 +255,12 @@ fn client(mut stream: UnixStream, start: u64, enough: &dyn Fn(u64) -> bool) -> S
                 .expect("the socket outlives every worker");
         }
         if wanted {
-            let mut reply = [0; 24];
+            let mut reply = vec![0; reply_len(serial)];
             stream
                 .read_exact(&mut reply)
                 .expect("every request is answered");
+            let tail = &reply[24..];
+            assert!(tail.iter().all(|byte| *byte == serial.to_le_bytes()[0]));
             assert_eq!((u64_at(&reply, 0), u64_at(&reply, 8)), (serial, sum));
             assert_eq!(u64_at(&reply, 16), last_file, "the last file that was sent");
             seen.replies += 1;
@@ -285,28 +314,6 @@ fn command() -> Command {
 }
 
 #[test]
-fn a_worker_that_dies_at_any_step_loses_nothing_and_does_nothing_twice() {
-    for point in Point::ALL {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut keeper = keeper_of(&theirs, 100);
-        drop(theirs);
-        let client = thread::spawn(move || client(ours, 7, &|requests| requests >= 60));
-        let mut died = 0;
-        let mut worker = || {
-            let mut command = command();
-            command.env(DIE_AT, format!("{point:?}"));
-            command
-        };
-        let mut tell = |event| died += u64::from(matches!(event, Event::Died { .. }));
-        keeper.run(&mut worker, &mut tell).unwrap();
-        drop(keeper);
-        let seen = client.join().expect("the client saw what it should");
-        println!("killed at {point:?}: {died} deaths, {seen:?}");
-        assert!(died >= 5, "{point:?} was reached");
-    }
-}
-
-#[test]
 fn five_hundred_kills_at_random_moments_lose_nothing_and_do_nothing_twice() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut keeper = keeper_of(&theirs, KILLS_LIMIT);
@@ -329,7 +336,15 @@ fn five_hundred_kills_at_random_moments_lose_nothing_and_do_nothing_twice() {
             let pid = pids.recv().unwrap();
             // Of a life some are to be spent in starting, most under load.
             let before = served.load(Ordering::Relaxed);
-            thread::sleep(Duration::from_micros(random.below(12_000)));
+            if random.below(8) == 0 {
+                thread::sleep(Duration::from_micros(random.below(6_000)));
+            } else {
+                let deadline = Instant::now() + Duration::from_secs(5);
+                while served.load(Ordering::Relaxed) < before + 2 && Instant::now() < deadline {
+                    thread::yield_now();
+                }
+                thread::sleep(Duration::from_micros(random.below(2_000)));
+            }
             let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
             kill_process(pid, Signal::KILL).expect("it runs until it is killed");
             amid += u64::from(served.load(Ordering::Relaxed) > before + 1);
@@ -342,7 +357,8 @@ fn five_hundred_kills_at_random_moments_lose_nothing_and_do_nothing_twice() {
         Event::Started { pid } => drop(started.send(pid)),
         Event::Died { deaths: all, .. } => deaths = all,
     };
-    keeper.run(&mut command, &mut tell).unwrap();
+    let ended = keeper.run(&mut || Some(command()), &mut tell).unwrap();
+    assert_eq!(ended, Ended::Exited(0));
     drop(keeper);
     let seen = client.join().expect("the client saw what it should");
     let amid = killer.join().unwrap();
@@ -360,12 +376,12 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
     let mut lives = Vec::new();
     let mut worker = || {
         let mut command = Command::new("sh");
-        command.args(["-c", "exit $((KEEPER_RESTARTS + 1))"]);
-        command
+        command.args(["-c", "kill -$((KEEPER_RESTARTS + 1)) $$"]);
+        Some(command)
     };
     let mut tell = |event| {
         if let Event::Died { status, deaths } = event {
-            lives.push((status.code(), deaths));
+            lives.push((status.signal(), deaths));
         }
     };
     let error = keeper.run(&mut worker, &mut tell).unwrap_err();
@@ -374,6 +390,23 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
         matches!(error, KeeperError::TooOften { deaths: 4, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn a_worker_that_ends_of_its_own_accord_or_is_unwanted_is_the_last() {
+    let mut started = 0;
+    let ended = Keeper::new(Rate::default()).run(
+        &mut || {
+            started += 1;
+            let mut command = Command::new("sh");
+            command.args(["-c", "exit 3"]);
+            Some(command)
+        },
+        &mut |_| {},
+    );
+    assert_eq!((ended.unwrap(), started), (Ended::Exited(3), 1));
+    let ended = Keeper::new(Rate::default()).run(&mut || None, &mut |_| {});
+    assert_eq!(ended.unwrap(), Ended::Unwanted);
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
