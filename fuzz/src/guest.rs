@@ -95,6 +95,7 @@ impl Vm {
             memory: Some(&self.memory),
             interrupts: &Doorbell,
             clock: &self.clock,
+            ledger: None,
         };
         f(&mut self.device, &access)
     }

@@ -14,6 +14,7 @@
 //! It knows no protocol and no device: vfio-user is in `vfio-user`, PCI configuration space in
 //! `pci`, and the two are joined with a model in `endpoint`.
 
+pub mod ahead;
 pub mod bus_master;
 pub mod clock;
 pub mod hardware;
@@ -24,6 +25,7 @@ pub mod memory;
 pub mod model;
 pub mod state;
 
+pub use ahead::{Ledger, Stage, Writes};
 pub use bus_master::{BusMaster, Look};
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use hardware::{Hardware, LogSource, Mappable, Run};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::{Clock, GuestMemory, Hardware, Interrupts, StateError, StateRecord};
+use crate::{Clock, GuestMemory, Hardware, Interrupts, Ledger, StateError, StateRecord};
 
 /// A PCI device's function without its configuration space.
 ///
@@ -109,6 +109,22 @@ pub trait Model: Send {
     /// When the record is of another device or version, or does not hold together.
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError>;
 
+    /// Writes the live state into `state`, as [`take_over`](Self::take_over) takes it; `false` if no other
+    /// process can go on with this device. Called after every other call, and so must be quick.
+    fn live(&self, state: &mut Vec<u8>) -> bool {
+        let _ = state;
+        false
+    }
+
+    /// Goes on from the live state that another process has left, in the same host and VM.
+    ///
+    /// # Errors
+    /// When it is another version's, or does not hold together.
+    fn take_over(&mut self, live: &[u8]) -> Result<(), StateError> {
+        let _ = live;
+        Err(StateError::NotReadable("device"))
+    }
+
     /// What the guest was told by those that the device connects it with, and has to hear again when
     /// its driver has started a fresh device: a network's neighbours. Of a bounded length.
     fn heard(&self) -> Vec<Vec<u8>> {
@@ -159,6 +175,9 @@ pub struct Access<'a> {
     pub interrupts: &'a dyn Interrupts,
     /// Time.
     pub clock: &'a dyn Clock,
+    /// Where the live state is to be put before the driver is told of what comes of it, if another process is
+    /// to be able to go on with it.
+    pub ledger: Option<&'a dyn Ledger>,
 }
 
 impl std::fmt::Debug for Access<'_> {

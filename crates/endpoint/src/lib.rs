@@ -289,6 +289,7 @@ impl Endpoint {
             memory: dma.as_ref().map(|dma| dma as &dyn device::GuestMemory),
             interrupts: &self.0.vectors,
             clock: &self.0.clock,
+            ledger: None,
         };
         f(model.as_mut(), &access)
     }

@@ -304,6 +304,7 @@ impl World {
             memory: self.bus_master.then_some(memory),
             interrupts: &NoInterrupts,
             clock: &self.clock,
+            ledger: None,
         };
         let result = f(&mut self.vf, &access);
         let sent = self.wire().sent;

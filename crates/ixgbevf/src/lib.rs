@@ -17,6 +17,10 @@
 //! ring that is full keeps the frame in the link, and with it those behind it, also of the other
 //! queue; between any two calls each frame is wholly on one side.
 //!
+//! A driver is told of nothing before the state that comes of it is where another process finds it, if one
+//! is to be able to go on ([`device::ahead`]). Such a process may send a frame once more that was on its way
+//! when its predecessor died, and frames that were received then are lost; none is damaged.
+//!
 //! # What it does not do
 //!
 //! * Legacy descriptors and header split: no known VF driver uses them. Frames of such a transmit
@@ -35,6 +39,7 @@ mod filter;
 pub mod fuzz;
 
 mod interrupts;
+mod live;
 mod mailbox;
 mod offload;
 mod packet;

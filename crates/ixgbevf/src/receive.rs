@@ -4,9 +4,10 @@
 //! the link until its descriptors are written back, so a call leaves it either there or complete
 //! in the guest, never in between.
 
-use device::{DmaError, FrameLink, GuestMemory, RxFrame};
+use device::{DmaError, FrameLink, GuestMemory, Ledger, RxFrame, Writes};
 
 use crate::budget::Budget;
+use crate::live::Ahead;
 use crate::packet::{ETHERNET_LEN, Packet, Protocol, VLAN_LEN, VLAN_OFFSET, Verdict, vlan_tag};
 use crate::spec::descriptors::{RxWriteBack, rx_buffer, rx_packet_type, rx_status};
 use crate::spec::registers::{QUEUES, rxdctl, srrctl, vfpsrtype};
@@ -34,6 +35,8 @@ pub(crate) struct Receive<'a> {
     pub(crate) state: &'a mut VfState,
     pub(crate) counters: &'a mut Counters,
     pub(crate) memory: &'a dyn GuestMemory,
+    pub(crate) ledger: Option<&'a dyn Ledger>,
+    pub(crate) ahead: &'a mut Ahead,
 }
 
 impl Receive<'_> {
@@ -87,12 +90,20 @@ impl Receive<'_> {
         if queue.ring.owned() < needed {
             return Fate::Waits;
         }
-        if queue.deliver(self.memory, &layout, needed).is_err() {
+        let (before, statistics) = (queue.ring, self.state.statistics);
+        let writes = &mut self.ahead.writes;
+        if queue.fill(self.memory, &layout, needed, writes).is_err() {
             return Fate::Dropped(&mut drops.rx_dma);
         }
         let len = layout.len();
         let multicast = frame.bytes[0] & 1 != 0 && !frame.bytes.starts_with(&[0xff; 6]);
         self.state.statistics.received(len, multicast);
+        let made = self.ahead.make(self.state, self.memory, self.ledger);
+        if made.is_err() {
+            self.state.rx[number].ring = before;
+            self.state.statistics = statistics;
+            return Fate::Dropped(&mut drops.rx_dma);
+        }
         self.counters.received.add(1, len as u64);
         Fate::Delivered(number)
     }
@@ -246,30 +257,32 @@ impl RxQueue {
         (self.srrctl & srrctl::BSIZEPACKET) as usize * 1024
     }
 
-    /// Writes the data, then the descriptors. The driver looks at them from the head on, so they
-    /// are written from the last to the first: until the first is stored, it sees none of them.
-    fn deliver(
+    /// Writes the data, and tells the descriptors that are to be written then. The driver looks at them from
+    /// the head on: until the first says that it is done, it sees none of them.
+    fn fill(
         &mut self,
         memory: &dyn GuestMemory,
         layout: &Layout<'_>,
         needed: u32,
+        writes: &mut Writes,
     ) -> Result<(), DmaError> {
-        let mut lens = [0; MAX_DESCRIPTORS];
+        writes.clear();
         let mut parts = layout.parts;
-        for (len, ahead) in lens.iter_mut().zip(0..needed) {
+        for ahead in 0..needed {
             let address = rx_buffer(&self.ring.read(memory, ahead)?);
-            *len = fill(memory, address, self.buffer_len(), &mut parts)?;
-        }
-        for ahead in (0..needed).rev() {
             let mut write_back = layout.write_back;
-            write_back.len = lens[ahead as usize];
+            write_back.len = fill(memory, address, self.buffer_len(), &mut parts)?;
             write_back.status |= rx_status::DD;
             if ahead + 1 == needed {
                 write_back.status |= rx_status::EOP;
             }
-            let address = self.ring.address(ahead);
-            memory.write(address, &write_back.low().to_le_bytes())?;
-            memory.store_u64(address.wrapping_add(8), write_back.high())?;
+            let (low, high) = (self.ring.address(ahead), self.ring.address(ahead) | 8);
+            writes.store_u64(low, write_back.low());
+            if ahead == 0 {
+                writes.signal_u64(high, write_back.high_before(), write_back.high());
+            } else {
+                writes.store_u64(high, write_back.high());
+            }
         }
         self.ring.advance(needed);
         Ok(())

@@ -6,14 +6,17 @@
 //! frame is gathered again at each try, so nothing of it is kept between calls but the number of
 //! segments that are already gone.
 
-use device::{DmaError, FrameLink, GuestMemory, Sent, TxFrame, TxOffload};
+use device::{DmaError, FrameLink, GuestMemory, Ledger, Sent, TxFrame, TxOffload};
 
 use crate::budget::Budget;
+use crate::live::Ahead;
 use crate::offload::{self, MAX_FRAME, Segments, Work};
 use crate::packet::{ETHERNET_LEN, VLAN_LEN};
-use crate::spec::descriptors::{TX_STATUS_DD, TX_STATUS_OFFSET, TxData, TxDescriptor};
+use crate::spec::descriptors::{
+    TX_STATUS_ABOUT, TX_STATUS_DD, TX_STATUS_OFFSET, TxData, TxDescriptor,
+};
 use crate::spec::registers::tdwbal;
-use crate::state::{Statistics, TxQueue};
+use crate::state::{Ring, TxQueue, VfState};
 use crate::stats::Counters;
 
 /// Data descriptors of one frame. The datasheet allows 40; Linux's own limit can be configured up
@@ -34,12 +37,15 @@ pub(crate) struct Scratch {
 
 /// One queue's frames on their way out.
 pub(crate) struct Transmit<'a> {
-    pub(crate) queue: &'a mut TxQueue,
-    pub(crate) statistics: &'a mut Statistics,
+    pub(crate) state: &'a mut VfState,
+    /// Which queue.
+    pub(crate) queue: usize,
     pub(crate) counters: &'a mut Counters,
     pub(crate) link: &'a mut dyn FrameLink,
     pub(crate) memory: &'a dyn GuestMemory,
     pub(crate) scratch: &'a mut Scratch,
+    pub(crate) ledger: Option<&'a dyn Ledger>,
+    pub(crate) ahead: &'a mut Ahead,
     /// Descriptors were reported done: the queue's cause is to be set.
     pub(crate) reported: bool,
 }
@@ -79,7 +85,7 @@ enum Outcome {
 impl Transmit<'_> {
     /// Sends as far as the budget and the link allow.
     pub(crate) fn run(&mut self, budget: &mut Budget) -> Transmitted {
-        while self.queue.ring.owned() > 0 {
+        while self.queue().ring.owned() > 0 {
             if budget.is_used_up() {
                 return Transmitted::More;
             }
@@ -99,21 +105,21 @@ impl Transmit<'_> {
 
     /// Handles what is at the head: a context, or one frame.
     fn step(&mut self, budget: &mut Budget) -> Result<Step, DmaError> {
-        let bytes = self.queue.ring.read(self.memory, 0)?;
+        let bytes = self.queue().ring.read(self.memory, 0)?;
         if let TxDescriptor::Context { index, context } = TxDescriptor::parse(&bytes) {
             budget.spend(1, 0);
-            self.queue.contexts[index] = context;
-            self.queue.ring.advance(1);
+            self.queue_mut().contexts[index] = context;
+            self.queue_mut().ring.advance(1);
             return Ok(Step::Next);
         }
         let mut chain = Chain::default();
-        let end = chain.read(self.queue, self.memory)?;
+        let end = chain.read(self.queue(), self.memory)?;
         if end == ChainEnd::Unfinished {
             return Ok(Step::End(Transmitted::All));
         }
         budget.spend(chain.len, 0);
-        if self.queue.discarding {
-            self.queue.discarding = end == ChainEnd::TooLong;
+        if self.queue().discarding {
+            self.queue_mut().discarding = end == ChainEnd::TooLong;
             self.complete(&chain)?;
             return Ok(Step::Next);
         }
@@ -126,8 +132,8 @@ impl Transmit<'_> {
             Outcome::Sent => {}
             Outcome::Dropped(why) => self.count(&why),
         }
-        self.queue.discarding = end == ChainEnd::TooLong;
-        self.queue.segments_sent = 0;
+        self.queue_mut().discarding = end == ChainEnd::TooLong;
+        self.queue_mut().segments_sent = 0;
         self.complete(&chain)?;
         Ok(Step::Next)
     }
@@ -177,14 +183,14 @@ impl Transmit<'_> {
         first: TxData,
         budget: &mut Budget,
     ) -> Outcome {
-        let context = self.queue.contexts[first.context];
+        let context = self.queue().contexts[first.context];
         let start = if first.insert_vlan {
             offload::insert_tag(buffer, context.vlan());
             0
         } else {
             VLAN_LEN
         };
-        let untouched = self.queue.segments_sent == 0;
+        let untouched = self.queue().segments_sent == 0;
         let link = self.link.offloads();
         match offload::prepare(&mut buffer[start..], &first, &context, link, untouched) {
             Err(offload::Malformed) => Outcome::Dropped(Drop::Malformed),
@@ -221,12 +227,12 @@ impl Transmit<'_> {
     fn send_cut(&mut self, frame: &[u8], segments: &Segments, budget: &mut Budget) -> Outcome {
         let mut segment = std::mem::take(&mut self.scratch.segment);
         let mut outcome = Outcome::Sent;
-        while self.queue.segments_sent < segments.count() {
+        while self.queue().segments_sent < segments.count() {
             if budget.is_used_up() {
                 outcome = Outcome::Stays(Transmitted::More);
                 break;
             }
-            segments.build(frame, self.queue.segments_sent, &mut segment);
+            segments.build(frame, self.queue().segments_sent, &mut segment);
             segment.resize(segment.len().max(MIN_FRAME), 0);
             if !self.offer(&segment, TxOffload::None) {
                 outcome = Outcome::Stays(Transmitted::Blocked);
@@ -234,7 +240,7 @@ impl Transmit<'_> {
             }
             budget.spend(1, segment.len());
             self.sent(1, segment.len() as u64);
-            self.queue.segments_sent += 1;
+            self.queue_mut().segments_sent += 1;
         }
         self.scratch.segment = segment;
         outcome
@@ -254,26 +260,43 @@ impl Transmit<'_> {
     /// Gives descriptors back to the driver, and reports those that it wants to see done.
     fn complete(&mut self, chain: &Chain) -> Result<(), DmaError> {
         let reports = chain.descriptors().iter().any(|d| d.report_status);
-        let head_write_back = self.queue.head_write_back & u64::from(tdwbal::HEAD_WB_EN) != 0;
-        let ring = self.queue.ring;
+        let ring = self.queue().ring;
         // The ring moves on even if reporting fails: the frame is gone.
-        self.queue.ring.advance(chain.len_u32());
+        self.queue_mut().ring.advance(chain.len_u32());
         self.reported |= reports;
-        if reports && head_write_back {
-            let address = self.queue.head_write_back & !3;
-            return self.memory.store_u32(address, self.queue.ring.head.into());
+        if !reports {
+            return Ok(());
         }
-        for (descriptor, ahead) in chain.descriptors().iter().zip(0..) {
-            if descriptor.report_status {
-                let status = ring.address(ahead).wrapping_add(TX_STATUS_OFFSET);
-                self.memory.store_u32(status, TX_STATUS_DD)?;
+        let TxQueue {
+            head_write_back,
+            ring: Ring { head, .. },
+            ..
+        } = *self.queue();
+        let writes = &mut self.ahead.writes;
+        writes.clear();
+        if head_write_back & u64::from(tdwbal::HEAD_WB_EN) != 0 {
+            writes.store_u32(head_write_back & !3, head.into());
+        } else {
+            for (descriptor, ahead) in chain.descriptors().iter().zip(0..) {
+                if descriptor.report_status {
+                    let status = ring.address(ahead).wrapping_add(TX_STATUS_OFFSET);
+                    writes.signal_u32(status, TX_STATUS_ABOUT, TX_STATUS_DD);
+                }
             }
         }
-        Ok(())
+        self.ahead.make(self.state, self.memory, self.ledger)
+    }
+
+    fn queue(&self) -> &TxQueue {
+        &self.state.tx[self.queue]
+    }
+
+    fn queue_mut(&mut self) -> &mut TxQueue {
+        &mut self.state.tx[self.queue]
     }
 
     fn sent(&mut self, frames: u32, bytes: u64) {
-        self.statistics.sent(frames, bytes);
+        self.state.statistics.sent(frames, bytes);
         self.counters.sent.add(frames, bytes);
     }
 

@@ -8,6 +8,7 @@ use device::{Access, FrameLink, Model, Progress, Reset, StateError, StateRecord}
 use crate::budget::Budget;
 use crate::filter::is_unicast;
 use crate::interrupts::Throttle;
+use crate::live::{self, Ahead};
 use crate::receive::{Receive, Received};
 use crate::reminder::Reminder;
 use crate::saved;
@@ -53,6 +54,7 @@ pub struct Vf {
     pub(crate) throttle: Throttle,
     pub(crate) counters: Counters,
     scratch: Scratch,
+    ahead: Ahead,
     /// The link's next frame waits for the driver.
     pub(crate) rx_stalled: bool,
     reminder: Reminder,
@@ -93,6 +95,7 @@ impl Vf {
             throttle: Throttle::default(),
             counters: Counters::default(),
             scratch: Scratch::default(),
+            ahead: Ahead::default(),
             rx_stalled: false,
             reminder: Reminder::default(),
             tx_blocked: false,
@@ -128,18 +131,20 @@ impl Vf {
         let Some(memory) = access.memory else {
             return false;
         };
-        let tx = &mut self.state.tx[queue];
+        let tx = &self.state.tx[queue];
         let works = queue < usize::from(self.state.admin.queue_pairs);
         if !works || tx.ring.control & txdctl::ENABLE == 0 || tx.ring.owned() == 0 {
             return false;
         }
         let mut run = Transmit {
-            queue: tx,
-            statistics: &mut self.state.statistics,
+            state: &mut self.state,
+            queue,
             counters: &mut self.counters,
             link: &mut *self.link,
             memory,
             scratch: &mut self.scratch,
+            ledger: access.ledger,
+            ahead: &mut self.ahead,
             reported: false,
         };
         let end = run.run(&mut Budget::default());
@@ -166,6 +171,8 @@ impl Vf {
             state: &mut self.state,
             counters: &mut self.counters,
             memory,
+            ledger: access.ledger,
+            ahead: &mut self.ahead,
         };
         let end = run.run(&mut *self.link, &mut Budget::default());
         self.rx_stalled = end == Received::Stalled;
@@ -266,6 +273,17 @@ impl Model for Vf {
     fn load(&mut self, record: &StateRecord) -> Result<(), StateError> {
         let state = saved::load(record)?;
         self.counters = Counters::default();
+        self.replace_state(state);
+        Ok(())
+    }
+
+    fn live(&self, state: &mut Vec<u8>) -> bool {
+        live::write(&self.state, state);
+        true
+    }
+
+    fn take_over(&mut self, live: &[u8]) -> Result<(), StateError> {
+        let state = live::read(live)?;
         self.replace_state(state);
         Ok(())
     }

@@ -327,6 +327,7 @@ impl World {
             memory: self.bus_master.then_some(memory),
             interrupts: &NoInterrupts,
             clock: &self.clock,
+            ledger: None,
         };
         let result = f(&mut self.controller, &access);
         let moved: usize = self.disks.iter().map(|disk| disk.content().moved).sum();

@@ -403,6 +403,7 @@ fn call<R>(controller: &mut Controller, f: impl FnOnce(&mut Controller, &Access<
         memory: Some(&FlatMemory::new(0, 1 << 16)),
         interrupts: &NoInterrupts,
         clock: &ManualClock::default(),
+        ledger: None,
     };
     f(controller, &access)
 }

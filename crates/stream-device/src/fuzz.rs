@@ -179,6 +179,7 @@ impl World {
             memory: self.bus_master.then_some(memory),
             interrupts: &OneVector,
             clock: &self.clock,
+            ledger: None,
         };
         let result = f(&mut self.device, &access);
         let written = self.memory.written.get();

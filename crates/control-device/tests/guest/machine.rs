@@ -79,6 +79,7 @@ impl Machine {
             memory: Some(&*self.memory),
             interrupts: &self.doorbell,
             clock: &self.clock,
+            ledger: None,
         };
         f(&mut self.device, &access)
     }

@@ -179,6 +179,9 @@ impl TxDescriptor {
 pub const TX_STATUS_OFFSET: u64 = 12;
 /// That word (`IXGBE_TXD_STAT_DD`).
 pub const TX_STATUS_DD: u32 = 1;
+/// What that word holds while the descriptor is about to be done: without [`TX_STATUS_DD`], and with the
+/// reserved bits of what a driver writes there (`olinfo_status` of section 7.2.3.2.4, bits 3:1).
+pub const TX_STATUS_ABOUT: u32 = 0xe;
 
 /// The packet buffer's address in a receive descriptor as the driver wrote it.
 pub fn rx_buffer(bytes: &[u8; 16]) -> u64 {
@@ -240,6 +243,17 @@ impl RxWriteBack {
     /// not 0, so they are stored last and in one piece.
     pub fn high(&self) -> u64 {
         u64::from(self.status) | u64::from(self.len) << 32 | u64::from(self.vlan) << 48
+    }
+
+    /// What is there while the descriptor is about to be done: no status and no length, and a tag that is
+    /// not [`high`](Self::high)'s. Drivers leave it as it is or write 0, in parts or in all of it, so it
+    /// is not there once they have been told.
+    pub fn high_before(&self) -> u64 {
+        let other = match !self.vlan {
+            0 => 1,
+            other => other,
+        };
+        u64::from(other) << 48
     }
 }
 

@@ -111,6 +111,7 @@ impl Machine {
             memory: self.bus_master.then_some(memory),
             interrupts: &self.vectors,
             clock: &self.clock,
+            ledger: None,
         };
         f(&mut self.vf, &access)
     }
