@@ -141,23 +141,28 @@ impl Writes {
             .try_for_each(|(_, word)| word.store(memory))
     }
 
-    /// Makes what a process that died at `stage` has left undone.
+    /// Makes what a process that died at `stage` has left undone, as far as `ledger` said.
     ///
     /// # Errors
     /// When one cannot be made.
-    pub fn finish(&self, memory: &dyn GuestMemory, stage: Stage) -> Result<(), DmaError> {
-        match stage {
-            Stage::Begun => self.make_put(memory, None),
-            Stage::Done => Ok(()),
-            Stage::Signalling => {
-                for (before, word) in &self.signals {
-                    if word.load(memory)? == *before {
-                        word.store(memory)?;
-                    }
+    pub fn finish(
+        &self,
+        memory: &dyn GuestMemory,
+        stage: Stage,
+        ledger: &dyn Ledger,
+    ) -> Result<(), DmaError> {
+        let finished = match stage {
+            Stage::Begun => self.make_put(memory, Some(ledger)),
+            Stage::Done => return Ok(()),
+            Stage::Signalling => self.signals.iter().try_for_each(|(before, word)| {
+                if word.load(memory)? == *before {
+                    word.store(memory)?;
                 }
                 Ok(())
-            }
-        }
+            }),
+        };
+        ledger.set_stage(Stage::Done);
+        finished
     }
 
     /// Appends them to `bytes`.
@@ -317,13 +322,18 @@ mod tests {
                     memory.store_u64(0, 0x77).unwrap();
                     memory.store_u64(8, 0).unwrap();
                 }
-                let Some(stage) = *mortal.stage.borrow() else {
+                if mortal.stage.borrow().is_none() {
                     assert_eq!((left, word(memory, 0)), (0, 0));
                     continue;
-                };
+                }
                 let found = Writes::decode(&mortal.put.borrow()).unwrap();
                 assert_eq!(found, writes());
-                found.finish(memory, stage).unwrap();
+                // A first successor dies as well, at any moment; the second does not.
+                for left in [left % 7, 100] {
+                    mortal.left.replace(left);
+                    let stage = mortal.stage.borrow().unwrap();
+                    found.finish(&mortal, stage, &mortal).unwrap();
+                }
                 let expected = if told && driver_is_fast {
                     (0x77, 0)
                 } else {

@@ -82,10 +82,12 @@ fn run(endpoint: &Endpoint) {
 }
 
 fn step(endpoint: &Endpoint, wait: &mut Wait) -> Progress {
-    endpoint.access(|model, access| {
-        let progress = model.poll(access);
-        wait.look_at(model, access.memory.is_some());
-        progress
+    endpoint.in_turn(|| {
+        endpoint.access(|model, access| {
+            let progress = model.poll(access);
+            wait.look_at(model, access.memory.is_some());
+            progress
+        })
     })
 }
 

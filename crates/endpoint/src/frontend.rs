@@ -3,9 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use device::{MapError, MapRequest, Reset};
+use keeper::Message;
 use rustix::io::Errno;
 use vfio_user::{
-    Backend, Client, DeviceInfo, DmaMap, DmaUnmap, IrqChange, IrqEvent, IrqInfo, IrqSet, Region,
+    Backend, Client, DeviceInfo, DmaMap, DmaUnmap, Done, IrqChange, IrqEvent, IrqInfo, IrqSet,
+    Region,
 };
 
 use crate::{Endpoint, presence, real};
@@ -25,6 +27,7 @@ impl Frontend {
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
+        self.0.note_change();
         let change = self.0.lock_config().write(offset, data);
         if change.function_reset {
             self.0.reset(Reset::Function);
@@ -117,10 +120,21 @@ impl Backend for Frontend {
                 _ => Errno::INVAL,
             }
         };
+        let kept = self.0.0.kept.get();
+        if let Some(kept) = kept
+            && let Err(error) = kept.map(request, fd.as_ref())
+        {
+            tracing::error!(device = self.0.name(), %error, "guest memory is not kept");
+            return Err(Errno::NOMEM);
+        }
         let bus = &self.0.0.bus;
         let same = fd.as_ref().map(OwnedFd::try_clone).transpose();
         let same = same.map_err(|_| Errno::MFILE)?;
-        bus.map(request, fd).map_err(refused)?;
+        let mapped = bus.map(request, fd);
+        if let (Err(_), Some(kept)) = (&mapped, kept) {
+            kept.unmap(|at, len| (at, len) == (iova, size));
+        }
+        mapped.map_err(refused)?;
         self.0.map_hardware(request, same).map_err(|error| {
             if let Err(error) = bus.unmap(iova, size) {
                 tracing::warn!(device = self.0.name(), %error, "guest memory stays mapped");
@@ -130,6 +144,12 @@ impl Backend for Frontend {
     }
 
     fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno> {
+        if let Some(kept) = self.0.0.kept.get() {
+            kept.unmap(|at, len| match unmap {
+                DmaUnmap::All => true,
+                DmaUnmap::Range { iova, size } => (at, len) == (iova, size),
+            });
+        }
         // Where a real device does not let go, nobody else does.
         match unmap {
             DmaUnmap::All => {
@@ -164,13 +184,22 @@ impl Backend for Frontend {
         } = set;
         let vectors = &self.0.0.vectors;
         let all = start..start.saturating_add(count).min(vectors.count());
+        let keep = |vector, eventfd: Option<&OwnedFd>| {
+            let kept = self.0.0.kept.get();
+            let told = kept.map(|kept| kept.vector(vector, eventfd));
+            told.unwrap_or(Ok(())).map_err(|_| Errno::NOMEM)
+        };
         match change {
-            IrqChange::DisableAll => vectors.clear(),
+            IrqChange::DisableAll => {
+                vectors.clear();
+                (0..vectors.count()).try_for_each(|vector| keep(vector, None))?;
+            }
             IrqChange::Connect {
                 event: IrqEvent::Trigger,
                 eventfds,
             } => {
                 for (vector, eventfd) in all.zip(eventfds) {
+                    keep(vector, Some(&eventfd))?;
                     vectors.set(vector, Some(eventfd));
                 }
             }
@@ -178,6 +207,7 @@ impl Backend for Frontend {
                 event: IrqEvent::Trigger,
             } => {
                 for vector in all {
+                    keep(vector, None)?;
                     vectors.set(vector, None);
                 }
             }
@@ -203,6 +233,31 @@ impl Backend for Frontend {
         self.0.reset(Reset::Bus);
         self.0.0.presence.reset();
         Ok(())
+    }
+
+    fn begin(&mut self) {
+        if let Some(kept) = self.0.0.kept.get() {
+            kept.turn().begin();
+        }
+    }
+
+    fn commit(&mut self, done: Done<'_>) -> Result<(), Errno> {
+        let Some(kept) = self.0.0.kept.get() else {
+            return Ok(());
+        };
+        if let Some(negotiated) = done.agreed {
+            kept.agree(negotiated);
+        }
+        let message = Message {
+            len: done.len,
+            reply: done.reply,
+        };
+        let committed = kept.commit(&self.0, Some(message));
+        kept.turn().end();
+        committed.map_err(|error| {
+            tracing::error!(device = self.0.name(), %error, "no other process can go on from here");
+            Errno::NOSPC
+        })
     }
 
     fn connected(&mut self, client: Client) {

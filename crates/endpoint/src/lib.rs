@@ -14,13 +14,14 @@
 
 pub mod engine;
 mod frontend;
+pub mod kept;
 mod migrate;
 mod presence;
 mod real;
 mod vectors;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use device::{Access, BusMaster, Claim, Model, MonotonicClock, Reset};
 use pci::{ConfigSpace, MsixTable};
@@ -29,6 +30,7 @@ pub use frontend::Frontend;
 pub use migrate::{Carry, EndpointError, EndpointState, Endpoints};
 
 use engine::Kick;
+use kept::Kept;
 use presence::Presence;
 use vectors::Vectors;
 
@@ -51,6 +53,8 @@ struct Inner {
     kick: Kick,
     stopping: AtomicBool,
     client: Mutex<Option<vfio_user::Client>>,
+    /// Where what it comes to outlives this process, if it does.
+    kept: OnceLock<Kept>,
 }
 
 impl Endpoint {
@@ -97,6 +101,7 @@ impl Endpoint {
             kick: Kick::new()?,
             stopping: AtomicBool::new(false),
             client: Mutex::new(None),
+            kept: OnceLock::new(),
         })))
     }
 
@@ -257,6 +262,7 @@ impl Endpoint {
     }
 
     fn reset(&self, kind: Reset) {
+        self.note_change();
         let mut model = self.lock_model();
         match kind {
             Reset::Bus => self.lock_config().reset(),
@@ -289,9 +295,16 @@ impl Endpoint {
             memory: dma.as_ref().map(|dma| dma as &dyn device::GuestMemory),
             interrupts: &self.0.vectors,
             clock: &self.0.clock,
-            ledger: None,
+            ledger: self.0.kept.get().map(|kept| kept as &dyn device::Ledger),
         };
         f(model.as_mut(), &access)
+    }
+
+    /// Something that seldom changes has.
+    fn note_change(&self) {
+        if let Some(kept) = self.0.kept.get() {
+            kept.note_change();
+        }
     }
 
     fn lock_model(&self) -> MutexGuard<'_, Box<dyn Model>> {

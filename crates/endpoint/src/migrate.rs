@@ -63,6 +63,14 @@ pub enum EndpointError {
     /// not halted, or what it wrote is not known.
     #[error("device `{0}`: {1}")]
     Hold(String, std::io::Error),
+    /// What another process has left cannot be gone on with, or nothing can be left to another.
+    #[error("device `{endpoint}`: what is kept of it for another process: {why}")]
+    Kept {
+        /// The device.
+        endpoint: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// No VMM is connected.
     #[error(
         "device `{0}` is not connected to a VMM: start QEMU with the arguments of `vferry qemu-args`"
@@ -163,7 +171,10 @@ impl Migratable for Endpoints {
         self.0
             .iter()
             .zip(&states)
-            .try_for_each(|(endpoint, state)| load(endpoint, state))
+            .try_for_each(|(endpoint, state)| {
+                endpoint.note_change();
+                endpoint.in_turn(|| load(endpoint, state))
+            })
     }
 
     fn release(&mut self, migration: &str) -> Result<(), EndpointError> {
@@ -184,8 +195,7 @@ impl Migratable for Endpoints {
 
     fn restart(&mut self) {
         for endpoint in &self.0 {
-            endpoint.with_model(|model, access| model.resume(access));
-            endpoint.0.kick.kick();
+            endpoint.restart();
         }
     }
 }

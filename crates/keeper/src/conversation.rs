@@ -125,6 +125,14 @@ impl Conversation {
         }
     }
 
+    /// Takes what has been carried out from the socket, so that it is readable only if there is more.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn rest(&mut self) -> io::Result<()> {
+        self.consume()
+    }
+
     /// Sends the reply to the message that was carried out last, if it has not been.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ pub fn converse(messages: &[u8]) {
             log: &Arc::default(),
             stopper: &stopper,
             listener: None,
+            kept: None,
         };
         let _ = connection.serve(&mut Indifferent);
         let _ = ours.shutdown(Shutdown::Both);

@@ -62,7 +62,8 @@
 //! * No file system: a guest that mounts the tag gets an input/output error for every request.
 //! * No configuration space: QEMU's device makes its own and never asks.
 //! * No reconnection: QEMU's `vhost-user-fs` cannot. When the process ends, QEMU runs on and its
-//!   migrations fail.
+//!   migrations fail, unless a keeper holds the connection ([`Sidecar::keep`]): then the next process goes on
+//!   with it, but not with a migration that was under way, and not with requests of a guest that mounts.
 //! * No virtual IOMMU in front of the sidecar itself, and no packed rings, indirect descriptors or
 //!   event indices: not offered.
 //! * No postcopy: not offered, so QEMU refuses it.
@@ -76,6 +77,7 @@ pub mod driverless;
 mod error;
 pub mod fuzz;
 mod hooks;
+mod kept;
 mod layout;
 mod log;
 mod memory;

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use keeper::{Held, Line, Worker};
 use local_socket::Access;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::device::{Device, RINGS, Source};
+use crate::kept::{self, Kept};
 use crate::log::LogSlot;
 use crate::poll::{self, Remaining};
 use crate::{Error, Hooks, LogHandle};
@@ -46,6 +48,15 @@ pub struct Sidecar {
     log: Arc<LogSlot>,
     stopper: Stopper,
     access: Access,
+    keeping: Option<Keeping>,
+}
+
+/// Who holds the connection, too.
+#[derive(Debug)]
+struct Keeping {
+    worker: Arc<Worker>,
+    /// What another process has left.
+    left: Option<(Kept, Held)>,
 }
 
 impl Sidecar {
@@ -90,7 +101,20 @@ impl Sidecar {
             log: Arc::default(),
             stopper: Stopper::new()?,
             access: Access::default(),
+            keeping: None,
         })
+    }
+
+    /// Has `worker`'s keeper hold the connection, too, and goes on with one that another process has left in
+    /// `held`.
+    ///
+    /// # Errors
+    /// When that one cannot be gone on with.
+    pub fn keep(&mut self, worker: Arc<Worker>, held: &mut Held) -> Result<(), Error> {
+        let found = Kept::find(held, &worker)?;
+        let left = found.map(|kept| (kept, std::mem::take(held)));
+        self.keeping = Some(Keeping { worker, left });
+        Ok(())
     }
 
     /// The way to the dirty log for other threads.
@@ -112,6 +136,11 @@ impl Sidecar {
     /// # Errors
     /// When the socket or the host fails for good.
     pub fn serve(&mut self, hooks: &mut dyn Hooks) -> Result<(), Error> {
+        let left = self.keeping.as_mut().and_then(|k| k.left.take());
+        if let Some((kept, held)) = left {
+            let stream = Arc::clone(kept.stream());
+            self.serve_one(&stream, Some((kept, held)), hooks)?;
+        }
         while !self.stopper.is_stopped() {
             let mut fds = [
                 PollFd::new(&self.listener, PollFlags::IN),
@@ -122,14 +151,29 @@ impl Sidecar {
                 continue;
             };
             match self.access.admit(&stream) {
-                Ok(()) => self.serve_one(&stream, hooks)?,
+                Ok(()) => self.serve_new(stream, hooks)?,
                 Err(refused) => tracing::warn!("{refused}"),
             }
         }
         Ok(())
     }
 
-    fn serve_one(&self, stream: &UnixStream, hooks: &mut dyn Hooks) -> Result<(), Error> {
+    fn serve_new(&self, stream: UnixStream, hooks: &mut dyn Hooks) -> Result<(), Error> {
+        let Some(keeping) = &self.keeping else {
+            return self.serve_one(&stream, None, hooks);
+        };
+        let line = Line::new(stream, kept::LIMITS).map_err(io::Error::other)?;
+        let stream = Arc::clone(line.stream());
+        let kept = Kept::begin(line, Arc::clone(&keeping.worker))?;
+        self.serve_one(&stream, Some((kept, Held::new())), hooks)
+    }
+
+    fn serve_one(
+        &self,
+        stream: &UnixStream,
+        kept: Option<(Kept, Held)>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<(), Error> {
         self.stopper.watch(Some(stream.try_clone()?));
         tracing::info!("QEMU connected to the sidecar");
         hooks.connected();
@@ -139,6 +183,7 @@ impl Sidecar {
             log: &self.log,
             stopper: &self.stopper,
             listener: Some(&self.listener),
+            kept,
         };
         let ended = connection.serve(hooks);
         // What is left of the connection must not outlive it.
@@ -162,6 +207,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) stopper: &'a Stopper,
     /// Where other QEMUs are turned away.
     pub(crate) listener: Option<&'a UnixListener>,
+    /// The way of its messages, if the connection is to outlive the process, and what another has left.
+    pub(crate) kept: Option<(Kept, Held)>,
 }
 
 impl Connection<'_> {
@@ -170,9 +217,22 @@ impl Connection<'_> {
         let stop = self.stopper.event.as_fd();
         let device = Device::new(hooks, self.config.clone(), Arc::clone(self.log), stop);
         let device = Arc::new(Mutex::new(device));
-        let stream = self.stream.try_clone()?;
+        let mut kept = self.kept.take();
+        // What the device reads is QEMU's socket, or another into which that is passed on.
+        let (passed, stream) = match &kept {
+            Some(_) => UnixStream::pair()?,
+            None => (self.stream.try_clone()?, self.stream.try_clone()?),
+        };
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+        if let Some((kept, held)) = &mut kept {
+            kept.say_again(&passed, held, || {
+                messages.handle_request().map_err(Error::Protocol)
+            })?;
+        }
         loop {
+            if let Some((kept, _)) = &mut kept {
+                kept.rest()?;
+            }
             let ready = self.wait(&lock(&device))?;
             if ready.stop {
                 return Ok(());
@@ -181,11 +241,15 @@ impl Connection<'_> {
                 lock(&device).serve(source);
             }
             if ready.message {
-                match messages.handle_request() {
+                let handled = match &mut kept {
+                    None => messages.handle_request().map_err(Error::Protocol),
+                    Some((kept, _)) => pass_on(kept, &passed, &mut messages),
+                };
+                match handled {
                     Ok(()) => {}
-                    Err(VhostError::Disconnected) => return Ok(()),
+                    Err(Error::Protocol(VhostError::Disconnected)) => return Ok(()),
                     Err(_) if self.stopper.is_stopped() => return Ok(()),
-                    Err(error) => return Err(Error::Protocol(error)),
+                    Err(error) => return Err(error),
                 }
             } else if ready.other {
                 // Only while the first QEMU is silent: that it has gone is a message too.
@@ -236,6 +300,21 @@ impl Connection<'_> {
             other: ready.next() == Some(true),
         })
     }
+}
+
+/// Has the device carry out what has come.
+fn pass_on<S: vhost::vhost_user::VhostUserBackendReqHandler>(
+    kept: &mut Kept,
+    passed: &UnixStream,
+    messages: &mut BackendReqHandler<S>,
+) -> Result<(), Error> {
+    if !kept.receive()? {
+        return Err(Error::Protocol(VhostError::Disconnected));
+    }
+    while kept.carry_out(passed, || {
+        messages.handle_request().map_err(Error::Protocol)
+    })? {}
+    Ok(())
 }
 
 #[derive(Debug)]

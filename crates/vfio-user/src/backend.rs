@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use crate::Negotiated;
 use crate::client::Client;
 use crate::migration::Migration;
 
@@ -86,6 +87,19 @@ pub trait Backend {
     /// the device's own state stays. Called once for every [`connected`](Self::connected).
     fn disconnected(&mut self);
 
+    /// A message of the client is about to be carried out, by calls that follow.
+    fn begin(&mut self) {}
+
+    /// It has been: what came of it counts from here on, also for a process that goes on with the connection
+    /// ([`Server::serve_kept`](crate::Server::serve_kept)).
+    ///
+    /// # Errors
+    /// When it cannot be made to count. The connection is of no use then.
+    fn commit(&mut self, done: Done<'_>) -> Result<(), Errno> {
+        let _ = done;
+        Ok(())
+    }
+
     /// The migration half of a device that has one.
     ///
     /// By default there is none: the client is told `ENOTTY` when it probes for it, as
@@ -93,6 +107,17 @@ pub trait Backend {
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
     }
+}
+
+/// A message that has been carried out.
+#[derive(Debug, Clone, Copy)]
+pub struct Done<'a> {
+    /// Its length, header included.
+    pub len: u64,
+    /// What the client is to be told, header included.
+    pub reply: Option<&'a [u8]>,
+    /// What was agreed on by it.
+    pub agreed: Option<Negotiated>,
 }
 
 /// A device's basic facts (`VFIO_USER_DEVICE_GET_INFO`).

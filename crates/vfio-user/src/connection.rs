@@ -1,12 +1,13 @@
 //! One client, from its first byte to its last.
 
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use keeper::Conversation;
 use rustix::cmsg_space;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -14,9 +15,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, ReturnFlags, recvmsg,
 };
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Done};
 use crate::client::Client;
-use crate::frame::{Found, Framer};
+use crate::frame::{Found, Frame, Framer};
 use crate::outbound::SendError;
 use crate::server::Options;
 use crate::session::{Outcome, Session, Violation};
@@ -26,6 +27,10 @@ use crate::{MAX_MESSAGE, Negotiated};
 /// All that the kernel lets through in one message (`SCM_MAX_FD`): with less room, descriptors
 /// would be lost instead of refused.
 const SCM_MAX_FD: usize = 253;
+
+/// Longest message on a connection that outlives its process: the longest that QEMU sends are the replies to
+/// [`Client::dma_read`].
+const MAX_KEPT_MESSAGE: usize = 64 << 10;
 
 /// Complaints about one client that are logged.
 const MAX_COMPLAINTS: u32 = 16;
@@ -54,6 +59,9 @@ pub enum ServeError {
     /// The socket failed.
     #[error("the connection's socket: {0}")]
     Socket(Errno),
+    /// What came of a message could not be made to outlive the process.
+    #[error("what the device has come to cannot be kept for another process to go on with: {0}")]
+    Keep(Errno),
 }
 
 /// What ends a connection, seen from inside.
@@ -81,6 +89,8 @@ impl From<SendError> for End {
 
 pub(crate) struct Connection<'s> {
     stream: Arc<UnixStream>,
+    /// The way in which bytes come and go, if the connection is to outlive the process.
+    kept: Option<Conversation>,
     stop: &'s Stopper,
     framer: Framer,
     session: Session,
@@ -99,9 +109,29 @@ impl<'s> Connection<'s> {
         Self {
             client: Client::new(Arc::clone(&stream), stop, options),
             stream,
+            kept: None,
             stop,
             framer: Framer::new(MAX_MESSAGE),
             session: resumed.map_or_else(Session::new, Session::resume),
+            complaints: 0,
+        }
+    }
+
+    pub(crate) fn kept(
+        conversation: Conversation,
+        resumed: Option<Negotiated>,
+        stop: &'s Stopper,
+        options: &Options,
+    ) -> Self {
+        let stream = Arc::clone(conversation.stream());
+        let session = resumed.map_or_else(Session::new, Session::resume);
+        Self {
+            client: Client::new(Arc::clone(&stream), stop, options),
+            stream,
+            kept: Some(conversation),
+            stop,
+            framer: Framer::new(MAX_KEPT_MESSAGE),
+            session: session.with_single_writes(),
             complaints: 0,
         }
     }
@@ -132,22 +162,49 @@ impl<'s> Connection<'s> {
     /// Answers every message that is whole.
     fn answer_all(&mut self, backend: &mut dyn Backend) -> Result<(), End> {
         loop {
-            let found = match self.framer.find() {
+            let found = self.framer.find();
+            let len = match &found {
                 Found::Incomplete => return Ok(()),
-                Found::Message(frame) if frame.header.is_reply() => {
-                    if !self.client.complete(frame.header, frame.body) {
-                        tracing::debug!(id = frame.header.id, "a reply that nobody waits for");
-                    }
-                    continue;
+                Found::TooLong(header) if self.kept.is_some() => {
+                    return Err(Violation::TooLong(header.size).into());
                 }
-                found => found,
+                Found::Message(Frame { header, .. })
+                | Found::TooLong(header)
+                | Found::Lost(header) => header.size.into(),
             };
+            backend.begin();
+            let mut done = Done {
+                len,
+                reply: None,
+                agreed: None,
+            };
+            if let Found::Message(frame) = &found
+                && frame.header.is_reply()
+            {
+                if !self.client.complete(frame.header, frame.body) {
+                    tracing::debug!(id = frame.header.id, "a reply that nobody waits for");
+                }
+                backend.commit(done).map_err(ServeError::Keep)?;
+                continue;
+            }
             let Some(answer) = self.session.answer(found, backend) else {
                 continue;
             };
+            done.reply = answer.reply.as_ref().map(|reply| reply.bytes);
+            if let Outcome::Agreed(negotiated) = answer.outcome {
+                done.agreed = Some(negotiated);
+            }
+            backend.commit(done).map_err(ServeError::Keep)?;
             if let Some(reply) = answer.reply {
-                let fd = reply.fd.as_ref().map(AsFd::as_fd);
-                self.client.outbound().send([reply.bytes, &[]], fd)?;
+                let outbound = self.client.outbound();
+                if let Some(kept) = &self.kept {
+                    // A client that is gone is found to be so by the next look at what it says.
+                    let answered = outbound.exclusively(|| kept.answer());
+                    answered.map_err(|e| end_of(&e))?;
+                } else {
+                    let fd = reply.fd.as_ref().map(AsFd::as_fd);
+                    outbound.send([reply.bytes, &[]], fd)?;
+                }
             }
             match answer.outcome {
                 Outcome::Done => {}
@@ -165,6 +222,20 @@ impl<'s> Connection<'s> {
 
     /// Waits for more and takes it.
     fn receive(&mut self) -> Result<(), End> {
+        if let Some(kept) = &mut self.kept {
+            let received = kept.receive(self.framer.space());
+            let received = received.map_err(|e| end_of(&e))?;
+            if received.len == 0 {
+                return Err(match self.framer.is_amid_message() {
+                    _ if self.stop.is_stopped() => End::Ended(Ended::Stopped),
+                    true => Violation::Truncated.into(),
+                    false => End::Ended(Ended::Disconnected),
+                });
+            }
+            self.framer
+                .received(received.len, received.fds, received.lost);
+            return Ok(());
+        }
         match self.stop.wait(self.stream.as_fd(), PollFlags::IN, None) {
             Ok(Woken::Stopped) => return Err(End::Ended(Ended::Stopped)),
             Ok(Woken::Ready | Woken::TimedOut) => {}
@@ -187,6 +258,14 @@ impl Drop for Connection<'_> {
     fn drop(&mut self) {
         // Also where the backend panics: copies of the client would keep the socket open.
         self.client.close();
+    }
+}
+
+/// What a socket's error is to its connection.
+fn end_of(error: &io::Error) -> End {
+    match Errno::from_io_error(error) {
+        Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => End::Ended(Ended::Disconnected),
+        errno => ServeError::Socket(errno.unwrap_or(Errno::IO)).into(),
     }
 }
 

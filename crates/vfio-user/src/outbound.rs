@@ -84,6 +84,12 @@ impl Outbound {
         }
     }
 
+    /// Runs `send`, which sends a whole message by other means, while nobody else sends.
+    pub(crate) fn exclusively<E>(&self, send: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        send()
+    }
+
     /// Nothing is sent any more; the socket is let go of.
     pub(crate) fn close(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;

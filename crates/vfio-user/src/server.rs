@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keeper::Conversation;
 use local_socket::Access;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -142,15 +143,26 @@ impl Server {
     /// [`ServeError`]; the next client can be served all the same, but after
     /// [`ServeError::Accept`].
     pub fn serve_one(&self, backend: &mut dyn Backend) -> Result<Ended, ServeError> {
+        match self.accept()? {
+            Some(stream) => self.serve_stream(stream, None, backend),
+            None => Ok(Ended::Stopped),
+        }
+    }
+
+    /// Waits for a client; `None` if it was stopped.
+    ///
+    /// # Errors
+    /// [`ServeError::Accept`].
+    pub fn accept(&self) -> Result<Option<UnixStream>, ServeError> {
         loop {
             match self.stop.wait(self.listener.as_fd(), PollFlags::IN, None) {
-                Ok(Woken::Stopped) => return Ok(Ended::Stopped),
+                Ok(Woken::Stopped) => return Ok(None),
                 Ok(Woken::Ready | Woken::TimedOut) => {}
                 Err(errno) => return Err(ServeError::Accept(errno)),
             }
             match self.listener.accept() {
                 Ok((stream, _)) => match self.access.admit(&stream) {
-                    Ok(()) => return self.serve_stream(stream, None, backend),
+                    Ok(()) => return Ok(Some(stream)),
                     Err(refused) => tracing::warn!("{refused}"),
                 },
                 Err(error) => match Errno::from_io_error(&error) {
@@ -177,6 +189,21 @@ impl Server {
         backend: &mut dyn Backend,
     ) -> Result<Ended, ServeError> {
         Connection::new(stream, resumed, &self.stop, &self.options).serve(backend)
+    }
+
+    /// The same, of a connection that outlives this process. What [`Backend::commit`] puts in force is to
+    /// be what `conversation` goes on from, in the same journal. It notices a [`Stopper`] only when its socket is
+    /// shut down for reading as well.
+    ///
+    /// # Errors
+    /// As [`serve_one`](Self::serve_one).
+    pub fn serve_kept(
+        &self,
+        conversation: Conversation,
+        resumed: Option<Negotiated>,
+        backend: &mut dyn Backend,
+    ) -> Result<Ended, ServeError> {
+        Connection::kept(conversation, resumed, &self.stop, &self.options).serve(backend)
     }
 }
 

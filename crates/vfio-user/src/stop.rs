@@ -34,6 +34,16 @@ pub(crate) enum Woken {
 }
 
 impl Stopper {
+    /// Whether it was used.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits until `fd` is ready for `what`, has an error or has been hung up.
     pub(crate) fn wait(
         &self,

@@ -52,12 +52,17 @@ struct Capabilities {
     write_multiple: Option<bool>,
 }
 
-/// Answers a proposal: what was agreed on, with the body of the reply appended to `reply`.
+/// Answers a proposal: what was agreed on, with the body of the reply appended to `reply`. Several writes in
+/// one message are agreed on only with `offer_multiple`.
 ///
 /// # Errors
 /// `EINVAL` for a version that is not spoken here or capabilities that make no sense. The
 /// connection is of no use then.
-pub(crate) fn negotiate(proposal: &[u8], reply: &mut Vec<u8>) -> Result<Negotiated, Errno> {
+pub(crate) fn negotiate(
+    proposal: &[u8],
+    offer_multiple: bool,
+    reply: &mut Vec<u8>,
+) -> Result<Negotiated, Errno> {
     let (version, data) = wire::take::<Version>(proposal)?;
     if version.major != VERSION.major {
         return Err(Errno::INVAL);
@@ -69,7 +74,7 @@ pub(crate) fn negotiate(proposal: &[u8], reply: &mut Vec<u8>) -> Result<Negotiat
             .unwrap_or(MAX_DATA_XFER_SIZE)
             .min(MAX_DATA_XFER_SIZE),
         client_max_msg_fds: theirs.max_msg_fds.unwrap_or(1),
-        write_multiple: theirs.write_multiple.unwrap_or(false),
+        write_multiple: offer_multiple && theirs.write_multiple.unwrap_or(false),
     };
     if negotiated.max_data_xfer_size == 0 {
         return Err(Errno::INVAL);
@@ -105,7 +110,7 @@ mod tests {
     fn propose(major: u16, minor: u16, data: &[u8]) -> Result<(Negotiated, String), Errno> {
         let proposal = [Version { major, minor }.as_bytes(), data].concat();
         let mut reply = vec![];
-        let negotiated = negotiate(&proposal, &mut reply)?;
+        let negotiated = negotiate(&proposal, true, &mut reply)?;
         assert_eq!(reply[..4], [0; 4], "the reply is version 0.0");
         assert_eq!(reply.pop(), Some(0));
         Ok((negotiated, String::from_utf8(reply.split_off(4)).unwrap()))
@@ -128,6 +133,15 @@ mod tests {
             reply,
             r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535,"pgsizes":4096,"write_multiple":true}}"#
         );
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_agreed_on() {
+        let json = b"\0\0\0\0{\"capabilities\": {\"write_multiple\": true}}\0";
+        let mut reply = vec![];
+        let negotiated = negotiate(json, false, &mut reply).unwrap();
+        assert!(!negotiated.write_multiple);
+        assert!(!String::from_utf8_lossy(&reply).contains("write_multiple"));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Session {
     connected: bool,
     regions: region::Regions,
     dma_maps: usize,
+    /// Several writes in one message are not offered.
+    single_writes: bool,
     machine: Machine,
     /// The reply, header and all. Kept, so that register accesses allocate nothing.
     reply: Vec<u8>,
@@ -86,6 +88,10 @@ pub enum Violation {
     /// A message claimed to be shorter than its header.
     #[error("the client sent a message of {0} bytes, less than a header: the stream is lost")]
     TooShort(u32),
+    /// A message was longer than fits beside others into the socket, of which it is not taken before it has been
+    /// carried out.
+    #[error("the client sent a message of {0} bytes, more than any that this device asks for")]
+    TooLong(u32),
     /// The stream ended inside a message.
     #[error("the client closed the connection in the middle of a message")]
     Truncated,
@@ -95,6 +101,16 @@ impl Session {
     /// A session at its beginning: the client is to propose a version.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, which does not offer `VFIO_USER_REGION_WRITE_MULTI`: what of such a message has been carried
+    /// out when the process dies would be carried out again with the rest.
+    #[must_use]
+    pub fn with_single_writes(self) -> Self {
+        Self {
+            single_writes: true,
+            ..self
+        }
     }
 
     /// A session taken over, with what had been agreed on.
@@ -164,7 +180,7 @@ impl Session {
         }
         self.reply.clear();
         self.reply.resize(HEADER_LEN, 0);
-        match version::negotiate(frame.body, &mut self.reply) {
+        match version::negotiate(frame.body, !self.single_writes, &mut self.reply) {
             Ok(negotiated) => {
                 self.negotiated = Some(negotiated);
                 let mut answer = self.accept(&header, None);
