@@ -1,5 +1,6 @@
 //! The commands.
 
+mod kept;
 mod migrate;
 mod qemu_args;
 mod rehearse;
@@ -15,7 +16,7 @@ use ferry::comparison::Comparison;
 use ferry::{Controls, Strategy};
 
 use crate::config::Config;
-use crate::daemon;
+use crate::daemon::{self, Survival};
 use crate::host::{Keeper, back};
 use crate::told::told;
 
@@ -61,6 +62,9 @@ struct Run {
     /// whoever takes it over by a fault has them too.
     #[arg(long, hide_short_help = true)]
     keep_privileges_for_debugging: bool,
+    /// What the keeper starts.
+    #[arg(long, hide = true)]
+    kept: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -247,13 +251,21 @@ impl GiveBackRecord {
 
 impl Run {
     fn run(&self, config: Config) -> ExitCode {
+        if let (Some(rate), false) = (config.keeper, self.kept) {
+            let kept = kept::run(rate, self);
+            return kept.unwrap_or_else(|error| ExitCode::from(status(Err(error))));
+        }
+        let survival = match self.kept.then(Survival::begin).transpose() {
+            Ok(survival) => survival,
+            Err(error) => return ExitCode::from(status(Err(error))),
+        };
         let keeper = Arc::new(Keeper::new(&config));
         let confinement = if self.keep_privileges_for_debugging {
             daemon::Confinement::None
         } else {
             daemon::Confinement::Full
         };
-        let result = daemon::run(config, &keeper, self.controls(), confinement);
+        let result = daemon::run(config, &keeper, self.controls(), confinement, survival);
         keeper.finish(status(result))
     }
 

@@ -62,6 +62,8 @@ pub struct Config {
     pub max_bandwidth: u64,
     /// The devices.
     pub devices: Vec<Device>,
+    /// How often the process that serves them may die and be replaced, if it may.
+    pub keeper: Option<keeper::Rate>,
 }
 
 /// Where a configuration came from.

@@ -83,6 +83,12 @@ pub enum Reply {
 pub struct Status {
     /// Name of the VM.
     pub vm: String,
+    /// The process that serves it.
+    #[serde(default)]
+    pub pid: u32,
+    /// How many processes that served it have died; `None` if none could be gone on with.
+    #[serde(default)]
+    pub deaths: Option<u64>,
     /// Where its devices are in the life cycle.
     pub stage: String,
     /// Whether a migration is under way.

@@ -9,6 +9,7 @@ mod link;
 mod migrating;
 mod resolve;
 mod strangers;
+mod survival;
 
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
@@ -36,6 +37,8 @@ use crate::stream::{BoundSocket, Listener};
 use at_work::AtWork;
 pub(crate) use confinement::Confinement;
 use migrating::Migrating;
+use survival::Noting;
+pub(crate) use survival::Survival;
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
@@ -68,6 +71,8 @@ struct Shared {
     went_to: Mutex<Option<Endpoint>>,
     /// Who has yet to be answered.
     at_work: AtWork,
+    /// If another process can go on where this one dies.
+    survival: Option<Arc<Survival>>,
 }
 
 /// Serves the VM of `config`. Returns when its QEMU is gone or a signal says so.
@@ -79,7 +84,9 @@ pub(crate) fn run(
     keeper: &Arc<Keeper>,
     controls: Controls,
     confinement: Confinement,
+    survival: Option<Survival>,
 ) -> anyhow::Result<()> {
+    let survival = survival.map(Arc::new);
     if let Protection::Tls { folder, peers } = &config.protection {
         tls::check(folder, peers).with_context(|| {
             let (path, line) = (config.origin.path.display(), config.origin.link_line);
@@ -93,9 +100,12 @@ pub(crate) fn run(
     };
     let control = bind(&config.control, access)?;
     keeper.take()?;
-    let (devices, guest) = devices::open(&config, access)?;
+    let (devices, guest) = devices::open(&config, access, survival.as_deref())?;
     let mut sidecar = Sidecar::bind_for(&config.sidecar, sidecar::Config::default(), access)
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
+    if let Some(survival) = &survival {
+        sidecar.keep(Arc::clone(survival.worker()), &mut survival.held())?;
+    }
     let table = acpi::write(&config)?;
     let endpoints = devices
         .iter()
@@ -121,13 +131,19 @@ pub(crate) fn run(
         migrating: Migrating::default(),
         went_to: Mutex::default(),
         at_work: AtWork::default(),
+        survival,
     });
 
     catch_signals(ended.clone())?;
     let drainer = Drainer::start(&vm)?;
     let sidecar_stopper = sidecar.stopper();
     let sidecar_thread = thread::Builder::new().name("sidecar".into()).spawn({
-        let (mut hooks, ended) = (vm.hooks(), ended.clone());
+        let mut hooks = Noting {
+            hooks: vm.hooks(),
+            vm: vm.clone(),
+            survival: shared.survival.clone(),
+        };
+        let ended = ended.clone();
         move || {
             if let Err(error) = sidecar.serve(&mut hooks) {
                 let _ = ended.send(End::Failed(error.into()));
@@ -137,7 +153,8 @@ pub(crate) fn run(
     let serving = devices::serve(devices, &shared, &ended)?;
     control::serve(control.listener.try_clone()?, access, &shared)?;
     link::serve(link.try_clone()?, &shared)?;
-    tracing::info!(vm = shared.config.name, "serving");
+    let deaths = keeper::Worker::deaths();
+    tracing::info!(vm = shared.config.name, deaths, "serving");
 
     let result = match end.recv().context("all threads ended")? {
         End::Signal(signal) => {
@@ -248,6 +265,13 @@ impl Shared {
             }),
             (Protection::None, _) => ferry::Protection::Open,
             (Protection::Loopback | Protection::Tls { .. }, _) => ferry::Protection::Local,
+        }
+    }
+
+    /// Writes down whether the devices run, where somebody else may have to know.
+    fn note_stage(&self) {
+        if let Some(survival) = &self.survival {
+            survival.note(&self.vm);
         }
     }
 

@@ -42,6 +42,11 @@ pub fn kind(model: &str) -> Option<Kind> {
     found.map(|(_, kind, _)| *kind)
 }
 
+/// Whether another process can go on with a device of this model where one has died.
+pub fn can_be_kept(model: &str) -> bool {
+    model == "ixgbevf"
+}
+
 /// Makes the function that `device` describes.
 ///
 /// # Errors

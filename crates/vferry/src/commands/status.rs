@@ -39,6 +39,9 @@ fn print_text(status: &Status) {
         }
     };
     println!("VM {}: devices {}", status.vm, status.stage);
+    if let Some(deaths @ 1..) = status.deaths {
+        println!("  {deaths} processes that served it have died: see the log for why");
+    }
     if status.migrating {
         println!(
             "  a migration is under way, {} pages marked",

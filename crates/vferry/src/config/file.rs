@@ -18,6 +18,7 @@ pub(super) struct File {
     pub(super) guest: Option<GuestSection>,
     pub(super) sleep: Option<SleepSection>,
     pub(super) migration: MigrationSection,
+    pub(super) keeper: Option<Spanned<KeeperSection>>,
     #[serde(default)]
     pub(super) device: Vec<Spanned<DeviceSection>>,
 }
@@ -42,6 +43,12 @@ pub(super) struct QemuSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct ControlSection {
     pub(super) socket: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct KeeperSection {
+    pub(super) deaths_per_minute: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]

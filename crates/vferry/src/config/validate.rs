@@ -2,6 +2,7 @@
 
 mod devices;
 mod host_function;
+mod kept;
 mod protection;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
     {
         check.acpi_table(&file.sidecar.socket);
     }
+    let keeper = check.keeper(file);
     if !check.problems.is_empty() {
         check.problems.sort_by_key(|problem| problem.line);
         return Err(check.problems);
@@ -93,6 +95,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
             downtime_limit,
             max_bandwidth: max_bandwidth?,
             devices,
+            keeper,
         })
     };
     sound().ok_or_else(Vec::new)

@@ -97,7 +97,11 @@ fn answer(shared: &Shared, mut control: Control) {
                 control.linger(Duration::from_millis(limit(moment)));
             })
         }
-        Ok(Some(Request::Resolve { way })) => super::resolve::resolve(shared, way),
+        Ok(Some(Request::Resolve { way })) => {
+            let reply = super::resolve::resolve(shared, way);
+            shared.note_stage();
+            reply
+        }
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
         },
@@ -119,6 +123,8 @@ fn status(shared: &Shared) -> Status {
     };
     Status {
         vm: shared.config.name.clone(),
+        pid: std::process::id(),
+        deaths: shared.survival.as_ref().map(|_| keeper::Worker::deaths()),
         stage: shared.vm.stage_name().into(),
         migrating,
         sidecar_connected: shared.vm.is_sidecar_connected(),
@@ -207,6 +213,7 @@ fn migrate(
         })?;
         Ok(report)
     });
+    shared.note_stage();
     match result {
         Ok(report) => {
             tracing::info!(

@@ -1,8 +1,10 @@
 //! The VM's devices: model, engine and vfio-user socket of each.
 
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, bail};
@@ -15,7 +17,8 @@ use local_socket::Access;
 use qemu::{Iommu, Place};
 use vfio_user::{Ended, Server, Stopper};
 
-use super::{End, Shared};
+use super::survival::Left;
+use super::{End, Shared, Survival};
 use crate::config::{self, Config, DirtyLog, Guest, Settings};
 use crate::models;
 
@@ -23,18 +26,29 @@ use crate::models;
 pub(super) struct Device {
     pub(super) slot: Slot,
     server: Server,
+    /// Of its connection, by another process.
+    left: Option<Left>,
 }
 
 /// The devices while they are served; stops and joins when dropped.
 pub(super) struct Serving {
-    connections: Vec<(Stopper, JoinHandle<()>)>,
+    connections: Vec<Serves>,
     engines: Vec<Engine>,
+}
+
+/// A connection's thread, and the ways to end it.
+struct Serves {
+    stopper: Stopper,
+    /// For one that outlives the process.
+    ending: Arc<OnceLock<Arc<UnixStream>>>,
+    thread: JoinHandle<()>,
 }
 
 /// The devices, with the control device behind those that it speaks for, and the way to the guest.
 pub(super) fn open(
     config: &Config,
     access: Access,
+    survival: Option<&Survival>,
 ) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
     let of_host = |device: &&config::Device| matches!(device.settings, Settings::Host(_));
     let functions = config.devices.iter().filter(of_host).count();
@@ -51,7 +65,12 @@ pub(super) fn open(
         } else {
             Endpoint::without_log(&device.name, space, model)
         };
-        devices.push(bind(place, access, config.iommu, endpoint?).with_context(context)?);
+        let mut bound = bind(place, access, config.iommu, endpoint?).with_context(context)?;
+        if let Some(survival) = survival {
+            let endpoint = &bound.slot.endpoint;
+            bound.left = survival.take_over(endpoint).with_context(context)?;
+        }
+        devices.push(bound);
     }
     let Some(guest) = &config.guest else {
         return Ok((devices, None));
@@ -112,6 +131,7 @@ fn bind(
             iommu,
         },
         server,
+        left: None,
     })
 }
 
@@ -124,27 +144,48 @@ pub(super) fn serve(
         connections: Vec::new(),
         engines: Vec::new(),
     };
-    for device in devices {
+    for mut device in devices {
         serving.engines.push(Engine::start(&device.slot.endpoint)?);
         let stopper = device.server.stopper();
+        let endpoint = device.slot.endpoint.clone();
         let ended = ended.clone();
-        let thread = thread::Builder::new()
-            .name(format!("vfio-{}", device.slot.endpoint.name()))
-            .spawn(move || serve_one(&device, &ended))?;
-        serving.connections.push((stopper, thread));
+        let ending = Arc::<OnceLock<_>>::default();
+        let serve = {
+            let (survival, ending) = (shared.survival.clone(), Arc::clone(&ending));
+            move || {
+                let end = match survival {
+                    None => serve_one(&device),
+                    Some(survival) => {
+                        let left = device.left.take();
+                        survival.serve(&device.server, &device.slot.endpoint, left, &ending)
+                    }
+                };
+                tell_end(device.slot.endpoint.name(), end, &ended);
+            }
+        };
+        let name = format!("vfio-{}", endpoint.name());
+        let thread = thread::Builder::new().name(name).spawn(serve)?;
+        serving.connections.push(Serves {
+            stopper,
+            ending,
+            thread,
+        });
     }
     look_when_connected(shared, ended)?;
     Ok(serving)
 }
 
-/// QEMU never connects a second time: its first connection is the device's life.
-fn serve_one(device: &Device, ended: &Sender<End>) {
-    let name = device.slot.endpoint.name();
+fn serve_one(device: &Device) -> anyhow::Result<Ended> {
     let mut frontend = device.slot.endpoint.frontend();
-    let end = match device.server.serve_one(&mut frontend) {
+    Ok(device.server.serve_one(&mut frontend)?)
+}
+
+/// QEMU never connects a second time: its first connection is the device's life.
+fn tell_end(name: &str, end: anyhow::Result<Ended>, ended: &Sender<End>) {
+    let end = match end {
         Ok(Ended::Stopped) => return,
-        Ok(_) => End::QemuGone(name.into()),
-        Err(error) => End::Failed(anyhow::Error::new(error).context(format!("device `{name}`"))),
+        Ok(Ended::Disconnected) => End::QemuGone(name.into()),
+        Err(error) => End::Failed(error.context(format!("device `{name}`"))),
     };
     let _ = ended.send(end);
 }
@@ -166,8 +207,16 @@ fn look_when_connected(shared: &Arc<Shared>, ended: &Sender<End>) -> std::io::Re
 impl Drop for Serving {
     fn drop(&mut self) {
         self.engines.clear();
-        for (stopper, thread) in self.connections.drain(..) {
+        for Serves {
+            stopper,
+            ending,
+            thread,
+        } in self.connections.drain(..)
+        {
             stopper.stop();
+            if let Some(stream) = ending.get() {
+                let _ = stream.shutdown(Shutdown::Read);
+            }
             let _ = thread.join();
         }
     }

@@ -54,7 +54,14 @@ fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
         return Ok(());
     }
     let result = match shared.migrating.begin() {
-        Some(_guard) => try_receive(shared, first, &mut link, host.peer.as_ref()),
+        Some(_guard) => {
+            if let Some(survival) = &shared.survival {
+                survival.note_halt();
+            }
+            let received = try_receive(shared, first, &mut link, host.peer.as_ref());
+            shared.note_stage();
+            received
+        }
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
     };
     match result {

@@ -1,0 +1,94 @@
+//! The process that the user starts where another serves the VM: it holds what outlives that one, and starts
+//! the next.
+
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use clap::ValueEnum as _;
+use confine::Needs;
+use keeper::{Ended, Event, Keeper, Rate};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Run;
+
+/// The program that runs, also where its file has been replaced since.
+const SELF: &str = "/proc/self/exe";
+
+/// Who serves now, and whether it is to end.
+#[derive(Debug, Default)]
+struct Serving {
+    pid: Option<Pid>,
+    told_to_end: bool,
+}
+
+/// Has workers serve the VM until one ends of its own accord, or this process is told to.
+pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
+    // It starts programs, which need what it was started with; for itself it needs nothing.
+    confine::confine(&Needs {
+        host_functions: true,
+        ..Needs::default()
+    })?;
+    let serving = Arc::<Mutex<Serving>>::default();
+    pass_signals_on(&serving)?;
+    let lock = || serving.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut worker = || (!lock().told_to_end).then(|| command(args));
+    let mut tell = |event| match event {
+        Event::Started { pid } => {
+            let mut serving = lock();
+            serving.pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            tracing::info!(pid, "a process serves the VM");
+            if serving.told_to_end {
+                end(&serving);
+            }
+        }
+        Event::Died { .. } => lock().pid = None,
+    };
+    match Keeper::new(rate).run(&mut worker, &mut tell)? {
+        Ended::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        Ended::Unwanted => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn command(args: &Run) -> Command {
+    let Run {
+        config,
+        unsound_control,
+        keep_privileges_for_debugging,
+        kept: _,
+    } = args;
+    let mut command = Command::new(SELF);
+    command.arg("run").arg("--kept");
+    if let Some(law) = unsound_control.and_then(|law| law.to_possible_value()) {
+        command.args(["--unsound-control", law.get_name()]);
+    }
+    if *keep_privileges_for_debugging {
+        command.arg("--keep-privileges-for-debugging");
+    }
+    command.arg("--").arg(config);
+    command
+}
+
+/// Who is told to end has its worker end, which ends QEMU's connections in order.
+fn pass_signals_on(serving: &Arc<Mutex<Serving>>) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let serving = Arc::clone(serving);
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let mut serving = serving.lock().unwrap_or_else(PoisonError::into_inner);
+                serving.told_to_end = true;
+                end(&serving);
+            }
+        })?;
+    Ok(())
+}
+
+fn end(serving: &Serving) {
+    if let Some(pid) = serving.pid {
+        // One that has ended meanwhile needs not be told.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
