@@ -282,6 +282,7 @@ fn settings(options: &Options) -> MigrationSettings {
         pause_before_switchover: false,
         max_bandwidth: Some(options.max_bandwidth.unwrap_or(0)),
         downtime_limit: Some(host.downtime_limit),
+        switchover_bandwidth: None,
     }
 }
 
