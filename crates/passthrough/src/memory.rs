@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use ::device::{MapError, MapRequest, MemoryId};
+use libc::{MAP_SHARED, PROT_READ, PROT_WRITE};
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::container::Container;
@@ -106,7 +107,7 @@ impl Memory {
         file: OwnedFd,
     ) -> Result<Arc<MmapRegion>, MapError> {
         let MapRequest { iova, size, .. } = request;
-        let window = self.window(request, File::from(file))?;
+        let window = self.window(request, right, File::from(file))?;
         let place = |bytes: u64| usize::try_from(bytes).map_err(|error| system(&error));
         let (offset, len) = (place(request.offset)?, place(size)?);
         // `window` has looked that both are in it.
@@ -126,7 +127,12 @@ impl Memory {
     }
 
     /// All of `file`, which has what is asked for.
-    fn window(&mut self, request: MapRequest, file: File) -> Result<Arc<MmapRegion>, MapError> {
+    fn window(
+        &mut self,
+        request: MapRequest,
+        right: Right,
+        file: File,
+    ) -> Result<Arc<MmapRegion>, MapError> {
         let metadata = file.metadata().map_err(|error| system(&error))?;
         let file_len = metadata.len();
         let end = request.offset.checked_add(request.size);
@@ -134,12 +140,21 @@ impl Memory {
         let end = end.ok_or(MapError::PastEnd { request, file_len })?;
         let id = MemoryId::of(&metadata);
         let known = self.files.get(&id).and_then(Weak::upgrade);
-        // One that was shorter when it was mapped is mapped again.
-        if let Some(known) = known.filter(|known| known.size() as u64 >= end) {
+        // One that was shorter when it was mapped, or could only be read, is mapped again.
+        let will_do = |known: &Arc<MmapRegion>| {
+            known.size() as u64 >= end && (right == Right::Read || known.prot() & PROT_WRITE != 0)
+        };
+        if let Some(known) = known.filter(will_do) {
             return Ok(known);
         }
         let len = usize::try_from(file_len).map_err(|error| system(&error))?;
-        let window = MmapRegion::from_file(FileOffset::new(file, 0), len);
+        let file = FileOffset::new(file, 0);
+        let map = |prot| MmapRegion::build(Some(file.clone()), len, prot, MAP_SHARED);
+        let window = match (map(PROT_READ | PROT_WRITE), right) {
+            // Firmware, or a disk image that a VM has as memory.
+            (Err(_), Right::Read) => map(PROT_READ),
+            (window, _) => window,
+        };
         let window = Arc::new(window.map_err(|error| system(&error))?);
         self.files.retain(|_, window| window.strong_count() > 0);
         self.files.insert(id, Arc::downgrade(&window));

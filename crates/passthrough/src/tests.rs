@@ -4,7 +4,7 @@ mod log;
 mod migration;
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
 
 use ::device::lifecycle::Migratable;
 use endpoint::{Endpoint, Endpoints};
@@ -63,9 +63,13 @@ impl Vm {
             readable: true,
             writable,
         };
-        let file = OwnedFd::from(self.memory.try_clone().unwrap());
-        let mut frontend = self.endpoint().frontend();
-        frontend.dma_map(map, Some(file)).unwrap();
+        let file = self.memory.try_clone().unwrap();
+        self.take(map, file).unwrap();
+    }
+
+    fn take(&self, map: DmaMap, file: File) -> io::Result<()> {
+        let taken = self.endpoint().frontend().dma_map(map, Some(file.into()));
+        taken.map_err(io::Error::other)
     }
 
     fn unmap(&self, page: u64, pages: u64) {

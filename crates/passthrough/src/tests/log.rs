@@ -312,6 +312,28 @@ fn what_the_device_may_only_read_it_reaches_and_does_not_write() {
     }
 }
 
+/// QEMU opens an image that a VM has as memory so, if told to (`readonly=on`).
+#[test]
+fn a_file_that_can_only_be_read_is_mapped_for_reading_and_refused_for_writing() {
+    let vm = Vm::new(Has::all());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(PAGES * PAGE).unwrap();
+    let take = |page: u64, writable, file: File| {
+        let map = DmaMap {
+            iova: page * PAGE,
+            size: PAGE,
+            offset: 0,
+            readable: true,
+            writable,
+        };
+        vm.take(map, file)
+    };
+    let read_only = || File::open(file.path()).unwrap();
+    take(200, false, read_only()).unwrap();
+    assert!(take(300, true, read_only()).is_err());
+    assert_eq!(vm.fake.mapped(), [200 * PAGE..201 * PAGE]);
+}
+
 /// A virtual IOMMU has thousands of them.
 #[test]
 fn however_many_pages_of_a_file_are_mapped_it_is_open_once() {
