@@ -152,6 +152,7 @@ impl<'a> Sleep<'a> {
         let began = Instant::now();
         let deadline = began + self.bedtime.deadline;
         self.asked = Some(began);
+        hold::expect(self.qmp)?;
         // What the guest has done before is no answer.
         events.pending().for_each(drop);
         let mut agent = self.ask(deadline)?;

@@ -2,6 +2,7 @@
 
 mod choice;
 mod flow;
+mod looks;
 mod outcome;
 pub(crate) mod precopy;
 mod verify;

@@ -176,6 +176,7 @@ impl<'a> Cooperation<'a> {
 
     /// Asks the guest to stop its devices, and waits for it, at most until its deadline.
     pub(crate) fn quiesce(&mut self) -> Result<(), NoHelp> {
+        hold::expect(self.qmp)?;
         let asked = self.ask_to_stop();
         // Whatever the answer is: devices may stand still now.
         self.turn = Turn::Asked;

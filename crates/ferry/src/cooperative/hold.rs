@@ -80,6 +80,13 @@ pub(crate) fn tighten(qmp: &Qmp) -> Result<(), QmpError> {
     plan(qmp, DOWNTIME_LIMIT, SWITCHOVER_BANDWIDTH)
 }
 
+/// To be called before the guest is asked, of whom it takes some time to answer: has QEMU stop the VM when
+/// what is left would fit a millisecond, as [`Hold`] keeps it from. QEMU heeds a change within 100 ms
+/// (`BUFFER_DELAY`), and after a [`tighten`] it would go on that long while the guest's devices stand still.
+pub(crate) fn expect(qmp: &Qmp) -> Result<(), QmpError> {
+    plan(qmp, DOWNTIME_LIMIT, MEASURED)
+}
+
 /// Has QEMU stop the VM as soon as what is left fits `limit`, or its own default.
 pub(crate) fn loosen(qmp: &Qmp, limit: Option<Duration>) -> Result<(), QmpError> {
     plan(qmp, limit.unwrap_or(QEMU_DOWNTIME_LIMIT), MEASURED)

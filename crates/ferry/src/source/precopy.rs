@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use qemu::migration::{MigrationInfo, MigrationStatus};
 use qemu::system::RunState;
-use qemu::{Qmp, QmpError};
+use qemu::{Event, Qmp, QmpError};
 
 use super::flow::Flow;
+use super::looks::Looks;
 use super::{Source, StepError};
 use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link};
@@ -31,6 +32,16 @@ pub(crate) enum NotSeen {
     /// It may do so yet.
     #[error("{0}")]
     Other(String),
+}
+
+/// The status that an event tells, and when.
+fn status_told(event: &Event) -> Option<(MigrationStatus, Instant)> {
+    if event.name != "MIGRATION" {
+        return None;
+    }
+    let status = event.data.get("status").and_then(|s| s.as_str());
+    let status = status.unwrap_or_default().to_owned();
+    Some((status.into(), event.received))
 }
 
 /// A VM that has been sent.
@@ -64,7 +75,7 @@ fn send(
     phase: &mut Phase,
 ) -> Result<Sent, StepError> {
     source.stop_if_cancelled()?;
-    let mut events = source.qmp.events();
+    let events = source.qmp.events();
     source.qmp.migrate(uri)?;
     wait_logging(source)?;
     // What the guest had programmed at the stop that was at this time.
@@ -73,31 +84,21 @@ fn send(
     let mut flow = Flow::new(source.facts.machine.base_memory);
     let mut stalled = None;
     let mut told = Instant::now();
+    let mut looks = Looks::new(events);
     let (status, completed) = loop {
         let watch = cooperation.as_ref().and_then(|with| with.interval());
         let watch = watch.or_else(|| sleep.as_ref()?.interval());
-        let event = match events.next(Instant::now() + watch.unwrap_or(TICK)) {
-            Ok(event) => Some(event),
-            Err(QmpError::Timeout { .. } | QmpError::EventsLost { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
+        let (event, is_time) = looks.next(watch.unwrap_or(TICK))?;
         // A pause that came to nothing is followed by another stop, at another time.
         let stop = source.vm.timeline().stopping;
         let known = functions.as_ref().is_some_and(|(at, _)| *at == stop);
         if !known && source.vm.stage() == StageName::Marked {
             functions = at_stop(source, progress, phase)?.map(|read| (stop, read));
         }
-        let over = match &event {
-            Some(event) if event.name == "MIGRATION" => {
-                let status = event
-                    .data
-                    .get("status")
-                    .and_then(|s| s.as_str())
-                    .unwrap_or_default();
-                Some((MigrationStatus::from(status.to_owned()), event.received))
-            }
-            Some(_) => None,
-            None => {
+        let over = event.as_ref().and_then(status_told);
+        let over = over.filter(|(status, _)| status.is_over());
+        let over = match over {
+            None if is_time => {
                 let info = source.qmp.migration()?;
                 if told.elapsed() >= TICK {
                     told = Instant::now();
@@ -120,17 +121,17 @@ fn send(
                 {
                     *phase = Phase::Suspend;
                     progress(Progress::Phase { phase: *phase });
-                    sleep.fall_asleep(&mut events, &source.cancel)?;
+                    sleep.fall_asleep(looks.events(), &source.cancel)?;
                     source.vm.set_asleep();
                     flow.go_on();
                 }
                 stalled = stalled.or_else(|| flow.stalls(&info));
-                Some((info.status, Instant::now()))
+                Some((info.status, Instant::now())).filter(|(status, _)| status.is_over())
             }
+            told => told,
         };
-        let over = over.filter(|(status, _)| status.is_over());
         // In the pause every millisecond counts, and QEMU's completion needs the other side anyway.
-        if event.is_none() && over.is_none() && *phase == Phase::Precopy {
+        if is_time && over.is_none() && *phase == Phase::Precopy {
             listen(link)?;
         }
         if let Some(over) = over {
