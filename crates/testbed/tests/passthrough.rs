@@ -68,16 +68,3 @@ fn a_guest_with_the_module_stops_its_function_and_starts_that_of_another_host() 
     arrived_by(Strategy::Cooperative, &migration);
     nested.content_is_right()
 }
-
-/// What a virtual IOMMU lets the function reach is all that tells what it wrote. What the guest sends is mapped
-/// for reading alone.
-#[test]
-fn behind_a_virtual_iommu_a_guest_recovers_the_function_of_another_host() -> Result<()> {
-    DriverRace::past(|| {
-        let mut nested = start(NestedOptions::default().behind_iommu())?;
-        let migration = nested.migrate(None)?;
-        arrived_by(Strategy::Recovery, &migration);
-        assert!(migration.report.compared.is_none(), "{migration:?}");
-        nested.content_is_right()
-    })
-}
