@@ -336,18 +336,10 @@ impl Hardware for Passthrough {
     }
 
     fn unmap(&mut self, iova: u64, size: u64) -> Result<(), MapError> {
-        let is_written = self.memory.is_written(iova);
-        self.memory.unmap(iova, size)?;
-        if is_written {
-            self.log.unmapped(iova..iova.saturating_add(size));
-        }
-        Ok(())
+        self.memory.unmap(iova, size)
     }
 
     fn unmap_all(&mut self) {
-        for range in self.memory.written() {
-            self.log.unmapped(range);
-        }
         self.memory.unmap_all();
     }
 

@@ -36,8 +36,6 @@ struct Open {
     watched: Ranges,
     /// What the function could reach at any time since.
     written: Ranges,
-    /// What is not mapped any more, and with it the IOMMU's bits.
-    unmapped: Ranges,
     fault: Option<String>,
 }
 
@@ -76,7 +74,6 @@ impl Log {
                         source,
                         watched,
                         written,
-                        unmapped: Ranges::default(),
                         fault: None,
                     });
                     return Ok(());
@@ -134,15 +131,6 @@ impl Log {
         }
         open.written.insert(range);
     }
-
-    /// It does not reach this any more.
-    pub(crate) fn unmapped(&mut self, range: Range<u64>) {
-        if let Some(open) = &mut self.open
-            && open.source == LogSource::Iommu
-        {
-            open.unmapped.insert(range);
-        }
-    }
 }
 
 impl Open {
@@ -161,15 +149,9 @@ impl Open {
                     })?;
                 }
             }
-            // Its bits go with a mapping: what was written there up to then may be all of it.
+            // Its bits go with a mapping. All that the function could write there is marked by the gate,
+            // which knows what it was (`BusMaster::drain_released`).
             LogSource::Iommu => {
-                for range in std::mem::take(&mut self.unmapped).iter() {
-                    let all = |_, _, bitmap: &mut [u64]| {
-                        bitmap.fill(u64::MAX);
-                        Ok(())
-                    };
-                    in_chunks(range, sink, all)?;
-                }
                 let ioas = memory.tracked().ok_or(Errno::OPNOTSUPP)?;
                 // Each as it was mapped: holes are refused (`__iommu_read_and_clear_dirty`).
                 for range in memory.written() {
