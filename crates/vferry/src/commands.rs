@@ -7,6 +7,7 @@ mod rehearse;
 mod resolve;
 mod status;
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -209,7 +210,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("{error}");
+            let _ = writeln!(std::io::stderr(), "{error}");
             return ExitCode::from(2);
         }
     };
@@ -231,7 +232,8 @@ fn status(result: anyhow::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("vferry: {}", told(&error));
+            // Nothing hangs on whether that is read: a host may still have to be given back.
+            let _ = writeln!(std::io::stderr(), "vferry: {}", told(&error));
             1
         }
     }
@@ -285,6 +287,8 @@ fn start_log(serving: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Not into a file or a journal.
+        .with_ansi(std::io::stderr().is_terminal())
         // A standard error that nobody reads any more ends no process that serves a VM.
         .log_internal_errors(false)
         .init();
