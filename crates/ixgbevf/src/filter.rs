@@ -36,6 +36,12 @@ impl Filter {
         true
     }
 
+    /// Forgets them. Nothing is left of them in the state, of which only those that count are saved.
+    pub(crate) fn clear_macvlans(&mut self) {
+        self.macvlans = [[0; 6]; MACVLANS];
+        self.macvlan_count = 0;
+    }
+
     /// The unicast addresses beside the function's own.
     pub(crate) fn macvlans(&self) -> &[[u8; 6]] {
         &self.macvlans[..usize::from(self.macvlan_count).min(MACVLANS)]

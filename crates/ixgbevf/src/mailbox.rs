@@ -132,7 +132,7 @@ impl VfState {
             }
             Request::SetMacvlan { index, mac } => {
                 if index <= 1 {
-                    self.filter.macvlan_count = 0;
+                    self.filter.clear_macvlans();
                 }
                 index == 0 || self.filter.add_macvlan(mac)
             }
