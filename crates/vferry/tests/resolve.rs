@@ -143,6 +143,56 @@ fn another_host_is_answered_while_others_keep_silent() {
     drop(silent);
 }
 
+/// How many connections there may be at once, and for how long one may say nothing (`strangers`, `link`).
+const PLACES: usize = 16;
+const SILENT: Duration = Duration::from_secs(10);
+
+/// The kernel's word on whether the other end has closed it, within `limit`.
+fn is_closed(stream: &UnixStream, limit: Duration) -> bool {
+    stream.set_read_timeout(Some(limit)).unwrap();
+    match { stream }.read(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn those_who_say_nothing_have_few_places_and_not_for_long() {
+    let mut serving = Serving::start();
+    let knock = || UnixStream::connect(serving.path("link.sock")).unwrap();
+    let moment = Duration::from_millis(200);
+    // The first is that which found out that it serves, unless it was seen to go.
+    let mut silent = Vec::new();
+    let began = Instant::now();
+    while silent.len() < PLACES {
+        let stream = knock();
+        if !is_closed(&stream, moment) {
+            silent.push(stream);
+        }
+        assert!(began.elapsed() < SILENT, "there are places");
+    }
+    for _ in 0..40 {
+        assert!(is_closed(&knock(), PATIENCE), "there is no place more");
+    }
+    assert!(began.elapsed() < SILENT, "they were not waited for");
+    for stream in &silent {
+        assert!(is_closed(stream, 2 * SILENT), "it is waited for no longer");
+    }
+    assert!(began.elapsed() < 2 * SILENT);
+    // Then others have their places.
+    let mut link = Link::greet(Box::new(knock()), PATIENCE).unwrap();
+    let other = resolve::ask(&mut link, &"0".repeat(32));
+    assert_eq!(other.unwrap(), Other::CannotSay);
+    // Nobody can fill its log.
+    let seconds = began.elapsed().as_secs();
+    serving.process.kill().unwrap();
+    let mut said = String::new();
+    let stderr = serving.process.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    let complaints = said.matches("was not taken in").count() as u64;
+    assert!((1..=seconds + 2).contains(&complaints), "{said}");
+}
+
 /// TLS as the link's stream.
 struct Protected(TlsStream);
 
