@@ -93,13 +93,13 @@ fn line(verdict: &Verdict) -> String {
 
 /// Each case in one line, then the sums.
 fn print(tally: &Tally) {
-    let head = ["phase", "party", "fault", "strategy", "the VM runs"];
-    let [phase, party, fault, by, runs] = head;
-    println!("{phase:9} {party:19} {fault:26} {by:12} {runs}");
+    let head = ["phase", "party", "fault", "strategy", "with"];
+    let [phase, party, fault, by, with] = head;
+    println!("{phase:9} {party:19} {fault:26} {by:12} {with:5} the VM runs");
     for verdict in &tally.verdicts {
         let mut words = verdict.case.split(' ');
         let mut word = || words.next().unwrap_or_default();
-        let (phase, party, fault, by) = (word(), word(), word(), word());
+        let (phase, party, fault, by, with) = (word(), word(), word(), word(), word());
         let runs = if verdict.wrong.is_empty() {
             if verdict.ended_with_its_process {
                 "not: its own process was killed".into()
@@ -109,7 +109,7 @@ fn print(tally: &Tally) {
         } else {
             format!("{:?}, and it is WRONG", verdict.runs).to_lowercase()
         };
-        println!("{phase:9} {party:19} {fault:26} {by:12} {runs}");
+        println!("{phase:9} {party:19} {fault:26} {by:12} {with:5} {runs}");
     }
     println!();
     print_sums(tally);

@@ -19,6 +19,8 @@ mod cases;
 mod command;
 mod evidence;
 mod load;
+mod privileges;
+mod scene;
 mod settings;
 mod soak;
 mod strike;
@@ -31,7 +33,7 @@ use crate::Programs;
 
 pub use soak::{SoakOptions, SoakStep, Soaked, soak};
 
-pub use cases::{At, CASES, Case, Expect, Fault, Party, Refusal, Resource, Says};
+pub use cases::{At, CASES, Case, Expect, Fault, Party, Refusal, Resource, Says, With};
 
 /// Who runs the VM after a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use authority::{Authority, Subject};
+use authority::{Authority, Subject, Validity};
 use lab::{Guarded, Initrd, Lab, Vm};
 use qemu::Iommu;
 use vferry::control::Status;
@@ -71,8 +71,32 @@ pub struct HostOptions {
     pub dirty_log: String,
     /// Who signs the certificates with which the hosts know each other; all is plain if `None`.
     pub tls: Option<Arc<Authority>>,
+    /// What it shows of itself, and whom it takes, where there are certificates.
+    pub identity: Identity,
     /// A streaming test device beside the NIC, and the test driver's module and parameters.
     pub stream: Option<(PathBuf, String)>,
+}
+
+/// A host among others that have certificates.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The name in its certificates.
+    pub name: &'static str,
+    /// When they are valid.
+    pub validity: Validity,
+    /// The one host that it takes.
+    pub peer: &'static str,
+}
+
+impl Default for Identity {
+    /// A host like all others.
+    fn default() -> Self {
+        Self {
+            name: HOST_NAME,
+            validity: Validity::Now,
+            peer: HOST_NAME,
+        }
+    }
 }
 
 /// The control device and the guest's driver for it.
@@ -274,6 +298,7 @@ impl HostOptions {
             guest: None,
             dirty_log: "device".into(),
             tls: None,
+            identity: Identity::default(),
             stream: None,
         }
     }
@@ -367,7 +392,13 @@ fn link(folder: &Path, options: &HostOptions) -> Result<String> {
     let Some(authority) = &options.tls else {
         return Ok(format!("unix:{}", folder.join("link.sock").display()));
     };
-    authority.write(&folder.join("tls"), &Subject::new(&[HOST_NAME]))?;
+    let Identity { name, validity, .. } = options.identity;
+    let names = [name];
+    let subject = Subject {
+        validity,
+        ..Subject::new(&names)
+    };
+    authority.write(&folder.join("tls"), &subject)?;
     // Free again until vferry listens there; nobody else takes one that the system has just given.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     Ok(format!("tcp:127.0.0.1:{port}"))
@@ -396,7 +427,8 @@ fn configuration(folder: &Path, link: &str, options: &HostOptions) -> String {
         .iommu
         .map_or(String::new(), |iommu| format!("iommu = \"{iommu}\""));
     let tls = options.tls.as_ref().map_or(String::new(), |_| {
-        format!("tls = \"{folder}/tls\"\npeers = [\"{HOST_NAME}\"]")
+        let peer = options.identity.peer;
+        format!("tls = \"{folder}/tls\"\npeers = [\"{peer}\"]")
     });
     format!(
         r#"[vm]

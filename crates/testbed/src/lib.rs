@@ -25,7 +25,7 @@ mod split;
 mod stock;
 mod summary;
 
-pub use host::{GuestOptions, Host, HostOptions};
+pub use host::{GuestOptions, Host, HostOptions, Identity};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, Options, Plug};

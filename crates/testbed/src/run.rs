@@ -36,6 +36,14 @@ const DISK_NODE: &str = "/dev/nvme0n1";
 /// QEMU now and then stops a VM before its guest has been asked, for all that holds it back
 /// (`ferry::cooperative`'s `hold`): nothing is lost, and the user is told this.
 const AGAIN: &str = "migrate again";
+/// What a distribution's session manager does with the key, by busybox's `acpid`: event type, name,
+/// code and value, then the event's name, for which there is an action.
+const REACT_TO_KEY: &str = "pidof acpid || (mkdir -p /etc/acpi && \
+     echo 'EV_KEY 1 KEY_SLEEP 142 1 button/sleep SLPB' > /etc/acpid.map && \
+     echo 'SLPB sleep' > /etc/acpid.conf && \
+     printf '#!/bin/sh\\necho mem > /sys/power/state\\n' > /etc/acpi/sleep && \
+     chmod 755 /etc/acpi/sleep && \
+     (acpid -d -c /etc/acpi -a /etc/acpid.conf -M /etc/acpid.map > /tmp/acpid.log 2>&1 &))";
 
 /// A guest, its host, and the peer at the other end of its network.
 #[derive(Debug)]
@@ -376,6 +384,14 @@ impl Testbed {
             "while ({show}) | grep -qe tentative -e NO-CARRIER; do usleep 50000; done; \
              ({show})"
         ))
+    }
+
+    /// From now on the guest sleeps when its key to sleep is pressed.
+    ///
+    /// # Errors
+    /// When the guest cannot listen to it.
+    pub fn listen_to_sleep_key(&self) -> Result<()> {
+        self.shell(REACT_TO_KEY).map(drop)
     }
 
     /// Moves a guest that is asked nothing, with no look at its load: no page may be stale, and the

@@ -17,14 +17,6 @@ const SLEPT: &str = "cat /sys/power/suspend_stats/success";
 const SET_UP: &str = "ip addr add 10.78.0.2/24 dev eth0 && vconfig add eth0 5 && \
      ip addr add 10.79.0.2/24 dev eth0.5 && ip link set eth0.5 up && ip route add 10.80.0.0/16 via 10.79.0.9";
 const CONFIGURATION: &str = "ip addr show dev eth0; ip addr show dev eth0.5; ip route";
-/// What a distribution's session manager does with the key, by busybox's `acpid`: event type, name,
-/// code and value, then the event's name, for which there is an action.
-const REACT_TO_KEY: &str = "mkdir -p /etc/acpi && \
-     echo 'EV_KEY 1 KEY_SLEEP 142 1 button/sleep SLPB' > /etc/acpid.map && \
-     echo 'SLPB sleep' > /etc/acpid.conf && \
-     printf '#!/bin/sh\\necho mem > /sys/power/state\\n' > /etc/acpi/sleep && \
-     chmod 755 /etc/acpi/sleep && \
-     (acpid -d -c /etc/acpi -a /etc/acpid.conf -M /etc/acpid.map > /tmp/acpid.log 2>&1 &)";
 
 fn start(options: Options) -> Result<Testbed> {
     let lab = Lab::ensure(&progress_on_stderr)?;
@@ -49,7 +41,7 @@ const POWER_BUTTON: &str = "awk '{ print $1 }' /sys/firmware/acpi/interrupts/ff_
 #[test]
 fn a_guest_sleeps_its_way_there_and_back_five_times() -> Result<()> {
     let mut testbed = start(Options::default())?;
-    testbed.shell(REACT_TO_KEY)?;
+    testbed.listen_to_sleep_key()?;
     testbed.shell(SET_UP)?;
     let configuration = testbed.settled(CONFIGURATION)?;
     let mut migrations = Vec::new();

@@ -94,17 +94,21 @@ fn is_running(host: &Host) -> bool {
 /// What the guest and its peer have seen.
 pub(super) fn judge(testbed: &Testbed, verdict: &mut Verdict) -> Result<()> {
     let peer = testbed.peer.report();
-    let guest = testbed.guest_report()?;
+    // One with a disk has read again all that it has written there.
+    let guest = testbed.final_report()?;
     let tcp = guest.tcp.context("TCP flows")?;
     let words = guest.dirty.map_or(0, |dirty| dirty.wrong_words);
     let udp = &peer.udp_from_guest;
     verdict.content_wrong |= !peer.tcp_content_ok() || tcp.wrong_bytes > 0 || words > 0;
     verdict.content_wrong |= udp.corrupt > 0;
+    let disk = guest.disk.unwrap_or_default();
+    verdict.content_wrong |= disk.wrong_blocks > 0;
     ensure!(
         !verdict.content_wrong,
-        "content was wrong: {:?}, {tcp:?}, {words} words",
+        "content was wrong: {:?}, {tcp:?}, {words} words, disk: {disk:?}",
         peer.tcp
     );
+    ensure!(disk.io_errors == 0, "the disk failed: {disk:?}");
     ensure!(tcp.broken == 0, "a TCP connection broke: {tcp:?}");
     // Two that run send the same numbers.
     ensure!(

@@ -1,6 +1,6 @@
 //! The matrix: one line a case.
 
-use ferry::Strategy::{self, Cooperative, Recovery, Transparent};
+use ferry::Strategy::{self, Cooperative, Recovery, Sleep, Transparent};
 use serde::Serialize;
 
 use At::{
@@ -14,8 +14,8 @@ use Party::{
     SourceHost, SourceQemu, SourceUplink, SourceVferry, Stream,
 };
 use Refusal::{
-    AnotherMigration, Garbage, NobodyListens, OtherDevices, OtherMemory, OtherVersion, Paused,
-    ReceivesAlready,
+    AnotherMigration, AnotherName, Expired, Garbage, NobodyListens, NotAPeer, OtherDevices,
+    OtherMemory, OtherVersion, Paused, ReceivesAlready,
 };
 use Resource::{Descriptors, Memory};
 use Says::{Done, Gone, Why};
@@ -118,6 +118,12 @@ pub enum Refusal {
     ReceivesAlready,
     /// It migrates the VM already.
     AnotherMigration,
+    /// Its certificate has another name.
+    AnotherName,
+    /// Its certificate is not valid any more.
+    Expired,
+    /// The source is not one of those whom it takes.
+    NotAPeer,
 }
 
 /// What may run out.
@@ -128,6 +134,18 @@ pub enum Resource {
     Descriptors,
     /// Address space.
     Memory,
+}
+
+/// What a case has that most have not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum With {
+    /// A NIC, and the hosts talk in the open.
+    Nothing,
+    /// The VM has a disk too, which both hosts see.
+    Disk,
+    /// The hosts know each other by certificates.
+    Tls,
 }
 
 /// Where the VM has to run afterwards.
@@ -177,6 +195,8 @@ pub struct Case {
     pub says: Says,
     /// It is one of the few of the ordinary test run.
     pub always: bool,
+    /// What it has beside.
+    pub with: With,
 }
 
 const fn case(
@@ -195,6 +215,7 @@ const fn case(
         expect,
         says,
         always: false,
+        with: With::Nothing,
     }
 }
 
@@ -206,7 +227,11 @@ impl Case {
         }
     }
 
-    /// `at party fault by`, in one word each.
+    const fn with(self, with: With) -> Self {
+        Self { with, ..self }
+    }
+
+    /// `at party fault by with`, in one word each, the last one left out if it has nothing.
     pub fn name(&self) -> String {
         let words = [
             serde_json::to_value(self.at),
@@ -214,17 +239,22 @@ impl Case {
             serde_json::to_value(self.fault),
             serde_json::to_value(self.by),
         ];
-        let words = words.into_iter().flatten().map(|word| match word {
-            serde_json::Value::String(word) => word,
-            // `Refuses` and `Without` say what.
-            serde_json::Value::Object(map) => {
-                let said = map.iter().next();
-                said.map_or(String::new(), |(key, value)| {
-                    format!("{key}:{}", value.as_str().unwrap_or_default())
-                })
-            }
-            other => other.to_string(),
-        });
+        let with = (self.with != With::Nothing).then(|| serde_json::to_value(self.with));
+        let words = words
+            .into_iter()
+            .chain(with)
+            .flatten()
+            .map(|word| match word {
+                serde_json::Value::String(word) => word,
+                // `Refuses` and `Without` say what.
+                serde_json::Value::Object(map) => {
+                    let said = map.iter().next();
+                    said.map_or(String::new(), |(key, value)| {
+                        format!("{key}:{}", value.as_str().unwrap_or_default())
+                    })
+                }
+                other => other.to_string(),
+            });
         words.collect::<Vec<_>>().join(" ")
     }
 }
@@ -350,4 +380,18 @@ pub const CASES: &[Case] = &[
     case(After,    SourceQemu,        Killed,                    Transparent, There, Done),
     case(After,    SourceHost,        Killed,                    Cooperative, There, ENDED),
     case(After,    Cli,               Killed,                    Transparent, There, Gone),
+    // The guest sleeps meanwhile.
+    case(Precopy,  Stream,            Cut,                       Sleep,       Here, RUNS_ON),
+    // A disk, which only one host may have.
+    case(Precopy,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
+    case(Stopped,  Stream,            Cut,                       Transparent, Here, RUNS_ON).with(With::Disk),
+    case(Arrived,  DestinationHost,   Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
+    case(Word,     ControlLink,       Cut,                       Transparent, ResolvedHere, RESOLVE).with(With::Disk),
+    case(Word,     DestinationQemu,   Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
+    case(Running,  ControlLink,       Cut,                       Transparent, ResolvedThere, RESOLVE).with(With::Disk),
+    case(After,    SourceHost,        Killed,                    Transparent, There, ENDED).with(With::Disk),
+    // Certificates.
+    case(Before,   DestinationVferry, Refuses(AnotherName),      Transparent, Here, Why("host.example")).with(With::Tls),
+    case(Before,   DestinationVferry, Refuses(Expired),          Transparent, Here, Why("expired")).with(With::Tls),
+    case(Before,   DestinationVferry, Refuses(NotAPeer),         Transparent, Here, Why("`peers`")).with(With::Tls),
 ];

@@ -1,5 +1,6 @@
 //! What the guest and its peer do meanwhile.
 
+use super::cases::With;
 use crate::dice::Dice;
 
 /// See [`Options`](crate::Options).
@@ -10,6 +11,8 @@ pub(super) struct Load {
     pub(super) packets_per_second: u32,
     /// Bytes that the guest has.
     pub(super) memory: u64,
+    /// What it has beside.
+    pub(super) with: With,
 }
 
 impl Load {
@@ -21,6 +24,7 @@ impl Load {
             dirty: (*dice.one_of(&mib), *dice.one_of(&rate)),
             packets_per_second: *dice.one_of(&[50, 200, 500]),
             memory: *dice.one_of(&[192 << 20, 256 << 20, 384 << 20]),
+            with: *dice.one_of(&[With::Nothing, With::Nothing, With::Disk, With::Tls]),
         }
     }
 }
@@ -31,6 +35,7 @@ impl Default for Load {
             dirty: (16, 8),
             packets_per_second: 200,
             memory: 256 << 20,
+            with: With::Nothing,
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource as Limit, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-use super::bench::Scene;
 use super::cases::{Case, Fault, Party, Refusal, Resource};
+use super::scene::Scene;
 use crate::Host;
 
 /// How long a process may take to end, or to stand still.
@@ -47,7 +47,16 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
         (Party::Stream, Fault::Hung) => scene.between()?.stream.hold(),
         // Made when the way was laid.
         (Party::ControlLink | Party::Stream, _)
-        | (_, Fault::Refuses(Refusal::OtherMemory | Refusal::OtherDevices)) => {}
+        | (
+            _,
+            Fault::Refuses(
+                Refusal::OtherMemory
+                | Refusal::OtherDevices
+                | Refusal::AnotherName
+                | Refusal::Expired
+                | Refusal::NotAPeer,
+            ),
+        ) => {}
         (Party::SourceHost | Party::DestinationHost, _) => {
             let source = case.party == Party::SourceHost;
             scene.between()?.link.cut();

@@ -69,6 +69,10 @@ impl Gate {
         self.0.1.notify_all();
     }
 
+    fn has_tripped(&self) -> bool {
+        self.lock().tripped
+    }
+
     /// Waits until something may pass. Says whether it may.
     fn pass(&self) -> bool {
         let held = |state: &mut State| state.flow == Flow::Held;
@@ -319,7 +323,7 @@ fn pump(mut from: UnixStream, mut to: UnixStream, gate: &Gate, hold: &HoldStream
     let mut chunk = vec![0; CHUNK];
     let mut passed = 0;
     while let Ok(count @ 1..) = from.read(&mut chunk) {
-        if hold.is_due(passed) {
+        if !gate.has_tripped() && hold.is_due(passed) {
             gate.trip();
         }
         if !gate.pass() || to.write_all(&chunk[..count]).is_err() {
