@@ -4,8 +4,10 @@
 //! does meets all of them. It reports; it is no test, and no time makes it fail.
 
 mod blk;
+mod curve;
 mod digest;
 mod doorbell;
+mod growth;
 mod guest_module;
 mod log;
 mod mmio;
@@ -13,6 +15,7 @@ mod moves;
 mod net;
 mod passthrough;
 mod pause;
+mod pause_nvme;
 mod report;
 
 use std::fs;
@@ -74,6 +77,10 @@ enum Benchmark {
     Passthrough,
     /// A VM's pause and its NIC's outage, beside the same guest with QEMU's virtio-net.
     Pause,
+    /// The same of its `NVMe` controller, beside QEMU's virtio-blk.
+    PauseNvme,
+    /// How both grow with guest memory, and with what devices write.
+    Growth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -120,6 +127,20 @@ struct Variant {
     ratio: f64,
     /// The median of each round's ratio to the first variant.
     paired_ratio: f64,
+    /// Where it is on a curve, if they are points of some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
+}
+
+/// A point of a curve.
+#[derive(Debug, Clone, Serialize)]
+struct Place {
+    /// The curve.
+    line: &'static str,
+    /// How far along it.
+    at: f64,
+    /// What of.
+    unit: &'static str,
 }
 
 /// All of them once and shortly: they fail where they cannot run, and at no number.
@@ -179,6 +200,8 @@ fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
         Benchmark::Net => net::run(quick),
         Benchmark::Passthrough => passthrough::run(quick),
         Benchmark::Pause => pause::run(quick),
+        Benchmark::PauseNvme => pause_nvme::run(quick),
+        Benchmark::Growth => growth::run(quick),
     };
     let done = thread::scope(|scope| scope.spawn(measure).join());
     done.map_err(|_| anyhow!("the benchmark panicked"))?
@@ -208,6 +231,7 @@ fn variants_of(runs: Vec<(&'static str, Vec<f64>)>) -> Vec<Variant> {
         max: runs.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         ratio: median(&runs) / median(&first),
         paired_ratio: median(&ratios(&runs, &first)),
+        place: None,
         runs,
     };
     runs.into_iter().map(variant).collect()

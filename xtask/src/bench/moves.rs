@@ -13,8 +13,18 @@ use testbed::{
 
 use super::{Table, Variant, variants_of};
 
-/// Migrations of a guest in a turn: there and back.
-const LEGS: usize = 2;
+/// How often.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// Turns of each guest.
+    pub(super) rounds: usize,
+    /// Migrations of a guest in its turn: there, or there and back.
+    pub(super) legs: usize,
+}
+
+impl Times {
+    pub(super) const QUICK: Self = Self { rounds: 1, legs: 1 };
+}
 
 /// A guest that takes turns with others.
 #[derive(Debug, Clone)]
@@ -44,6 +54,8 @@ pub(super) struct Move {
     pub(super) without_function: Option<f64>,
     /// vferry's phases that are within the outage.
     pub(super) phases: Option<[f64; PHASES.len()]>,
+    /// Pages that vferry's devices wrote and marked: while the VM ran, and after their halt.
+    pub(super) marked: Option<[f64; 2]>,
 }
 
 /// Those phases.
@@ -60,7 +72,7 @@ pub(super) fn compare(
     benchmark: &str,
     lab: &Lab,
     guests: &[Mover],
-    rounds: usize,
+    Times { rounds, legs }: Times,
 ) -> Result<Vec<Vec<Move>>> {
     let programs = Programs::build()?;
     let mut all = vec![Vec::new(); guests.len()];
@@ -69,7 +81,7 @@ pub(super) fn compare(
             // None is always the one that follows the same other.
             let which = (round + turn) % guests.len();
             let mover = &guests[which];
-            for seen in mover.turn(lab, &programs)? {
+            for seen in mover.turn(lab, &programs, legs)? {
                 let name = mover.name;
                 eprintln!("bench {benchmark}: round {round} of {rounds}, {name}: {seen:.1?}");
                 all[which].push(seen);
@@ -112,8 +124,8 @@ pub(super) fn machine(lab: &Lab) -> Result<String> {
 }
 
 impl Mover {
-    /// Boots it, has it move there and back, and ends it.
-    fn turn(&self, lab: &Lab, programs: &Programs) -> Result<Vec<Move>> {
+    /// Boots it, has it move, and ends it.
+    fn turn(&self, lab: &Lab, programs: &Programs, legs: usize) -> Result<Vec<Move>> {
         let (lab, programs) = (lab.clone(), programs.clone());
         let options = self.options.clone();
         match self.by {
@@ -125,12 +137,12 @@ impl Mover {
                     ..options
                 };
                 let mut testbed = Testbed::start(lab, programs, options)?;
-                let moves = (0..LEGS).map(|_| Move::by_vferry(&testbed.migrate()?));
+                let moves = (0..legs).map(|_| Move::by_vferry(&testbed.migrate()?));
                 moves.collect()
             }
             By::Qemu(stock) => {
                 let mut testbed = StockTestbed::start(lab, programs, stock, options)?;
-                let moves = (0..LEGS).map(|_| Move::by_qemu(&testbed.migrate()?));
+                let moves = (0..legs).map(|_| Move::by_qemu(&testbed.migrate()?));
                 moves.collect()
             }
         }
@@ -142,12 +154,17 @@ impl Move {
         let Migration { report, .. } = migration;
         let phase = |phase| report.phases_ms.get(&phase).copied().unwrap_or(0.0);
         let outage = migration.disk_outage_ms.or_else(|| migration.outage_ms());
+        let sum = |of: fn(&ferry::report::Marks) -> u64| {
+            let pages: u64 = report.pages_marked.values().map(of).sum();
+            Ok::<_, anyhow::Error>(f64::from(u32::try_from(pages)?))
+        };
         Ok(Self {
             pause: migration.pause_ms.context("no pause was seen")?,
             outage: outage.context("no outage was seen")?,
             downtime: report.vm_pause_ms,
             without_function: None,
             phases: Some(PHASES.map(phase)),
+            marked: Some([sum(|marks| marks.precopy)?, sum(|marks| marks.at_halt)?]),
         })
     }
 
@@ -167,6 +184,12 @@ impl Move {
             downtime: downtime.as_secs_f64() * 1e3,
             without_function: *without_function_ms,
             phases: None,
+            marked: None,
         })
+    }
+
+    /// What vferry took to mark what devices had written.
+    pub(super) fn mark(&self) -> f64 {
+        self.phases.map_or(0.0, |[_, mark, ..]| mark)
     }
 }

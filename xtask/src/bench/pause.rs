@@ -9,16 +9,19 @@
 //!   afterwards, with a virtio-net that stands in meanwhile: what those have today who pass one through.
 //!
 //! The pause is what both QEMUs say of it, from the source's stop until the destination's word that the
-//! VM runs. An outage is the longest silence either way as the peer sees it, which sends 2000 packets
-//! a second and gets as many: it is the pause and what the guest takes to be heard again. A function
-//! that was taken from its guest is out from QEMU's word that the guest has let go of it until its link
-//! is up again.
+//! VM runs (`RESUME`). QEMU says so before it starts its devices and then the vCPUs: what the sidecar
+//! takes to start is in vferry's phase `resume`, and in the outage.
+//!
+//! An outage is the longest silence either way as the peer sees it, which sends 2000 packets a second
+//! and gets as many: it is the pause and what the guest takes to be heard again. A function that was
+//! taken from its guest is out from QEMU's word that the guest has let go of it until its link is up
+//! again.
 
 use anyhow::Result;
 use lab::{Lab, progress_on_stderr};
 use testbed::{Devices, Options, Stock};
 
-use super::moves::{self, By, Move, Mover, each, phases};
+use super::moves::{self, By, Move, Mover, Times, each, phases};
 use super::{Report, Table, goal, median, ratios, variants_of};
 
 const NIC: [(&str, By); 3] = [
@@ -28,7 +31,9 @@ const NIC: [(&str, By); 3] = [
 ];
 
 pub(super) fn run(quick: bool) -> Result<Report> {
-    let (mut report, moves) = compare("pause", &NIC, quick)?;
+    // Its kernel has a driver for `igb`, too.
+    let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
+    let (mut report, moves) = compare("pause", &lab, &NIC, "", quick)?;
     let [_, ours, replugged] = &moves[..] else {
         return Ok(report);
     };
@@ -52,19 +57,19 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     Ok(report)
 }
 
-/// The first is QEMU's own device, the second vferry's.
+/// The first is QEMU's own device, the second vferry's, whose pause has a floor of its own.
 pub(super) fn compare(
     benchmark: &'static str,
+    lab: &Lab,
     variants: &[(&'static str, By)],
+    floor: &str,
     quick: bool,
 ) -> Result<(Report, Vec<Vec<Move>>)> {
-    let (rounds, memory) = if quick {
-        (1, 256 << 20)
+    let (times, memory) = if quick {
+        (Times::QUICK, 256 << 20)
     } else {
-        (5, 512 << 20)
+        (Times { rounds: 5, legs: 2 }, 512 << 20)
     };
-    // Its kernel has drivers for all of them.
-    let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
     let guests = variants.iter().map(|&(name, by)| Mover {
         name,
         by,
@@ -74,10 +79,10 @@ pub(super) fn compare(
         },
     });
     let guests: Vec<_> = guests.collect();
-    let moves = moves::compare(benchmark, &lab, &guests, rounds)?;
+    let moves = moves::compare(benchmark, lab, &guests, times)?;
     let names: Vec<_> = variants.iter().map(|(name, _)| *name).collect();
-    let machine = format!("{}, {} MiB", moves::machine(&lab)?, memory >> 20);
-    Ok((report(benchmark, machine, &names, &moves), moves))
+    let machine = format!("{}, {} MiB", moves::machine(lab)?, memory >> 20);
+    Ok((report(benchmark, machine, &names, &moves, floor), moves))
 }
 
 fn report(
@@ -85,6 +90,7 @@ fn report(
     machine: String,
     names: &[&'static str],
     moves: &[Vec<Move>],
+    floor: &str,
 ) -> Report {
     let pause = each(names, moves, |seen| seen.pause);
     let beyond = each(names, moves, |seen| seen.outage - seen.pause);
@@ -94,7 +100,7 @@ fn report(
         names[0], beyond[0].median
     );
     let goals = vec![
-        goal("VM pause at 1.10 or less", ratio, ratio <= 1.10, ""),
+        goal("VM pause at 1.10 or less", ratio, ratio <= 1.10, floor),
         goal(
             "outage at most 20 ms longer than the pause",
             rest,

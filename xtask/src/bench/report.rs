@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, Table};
+use super::{Report, Table, curve};
 
 /// Of a chart, in its own units.
 const WIDTH: f64 = 640.0;
@@ -52,7 +52,8 @@ pub(super) fn html(reports: &[Report]) -> String {
         let (name, machine) = (escaped(report.name), escaped(&report.machine));
         let _ = write!(text, "<h2>{name}</h2>\n<p>{machine}</p>\n");
         for table in &report.tables {
-            let _ = write!(text, "<h3>{}</h3>\n{}", escaped(table.what), chart(table));
+            let chart = curve::chart(table).unwrap_or_else(|| chart(table));
+            let _ = write!(text, "<h3>{}</h3>\n{chart}", escaped(table.what));
         }
         for goal in &report.goals {
             let _ = writeln!(text, "<p>{}</p>", escaped(goal));
@@ -100,14 +101,14 @@ fn chart(table: &Table) -> String {
 }
 
 /// The value below which so many quarters of them are; 0 of none.
-fn quarter(values: &[f64], quarters: usize) -> f64 {
+pub(super) fn quarter(values: &[f64], quarters: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let place = sorted.len().saturating_sub(1) * quarters / 4;
     sorted.get(place).copied().unwrap_or(0.0)
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
