@@ -125,15 +125,21 @@ impl Wait {
     fn wait(&mut self, kick: &Kick, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         let kick_fd = PollFd::new(&kick.0, PollFlags::IN);
-        let result = match &self.fd {
-            Some((_, fd)) if !self.events.is_empty() => {
-                let mut fds = [kick_fd, PollFd::from_borrowed_fd(fd.as_fd(), self.events)];
-                poll(&mut fds, timeout.as_ref())
-            }
-            _ => poll(&mut [kick_fd], timeout.as_ref()),
+        let fd = self
+            .fd
+            .as_ref()
+            .map_or(kick.0.as_fd(), |(_, fd)| fd.as_fd());
+        let mut fds = [kick_fd, PollFd::from_borrowed_fd(fd, self.events)];
+        let count = if self.fd.is_some() && !self.events.is_empty() {
+            fds.len()
+        } else {
+            1
         };
         // An interrupted wait is a wake-up like any other.
-        let _ = result;
-        kick.clear();
+        let _ = poll(&mut fds[..count], timeout.as_ref());
+        // Most wake-ups are by the network, and have nothing to be cleared.
+        if !fds[0].revents().is_empty() {
+            kick.clear();
+        }
     }
 }
