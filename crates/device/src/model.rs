@@ -22,6 +22,13 @@ pub trait Model: Send {
     /// The guest writes `data` (1, 2, 4 or 8 bytes) at `offset` of BAR `bar`.
     fn write(&mut self, bar: u8, offset: u64, data: &[u8], access: &Access<'_>);
 
+    /// The register accesses that came together are done. What a write begins and need not do for each
+    /// by itself may be put off until here: in a row of doorbells, one word to the system for all.
+    /// Nothing that the guest can see may wait for it.
+    fn after_writes(&mut self, access: &Access<'_>) {
+        let _ = access;
+    }
+
     /// Returns the device to its state after power-on or a function-level reset.
     fn reset(&mut self, kind: Reset);
 

@@ -19,11 +19,19 @@ const MSIX_INDEX: u32 = 2;
 
 /// The endpoint, on the thread of its connection.
 #[derive(Debug)]
-pub struct Frontend(Endpoint);
+pub struct Frontend(Endpoint, Since);
+
+/// What was done since the model was last told that this was [all](device::Model::after_writes).
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Since {
+    #[default]
+    Nothing,
+    Writes,
+}
 
 impl Frontend {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self(endpoint)
+        Self(endpoint, Since::default())
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -94,8 +102,16 @@ impl Backend for Frontend {
             let bar = u8::try_from(region).map_err(|_| Errno::INVAL)?;
             self.0
                 .with_model(|model, access| model.write(bar, offset, data, access));
+            self.1 = Since::Writes;
         }
         Ok(())
+    }
+
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.1) == Since::Writes {
+            self.0
+                .with_model(|model, access| model.after_writes(access));
+        }
     }
 
     fn dma_map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {

@@ -58,12 +58,23 @@ pub struct Vf {
     /// The link's next frame waits for the driver.
     pub(crate) rx_stalled: bool,
     reminder: Reminder,
-    /// A frame waits for the link.
-    tx_blocked: bool,
+    outgoing: Outgoing,
     /// A register access has left work behind.
     pub(crate) work_left: bool,
     /// What the owner learned from the last poll.
     told: Told,
+}
+
+/// What the link has of what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Outgoing {
+    /// All, and it was asked to hand it on.
+    #[default]
+    HandedOn,
+    /// All, and it was not asked yet.
+    Queued,
+    /// A frame waits for it.
+    Blocked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,7 +109,7 @@ impl Vf {
             ahead: Ahead::default(),
             rx_stalled: false,
             reminder: Reminder::default(),
-            tx_blocked: false,
+            outgoing: Outgoing::default(),
             work_left: true,
             told: Told::default(),
         })
@@ -151,8 +162,11 @@ impl Vf {
         if run.reported {
             self.state.interrupts.tx_cause(queue);
         }
-        self.tx_blocked |= end == Transmitted::Blocked;
-        self.link.flush();
+        if end == Transmitted::Blocked {
+            self.outgoing = Outgoing::Blocked;
+        } else if self.outgoing == Outgoing::HandedOn {
+            self.outgoing = Outgoing::Queued;
+        }
         end == Transmitted::More
     }
 
@@ -179,11 +193,19 @@ impl Vf {
         end == Received::More
     }
 
+    /// Hands what was sent to the network.
+    fn flush(&mut self) {
+        self.link.flush();
+        if self.outgoing == Outgoing::Queued {
+            self.outgoing = Outgoing::HandedOn;
+        }
+    }
+
     fn replace_state(&mut self, state: VfState) {
         self.state = state;
         self.throttle.reset();
         self.rx_stalled = false;
-        self.tx_blocked = false;
+        self.outgoing = Outgoing::Queued;
         self.work_left = true;
     }
 
@@ -212,6 +234,13 @@ impl Model for Vf {
         }
     }
 
+    /// A row of tails is one row of frames for the network.
+    fn after_writes(&mut self, _: &Access<'_>) {
+        if self.outgoing != Outgoing::HandedOn {
+            self.flush();
+        }
+    }
+
     /// Both kinds return all but [`Admin`] to what it is after power-on: the PF of a real card
     /// keeps that through every reset of the function and of the machine it is given to, and a
     /// driver that wakes from suspend takes the address from there.
@@ -229,13 +258,14 @@ impl Model for Vf {
 
     fn poll(&mut self, access: &Access<'_>) -> Progress {
         self.refresh_link();
-        self.tx_blocked = false;
+        self.outgoing = Outgoing::Queued;
         let mut more = false;
         for queue in 0..QUEUES {
             more |= self.transmit(queue, access);
         }
+        // Before the frames that are received take their time.
+        self.flush();
         more |= self.receive(access);
-        self.link.flush();
         self.deliver(access);
         self.work_left = false;
         self.told = self.to_tell();
@@ -258,7 +288,12 @@ impl Model for Vf {
     }
 
     fn poll_write(&self) -> bool {
-        self.tx_blocked || self.link.wants_write()
+        match self.outgoing {
+            Outgoing::HandedOn => self.link.wants_write(),
+            // What was not handed on yet will be, without a wait.
+            Outgoing::Queued => false,
+            Outgoing::Blocked => true,
+        }
     }
 
     fn needs_poll(&self) -> bool {
@@ -337,7 +372,7 @@ impl std::fmt::Debug for Vf {
             .field("state", &self.state)
             .field("counters", &self.counters)
             .field("rx_stalled", &self.rx_stalled)
-            .field("tx_blocked", &self.tx_blocked)
+            .field("outgoing", &self.outgoing)
             .finish_non_exhaustive()
     }
 }

@@ -46,6 +46,10 @@ pub trait Backend {
     /// Where the device does not complete the access.
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
 
+    /// All that the client has sent so far is carried out. What need not be done for each command by
+    /// itself can be put off until here; replies have been sent.
+    fn settle(&mut self) {}
+
     /// Makes a range of the client's memory reachable for DMA.
     ///
     /// Without `fd` the range is known to the client but cannot be mapped (ROMs, other devices'

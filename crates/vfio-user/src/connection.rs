@@ -142,7 +142,9 @@ impl<'s> Connection<'s> {
             self.session.connect(backend, self.client.clone());
         }
         let end = loop {
-            if let Err(end) = self.answer_all(backend).and_then(|()| self.receive()) {
+            let answered = self.answer_all(backend);
+            backend.settle();
+            if let Err(end) = answered.and_then(|()| self.receive()) {
                 break end;
             }
         };

@@ -27,6 +27,7 @@ struct Store {
     stored: u64,
     resets: u32,
     resumed: bool,
+    settled: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,6 +64,10 @@ impl Model for Store {
         value[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
         self.wanted = Some(u64::from_le_bytes(value));
         self.work(access);
+    }
+
+    fn after_writes(&mut self, _: &Access<'_>) {
+        self.settled += 1;
     }
 
     fn reset(&mut self, _: Reset) {
@@ -104,7 +109,11 @@ impl Model for Store {
     }
 
     fn inspect(&self) -> serde_json::Value {
-        serde_json::json!({ "resets": self.resets, "resumed": self.resumed })
+        serde_json::json!({
+            "resets": self.resets,
+            "resumed": self.resumed,
+            "settled": self.settled,
+        })
     }
 }
 
@@ -398,6 +407,22 @@ fn a_function_level_reset_takes_bus_mastering_and_the_model_back() {
     assert!(!rig.endpoint.is_bus_master());
     rig.store(7);
     assert_eq!(rig.memory(), 0);
+}
+
+#[test]
+fn the_model_is_told_after_writes_that_they_are_all() {
+    let mut rig = Rig::new("a");
+    let settled = |rig: &Rig| rig.endpoint.inspect()["settled"].clone();
+    rig.frontend.settle();
+    rig.frontend.region_read(0, 0, &mut [0; 4]).unwrap();
+    rig.frontend.settle();
+    assert_eq!(settled(&rig), 0, "nothing was written");
+    for _ in 0..3 {
+        rig.frontend.region_write(0, 0, &[0; 4]).unwrap();
+    }
+    rig.frontend.settle();
+    rig.frontend.settle();
+    assert_eq!(settled(&rig), 1);
 }
 
 #[test]

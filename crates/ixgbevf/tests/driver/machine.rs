@@ -26,6 +26,8 @@ pub(crate) struct Cable {
     pub(crate) offloads: Offloads,
     pub(crate) announced: Vec<[u8; 6]>,
     pub(crate) heard: Vec<Vec<u8>>,
+    /// How often it was told to hand on what it has.
+    pub(crate) flushes: u32,
 }
 
 #[derive(Debug, Default)]
@@ -171,7 +173,9 @@ impl FrameLink for TestLink {
         Sent::Taken
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.cable.lock().unwrap().flushes += 1;
+    }
 
     fn is_up(&self) -> bool {
         !self.cable.lock().unwrap().down

@@ -1,6 +1,7 @@
 //! Frames on their way out.
 
-use device::{GuestMemory, Progress};
+use device::{GuestMemory, Model, Progress};
+use ixgbevf::Vf;
 
 use crate::frames::{pattern, udp};
 use crate::machine::{MEMORY_BASE, Machine};
@@ -19,6 +20,22 @@ fn a_frame_is_sent_at_once_and_reported_done() {
     assert_eq!((m.sent(), m.signalled()), (vec![frame.clone()], vec![1]));
     assert_eq!(m.read(0x201c), 2);
     assert_eq!(m.read(0x2020), 2 * (frame.len() as u32 + 4), "with FCS");
+}
+
+#[test]
+fn frames_of_a_row_of_doorbells_are_handed_on_together() {
+    let (mut m, mut driver) = Driver::up(Options::default());
+    m.settle();
+    let before = m.cable().flushes;
+    for _ in 0..3 {
+        driver.send_plain(&mut m, 0, &udp(&pattern(100)));
+        assert!(!m.vf.needs_poll(), "nobody else has to be woken for it");
+    }
+    assert_eq!((m.sent().len(), m.cable().flushes), (3, before));
+    for _ in 0..2 {
+        m.call(Vf::after_writes);
+        assert_eq!(m.cable().flushes, before + 1);
+    }
 }
 
 #[test]

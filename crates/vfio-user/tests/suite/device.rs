@@ -38,6 +38,7 @@ pub(crate) struct Device {
     /// What was mapped, and done to interrupts, in words.
     pub(crate) log: Vec<String>,
     pub(crate) resets: usize,
+    pub(crate) settled: usize,
     pub(crate) client: Option<Client>,
     pub(crate) connects: usize,
     pub(crate) disconnects: usize,
@@ -101,6 +102,10 @@ impl Backend for Device {
             },
             _ => IrqInfo::default(),
         }
+    }
+
+    fn settle(&mut self) {
+        self.settled += 1;
     }
 
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {

@@ -424,6 +424,24 @@ fn region_access() {
     );
 }
 
+#[test]
+fn a_row_of_commands_is_settled_once() {
+    let (served, mut peer) = Served::start(Device::default());
+    peer.ask(peer::REGION_READ, &access(0, BAR0, 4, &[]))
+        .unwrap();
+    let posted = |id| {
+        let write = access(u64::from(id) * 4, BAR0, 4, &[1; 4]);
+        peer::message(id, peer::REGION_WRITE, peer::NO_REPLY, &write)
+    };
+    let row: Vec<u8> = (1..=100).flat_map(posted).collect();
+    peer.send(&row, &[]).unwrap();
+    drop(peer);
+    let (device, _) = served.end();
+    assert_eq!(device.registers.len(), 100);
+    // The version, the read, the row, and the end in case that it was not yet there with the row.
+    assert!((3..=4).contains(&device.settled), "{}", device.settled);
+}
+
 fn multi(count: u64, writes: &[(u64, u32, u32)]) -> Vec<u8> {
     let write = |&(offset, region, count)| access(offset, region, count, &[9; 8]);
     [u64s(&[count]), writes.iter().flat_map(write).collect()].concat()
