@@ -11,7 +11,7 @@ use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
 use crate::options::{Peer, TcpOptions, Window};
 
-/// What flows, and whereto.
+/// What flows, into the guest or out of it.
 #[derive(Debug, Args)]
 pub(crate) struct FloodOptions {
     #[arg(value_enum)]
@@ -29,11 +29,11 @@ pub(crate) struct FloodOptions {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Flow {
-    TcpToGuest,
-    TcpFromGuest,
+    TcpIn,
+    TcpOut,
     /// A port is there and nobody reads it: so the kernel need not say that there is none.
-    UdpToGuest,
-    UdpFromGuest,
+    UdpIn,
+    UdpOut,
 }
 
 /// UDP port at either end (RFC 863).
@@ -58,13 +58,13 @@ pub(crate) fn run(options: &FloodOptions) -> Result<()> {
         TcpStream::connect((peer, port)).with_context(|| format!("{peer} takes no TCP at {port}"))
     };
     match options.flow {
-        Flow::TcpToGuest => take(connect()?),
-        Flow::TcpFromGuest => give(connect()?),
-        Flow::UdpToGuest => {
+        Flow::TcpIn => take(connect()?),
+        Flow::TcpOut => give(connect()?),
+        Flow::UdpIn => {
             let _port = socket(DISCARD)?;
             options.window.print(|| Ok((packets()?, 0)))
         }
-        Flow::UdpFromGuest => send(peer, options.payload),
+        Flow::UdpOut => send(peer, options.payload),
     }
 }
 

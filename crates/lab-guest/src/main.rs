@@ -26,7 +26,7 @@
 //! lab-guest disk /dev/nvme0n1 /dev/nvme1n1 --disk-workers 8 --seconds 60
 //! lab-guest journal /dev/nvme0n1 --tell /dev/ttyS2 &
 //! lab-guest journal-check /dev/nvme0n1
-//! lab-guest flood tcp-from-guest --peer 10.0.0.1 &
+//! lab-guest flood tcp-out --peer 10.0.0.1 &
 //! lab-guest disk-rate /dev/nvme0n1 --depth 32
 //! ```
 //! `flood` and `disk-rate` are as much as goes, with nothing checked: for who wants to know how much

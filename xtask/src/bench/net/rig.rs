@@ -150,7 +150,7 @@ impl Rig {
             ..Load::default()
         });
         let said = self.shell(&format!(
-            "lab-guest flood udp-to-guest --peer {PEER_IP} --warm-up-ms {} --ms {}",
+            "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {}",
             extent.warm_up.as_millis(),
             extent.window.as_millis()
         ));
@@ -162,7 +162,7 @@ impl Rig {
 
     /// The same from the guest.
     pub(super) fn frames_from(&self, payload: usize, extent: Extent) -> Result<f64> {
-        let flow = format!("udp-from-guest --payload {payload}");
+        let flow = format!("udp-out --payload {payload}");
         let count = |report: &PeerReport| received(report);
         Ok(self.flood(&flow, Load::default(), extent, count)? / 1e3)
     }
