@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use qemu::migration::MigrationSettings;
+use qemu::migration::{MigrationInfo, MigrationSettings};
 use qemu::system::RunState;
 use qemu::{Iommu, Qmp, QmpError};
 
@@ -220,7 +220,10 @@ impl Source<'_> {
         self.vm.has_left();
         // Only now: QEMU has to clean up first, and the VM would stand still meanwhile. Should it not
         // say any more how it went, the VM has left all the same.
-        let info = self.qmp.migration().unwrap_or_default();
+        let info = self.qmp.migration().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the source's QEMU told neither pause nor bytes: reported as 0");
+            MigrationInfo::default()
+        });
         let ram = info.ram.unwrap_or_default();
         let timeline = self.vm.timeline();
         let (mut phases_ms, devices_paused_ms) =
