@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use qemu::{Events, Qmp};
+use qemu::{Event, Events, Qmp, QmpError};
 
 /// How long the destination's word may take once the guest is seen to run there.
 const TELL: Duration = Duration::from_secs(5);
@@ -29,22 +29,33 @@ impl Watch {
     /// they did what, by the clock of the one machine that they run on.
     pub(crate) fn pause_ms(mut self, source: &Qmp) -> Result<f64> {
         let deadline = Instant::now() + TELL;
-        let completed = self
-            .from
-            .wait_for(
-                "MIGRATION",
-                |event| event.data["status"] == "completed",
-                deadline,
-            )
-            .context("the source's QEMU did not tell that it is done")?;
-        let runs = self.to.wait_for("RESUME", |_| true, deadline);
+        let is_over = |event: &Event| event.data["status"] == "completed";
+        let completed = wait(&mut self.from, "MIGRATION", is_over, deadline);
+        let completed = completed.context("the source's QEMU did not tell that it is done")?;
+        let runs = wait(&mut self.to, "RESUME", |_| true, deadline);
         let runs = runs.context("the destination's QEMU did not tell that the VM runs")?;
-        let at = |event: qemu::Event| event.timestamp.context("an event without a time");
+        let at = |event: Event| event.timestamp.context("an event without a time");
         let (completed, runs) = (at(completed)?, at(runs)?);
         let until_completed = source.migration()?.downtime;
         let until_completed = until_completed.context("QEMU does not tell how long it took")?;
         // It may have told that it is done after the other one had the VM run.
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         Ok(ms(until_completed) + ms(runs) - ms(completed))
+    }
+}
+
+/// Nobody reads meanwhile, and of a VM that is held for long QEMU tells more than is kept: what is waited for
+/// is among the last.
+fn wait(
+    events: &mut Events,
+    name: &str,
+    wanted: impl Fn(&Event) -> bool,
+    deadline: Instant,
+) -> Result<Event, QmpError> {
+    loop {
+        match events.wait_for(name, &wanted, deadline) {
+            Err(QmpError::EventsLost { .. }) => {}
+            told => return told,
+        }
     }
 }

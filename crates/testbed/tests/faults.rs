@@ -25,7 +25,7 @@ fn a_soak_stops_at_a_wrong_byte_and_leaves_what_is_known_of_it() -> anyhow::Resu
     let options = SoakOptions {
         seed: 5,
         first_guest: 0,
-        until: Instant::now() + Duration::from_mins(3),
+        until: Instant::now() + Duration::from_mins(15),
         folder: folder.path().into(),
         // What devices write is told to nobody.
         unsound_control: Some("no-log".into()),
