@@ -34,8 +34,6 @@ What `cargo xtask bench all` printed: all benchmarks but `guest-module` and `pas
 minutes before they measure. Each compares ways to do one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
 ratios say something about another machine, and the median of each round's ratio is the one that is
 least disturbed by what else this one did.
-
-Not there yet: a guest's pause and outage (`pause`, `pause-nvme`, `growth`) beside QEMU's own devices.
 ";
 
 /// Measures, and prints what it measured.
@@ -162,6 +160,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                 Benchmark::Mmio { libvfio_user: None },
                 Benchmark::Net,
                 Benchmark::Blk,
+                Benchmark::Pause,
+                Benchmark::PauseNvme,
+                Benchmark::Growth,
             ];
             let reports: Result<_> = all.iter().map(|one| alone(one, bench.quick)).collect();
             reports?
