@@ -16,4 +16,5 @@ mod offload;
 mod probe;
 mod receive;
 mod ring_driver;
+mod takeover;
 mod transmit;

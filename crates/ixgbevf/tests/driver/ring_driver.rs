@@ -290,6 +290,16 @@ impl Driver {
         Some(received)
     }
 
+    /// The receive tail that goes with all buffers given back.
+    pub(crate) fn tail(&self, queue: usize) -> u16 {
+        (self.rx_next[queue] + ENTRIES - 1) % ENTRIES
+    }
+
+    /// The transmit tail that goes with all that was queued.
+    pub(crate) fn tx_tail(&self, queue: usize) -> u16 {
+        self.tx_next[queue]
+    }
+
     /// Posts `count` buffers again, from descriptor `first` on.
     pub(crate) fn refill(m: &mut Machine, queue: usize, first: u16, count: usize) {
         let count = u16::try_from(count).unwrap();
