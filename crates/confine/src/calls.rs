@@ -88,7 +88,7 @@ pub(crate) fn refuse(needs: &Needs) -> Result<(), Error> {
 fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         NEVER.into_iter().map(|call| (call, Vec::new())).collect();
-    if !needs.host_functions {
+    if !needs.host_functions && !needs.starts_servers {
         rules.extend(PROGRAMS.map(|call| (call, Vec::new())));
     }
     rules.insert(libc::SYS_socket, sockets()?);

@@ -25,6 +25,9 @@ pub struct Needs {
     /// Functions of the host are changed, and given back by another process: it may execute programs,
     /// write to the kernel's files, and keeps what capabilities that takes.
     pub host_functions: bool,
+    /// It starts the process that serves, with what that one needs until it gives it up in its turn: a TAP,
+    /// sockets of a group, a port below 1024.
+    pub starts_servers: bool,
     /// Folders in which it makes, reads and removes files, and single files that it writes.
     pub writes: Vec<PathBuf>,
     /// What it reads.
@@ -85,7 +88,7 @@ pub fn confine(needs: &Needs) -> Result<Files, Error> {
     sets.permitted &= keep;
     sets.inheritable = CapabilitySet::empty();
     set_capabilities(None, sets).map_err(system("the capabilities"))?;
-    let files = if needs.host_functions {
+    let files = if needs.host_functions || needs.starts_servers {
         Files::AsPermitted
     } else {
         files::restrict(needs)?
@@ -107,6 +110,12 @@ fn kept(needs: &Needs) -> CapabilitySet {
             | CapabilitySet::SYS_RAWIO
             | CapabilitySet::IPC_LOCK
             | CapabilitySet::SYS_RESOURCE
+    } else if needs.starts_servers {
+        always
+            | CapabilitySet::DAC_OVERRIDE
+            | CapabilitySet::NET_ADMIN
+            | CapabilitySet::NET_BIND_SERVICE
+            | CapabilitySet::CHOWN
     } else {
         always
     }
