@@ -127,6 +127,13 @@ impl<'h> Device<'h> {
         }
     }
 
+    /// The rings that are set up now were served by another process.
+    pub(crate) fn catch_up(&mut self, catches_up: bool) {
+        for ring in &mut self.rings {
+            ring.catch_up(catches_up);
+        }
+    }
+
     fn answer(&mut self, index: usize) {
         let log = self.log.lock();
         self.rings[index].answer(self.memory.guest(), log.marker());

@@ -205,7 +205,7 @@ fn put(journal: &Journal, said: &Said, message: Option<Message<'_>>) -> io::Resu
 /// By which name the connection is held.
 const NAME: &str = "sidecar";
 /// What the names of descriptors begin with.
-const PREFIX: &str = "sidecar.fd.";
+const PREFIX: &str = "sidecar/fd/";
 
 impl Said {
     /// Remembers a message, in the place of one that it replaces. Returns the names of descriptors that are

@@ -34,6 +34,8 @@ pub(crate) struct Ring {
     state: State,
     /// The budget of the last call ran out: there may be requests that have no kick any more.
     more: bool,
+    /// What another process has taken from it is not known otherwise than from the used ring.
+    catches_up: bool,
 }
 
 /// How far a ring is set up.
@@ -57,6 +59,7 @@ impl Default for Ring {
             enabled: false,
             state: State::Unplaced,
             more: false,
+            catches_up: false,
         }
     }
 }
@@ -92,6 +95,12 @@ impl Ring {
             self.state = State::Placed;
         }
         Ok(())
+    }
+
+    /// Of a ring that another process has served: it has answered each request in its turn, so the used ring
+    /// tells how many it has taken. Until `false`.
+    pub(crate) fn catch_up(&mut self, catches_up: bool) {
+        self.catches_up = catches_up;
     }
 
     pub(crate) fn base(&self) -> u32 {
@@ -168,7 +177,11 @@ impl Ring {
             let used = self
                 .queue
                 .used_idx(memory, std::sync::atomic::Ordering::Acquire);
-            self.queue.set_next_used(used.map_err(queue_error)?.0);
+            let used = used.map_err(queue_error)?.0;
+            self.queue.set_next_used(used);
+            if self.catches_up {
+                self.queue.set_next_avail(used);
+            }
             self.state = State::Ready;
         }
         let budget = self.queue.size();

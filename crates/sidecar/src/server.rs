@@ -177,6 +177,7 @@ impl Sidecar {
         self.stopper.watch(Some(stream.try_clone()?));
         tracing::info!("QEMU connected to the sidecar");
         hooks.connected();
+        let is_kept = kept.is_some();
         let connection = Connection {
             stream,
             config: &self.config,
@@ -186,6 +187,10 @@ impl Sidecar {
             kept,
         };
         let ended = connection.serve(hooks);
+        if is_kept {
+            // Whoever holds it, too, keeps it open, and QEMU waits for answers without a limit.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         // What is left of the connection must not outlive it.
         self.stopper.watch(None);
         self.log.clear();
@@ -225,9 +230,11 @@ impl Connection<'_> {
         };
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&device));
         if let Some((kept, held)) = &mut kept {
+            lock(&device).catch_up(true);
             kept.say_again(&passed, held, || {
                 messages.handle_request().map_err(Error::Protocol)
             })?;
+            lock(&device).catch_up(false);
         }
         loop {
             if let Some((kept, _)) = &mut kept {
