@@ -136,21 +136,18 @@ impl Backend for Frontend {
                 _ => Errno::INVAL,
             }
         };
-        let kept = self.0.0.kept.get();
-        if let Some(kept) = kept
-            && let Err(error) = kept.map(request, fd.as_ref())
-        {
-            tracing::error!(device = self.0.name(), %error, "guest memory is not kept");
-            return Err(Errno::NOMEM);
-        }
         let bus = &self.0.0.bus;
         let same = fd.as_ref().map(OwnedFd::try_clone).transpose();
         let same = same.map_err(|_| Errno::MFILE)?;
-        let mapped = bus.map(request, fd);
-        if let (Err(_), Some(kept)) = (&mapped, kept) {
-            kept.unmap(|at, len| (at, len) == (iova, size));
+        bus.map(request, fd).map_err(refused)?;
+        if let Some(kept) = self.0.0.kept.get()
+            && let Err(error) = kept.map(request, same.as_ref())
+        {
+            tracing::error!(device = self.0.name(), %error, "guest memory is not kept");
+            // It was mapped just now.
+            let _ = bus.unmap(iova, size);
+            return Err(Errno::NOMEM);
         }
-        mapped.map_err(refused)?;
         self.0.map_hardware(request, same).map_err(|error| {
             if let Err(error) = bus.unmap(iova, size) {
                 tracing::warn!(device = self.0.name(), %error, "guest memory stays mapped");

@@ -146,7 +146,7 @@ impl Kept {
     }
 
     pub(crate) fn vector(&self, vector: u32, eventfd: Option<&OwnedFd>) -> std::io::Result<()> {
-        let name = format!("{}.irq.{vector}", self.name);
+        let name = format!("{}/irq/{vector}", prefix(&self.name));
         let told = match eventfd {
             Some(eventfd) => self.worker.hold(&name, eventfd),
             None => self.worker.let_go(&name),
@@ -156,7 +156,12 @@ impl Kept {
 
     fn hold_memory(&self, fd: &OwnedFd) -> std::io::Result<String> {
         let stat = rustix::fs::fstat(fd)?;
-        let name = format!("{}.mem.{:x}.{:x}", self.name, stat.st_dev, stat.st_ino);
+        let name = format!(
+            "{}/mem/{:x}.{:x}",
+            prefix(&self.name),
+            stat.st_dev,
+            stat.st_ino
+        );
         if self.files().insert(name.clone()) {
             let held = self.worker.hold(&name, fd.as_fd());
             held.map_err(std::io::Error::other)?;
@@ -174,15 +179,22 @@ impl Kept {
         bytes.clear();
         endpoint.lock_model().live(&mut bytes);
         finish(&mut bytes, &Writes::default());
-        if !self.changed.swap(false, Ordering::Relaxed) {
-            return self.journal.put(&bytes, None, message);
-        }
-        let mut rare = self.rare();
-        rare.config = Some(endpoint.config_image());
-        let seldom = serde_json::to_vec(&*rare).map_err(std::io::Error::other)?;
-        self.journal.put(&bytes, Some(&seldom), message)?;
-        self.let_go_of_memory(&rare);
-        Ok(())
+        let put = if self.changed.swap(false, Ordering::Relaxed) {
+            let mut rare = self.rare();
+            rare.config = Some(endpoint.config_image());
+            let seldom = serde_json::to_vec(&*rare).map_err(std::io::Error::other);
+            let put = seldom
+                .map_err(JournalError::from)
+                .and_then(|seldom| self.journal.put(&bytes, Some(&seldom), message));
+            if put.is_ok() {
+                self.let_go_of_memory(&rare);
+            }
+            put
+        } else {
+            self.journal.put(&bytes, None, message)
+        };
+        // What is in force is not what the device has come to.
+        put.inspect_err(|_| self.journal.give_up())
     }
 
     /// Of which nothing is mapped any more, as what is in force says.
@@ -212,6 +224,7 @@ impl Ledger for Kept {
         bytes.extend_from_slice(state);
         finish(&mut bytes, writes);
         if let Err(error) = self.journal.put(&bytes, None, None) {
+            self.journal.give_up();
             tracing::error!(device = self.name, %error, "no other process can go on from here");
         }
     }
@@ -223,6 +236,11 @@ impl Ledger for Kept {
             Stage::Done => 2,
         });
     }
+}
+
+/// What the names begin with by which the keeper holds what is an endpoint's: no name of a device has a slash.
+pub fn prefix(name: &str) -> String {
+    format!("device/{name}")
 }
 
 /// The model's state, the writes, and the length of the first.
@@ -277,7 +295,7 @@ impl Endpoint {
         }
         let bytes = journal.state();
         let (state, writes) = parts(&bytes).ok_or_else(|| self.kept_error(&"it is cut short"))?;
-        let stage = match journal.stage() {
+        let made = match journal.stage() {
             0 => Stage::Begun,
             1 => Stage::Signalling,
             _ => Stage::Done,
@@ -290,20 +308,20 @@ impl Endpoint {
         let bus_master = self.is_bus_master();
         self.0.bus.set_enabled(bus_master);
         for vector in 0..self.0.vectors.count() {
-            let eventfd = held.remove(&format!("{}.irq.{vector}", self.name()));
+            let eventfd = held.remove(&format!("{}/irq/{vector}", prefix(self.name())));
             self.0.vectors.set(vector, eventfd);
         }
         let taken = self.lock_model().take_over(state);
         taken.map_err(|e| EndpointError::Model(self.name().into(), e))?;
         let kept = Kept::new(self.name(), journal, worker);
         if let Some(memory) = self.0.bus.begin()
-            && let Err(error) = writes.finish(&memory, stage, &kept)
+            && let Err(error) = writes.finish(&memory, made, &kept)
         {
             tracing::warn!(device = self.name(), %error, "a descriptor is not written back");
         }
         let negotiated = rare.negotiated;
         // Also those that nothing is mapped of: they are let go of by the commit.
-        let prefix = format!("{}.mem.", self.name());
+        let prefix = format!("{}/mem/", prefix(self.name()));
         let unused = held.keys().filter(|name| name.starts_with(&prefix));
         let used = rare.maps.iter().filter_map(|map| map.file.as_ref());
         kept.files().extend(unused.chain(used).cloned());

@@ -219,6 +219,11 @@ impl Journal {
         }
     }
 
+    /// What is in force is behind what has come of it, and stays so: nobody is to go on from it.
+    pub fn give_up(&self) {
+        self.set(word::GIVEN_UP, 1);
+    }
+
     /// A word that is its owner's, apart from all else; 0 at the beginning.
     pub fn mark(&self) -> u64 {
         self.word(word::MARK)
@@ -267,6 +272,9 @@ impl Journal {
                 self.rare_place(self.rare_number()) + rare::LENGTH,
                 self.limits.rare,
             );
+        if self.word(word::GIVEN_UP) != 0 {
+            return Err(JournalError::Unusable("its writer has given it up"));
+        }
         if damaged {
             return Err(JournalError::Unusable("the slot in force is damaged"));
         }
@@ -373,8 +381,8 @@ mod tests {
         Journal::open(journal.file.try_clone().unwrap().into())
     }
 
-    fn message(len: u64, reply: Option<&[u8]>) -> Option<Message<'_>> {
-        Some(Message { len, reply })
+    fn message(len: u64, reply: Option<&[u8]>) -> Message<'_> {
+        Message { len, reply }
     }
 
     #[test]
@@ -383,7 +391,7 @@ mod tests {
         assert!(reopened(&journal).unwrap().is_empty());
         journal.put(b"old", Some(b"rare"), None).unwrap();
         journal
-            .put(b"new", Some(b"else"), message(16, Some(b"yes")))
+            .put(b"new", Some(b"else"), Some(message(16, Some(b"yes"))))
             .unwrap();
         // As if the process had died just before that store.
         journal.set(word::IN_FORCE, 1);
@@ -411,7 +419,7 @@ mod tests {
     fn what_is_not_put_anew_stays() {
         let journal = Journal::create(LIMITS).unwrap();
         journal
-            .put(b"one", Some(b"rare"), message(7, Some(b"")))
+            .put(b"one", Some(b"rare"), Some(message(7, Some(b""))))
             .unwrap();
         journal.put(b"two", None, None).unwrap();
         journal.put(b"three", None, None).unwrap();
@@ -431,6 +439,14 @@ mod tests {
         assert_eq!(reopened(&journal).unwrap().stage(), 2);
         journal.put(b"", None, None).unwrap();
         assert_eq!(journal.stage(), 0);
+    }
+
+    #[test]
+    fn what_was_given_up_is_refused() {
+        let journal = Journal::create(LIMITS).unwrap();
+        journal.put(b"old", None, None).unwrap();
+        journal.give_up();
+        assert!(matches!(reopened(&journal), Err(JournalError::Unusable(_))));
     }
 
     #[test]
@@ -457,7 +473,11 @@ mod tests {
         journal.put(&[1; 50], Some(&[2; 20]), None).unwrap();
         assert!(journal.put(&[0; 51], None, None).is_err());
         assert!(journal.put(b"", Some(&[0; 21]), None).is_err());
-        assert!(journal.put(b"", None, message(1, Some(&[0; 31]))).is_err());
+        assert!(
+            journal
+                .put(b"", None, Some(message(1, Some(&[0; 31]))))
+                .is_err()
+        );
         assert_eq!(journal.state(), [1; 50]);
     }
 }

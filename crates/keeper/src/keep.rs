@@ -16,6 +16,12 @@ use crate::wire::{self, MAX_HELD};
 /// How many workers have died is told to the next one in this variable.
 pub(crate) const RESTARTS: &str = "KEEPER_RESTARTS";
 
+/// What a worker says once it serves.
+pub(crate) const READY: &str = "READY=1";
+
+/// The exit status with which a worker says that no other can do better.
+pub const GIVEN_UP: i32 = 70;
+
 /// How often a worker may die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
@@ -89,6 +95,8 @@ pub struct Keeper {
     rate: Rate,
     recent: VecDeque<Instant>,
     deaths: u64,
+    /// The worker that runs, or ran last, has served.
+    is_ready: bool,
 }
 
 impl Keeper {
@@ -110,8 +118,9 @@ impl Keeper {
         holds
     }
 
-    /// Has workers run, one after the other, until one ends of its own accord: only one that a signal has
-    /// ended (a panic that aborts, too) has died. `worker` makes the command, each time anew, so that it may
+    /// Has workers run, one after the other, until one ends of its own accord: one that a signal has ended
+    /// (a panic that aborts, too) has died, and so has a successor that fails before it is
+    /// [ready](crate::Worker::ready), unless with [`GIVEN_UP`]. `worker` makes the command, each time anew, so that it may
     /// be another program, if another is wanted; its standard input is the keeper.
     ///
     /// # Errors
@@ -126,7 +135,9 @@ impl Keeper {
                 return Ok(Ended::Unwanted);
             };
             let status = self.run_one(command, tell)?;
-            if let Some(code) = status.code() {
+            if let Some(code) = status.code()
+                && !self.counts_as_death(code)
+            {
                 return Ok(Ended::Exited(code));
             }
             self.deaths += 1;
@@ -135,6 +146,11 @@ impl Keeper {
             self.bound(status)?;
             tell(Event::Died { status, deaths });
         }
+    }
+
+    /// A successor that fails before it serves may have met what passes: the next one tries again.
+    fn counts_as_death(&self, code: i32) -> bool {
+        self.deaths > 0 && !self.is_ready && code != 0 && code != GIVEN_UP
     }
 
     fn bound(&mut self, status: ExitStatus) -> Result<(), KeeperError> {
@@ -160,6 +176,7 @@ impl Keeper {
     ) -> io::Result<ExitStatus> {
         let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let (ours, theirs) = socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None)?;
+        self.is_ready = false;
         command.env(RESTARTS, self.deaths.to_string()).stdin(theirs);
         let mut child = command.spawn()?;
         // It has a copy of the worker's end.
@@ -241,6 +258,7 @@ impl Keeper {
         match (name, fds.pop()) {
             (Some(name), Some(fd)) if has("FDSTORE=1") => self.hold_or_say(name, fd),
             (Some(name), None) if has("FDSTOREREMOVE=1") => drop(self.held.remove(name)),
+            (None, None) if has(READY) => self.is_ready = true,
             // A barrier: its pipe closes here.
             _ => {}
         }

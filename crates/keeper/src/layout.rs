@@ -19,6 +19,8 @@ pub(crate) mod word {
     pub(crate) const SHOWN: usize = 88;
     /// Which reply is being sent, or was last; how many of its pieces are; whether one is in the pipe.
     pub(crate) const REPLY: usize = 96;
+    /// Not 0 once what is in force is not to be gone on with.
+    pub(crate) const GIVEN_UP: usize = 112;
     /// For whoever owns the journal.
     pub(crate) const MARK: usize = 104;
 }

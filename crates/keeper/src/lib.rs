@@ -62,7 +62,7 @@ mod worker;
 
 pub use conversation::{Conversation, Received};
 pub use journal::{Journal, JournalError, Limits, Message};
-pub use keep::{Ended, Event, Keeper, KeeperError, Rate};
+pub use keep::{Ended, Event, GIVEN_UP, Keeper, KeeperError, Rate};
 pub use line::Line;
 pub use wire::{MAX_HELD, MAX_NAME};
 pub use worker::{Held, Worker, WorkerError};

@@ -35,7 +35,7 @@ impl Line {
     /// # Errors
     /// When its journal cannot be gone on with.
     pub fn find(name: &str, held: &mut Held) -> Result<Option<Self>, JournalError> {
-        let mut take = |part| held.remove(&format!("{name}.{part}"));
+        let mut take = |part| held.remove(&format!("{name}/{part}"));
         let parts = (take("socket"), take("out"), take("in"), take("journal"));
         let (Some(socket), Some(out), Some(into), Some(journal)) = parts else {
             return Ok(None);
@@ -60,7 +60,7 @@ impl Line {
             ("socket", self.stream.as_fd()),
         ];
         for (part, fd) in parts {
-            worker.hold(&format!("{name}.{part}"), fd)?;
+            worker.hold(&format!("{name}/{part}"), fd)?;
         }
         worker.barrier()
     }

@@ -47,4 +47,5 @@ pub(crate) fn set(socket: impl AsFd, offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-const LEN: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+/// Of an int.
+const LEN: libc::socklen_t = 4;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
 
-use crate::keep::RESTARTS;
+use crate::keep::{READY, RESTARTS};
 use crate::wire;
 
 /// What the keeper held, by name.
@@ -59,10 +59,27 @@ impl Worker {
         }
     }
 
+    /// One whose words nobody hears, for tests.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn of_nobody() -> io::Result<Self> {
+        let socket = rustix::fs::memfd_create("nobody", rustix::fs::MemfdFlags::CLOEXEC)?;
+        Ok(Self { socket })
+    }
+
     /// How many workers have died before this one.
     pub fn deaths() -> u64 {
         let deaths = std::env::var(RESTARTS).ok();
         deaths.and_then(|deaths| deaths.parse().ok()).unwrap_or(0)
+    }
+
+    /// It serves: from here on its end is its own affair ([`Keeper::run`](crate::Keeper::run)).
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn ready(&self) -> Result<(), WorkerError> {
+        wire::send(self.socket.as_fd(), READY, None).map_err(WorkerError::NoKeeper)
     }
 
     /// Has the keeper hold `fd` as `name`, instead of what it may hold by that name. Sure once

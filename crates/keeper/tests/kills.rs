@@ -20,7 +20,7 @@ use keeper::{
     Conversation, Ended, Event, Held, Journal, Keeper, KeeperError, Limits, Message, Rate, Worker,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Length, serial number, value and whether a reply is wanted, whether a file comes along.
 const HEADER: usize = 32;
