@@ -4,7 +4,7 @@ mod header;
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use device::{FrameLink, Offloads, RxFrame, Sent, TxFrame};
@@ -74,6 +74,18 @@ impl Tap {
         })
     }
 
+    /// One whose descriptor another process has opened, and left. What the kernel has for it is still there.
+    pub fn from_left(fd: OwnedFd, name: &str) -> Self {
+        Self {
+            file: File::from(fd),
+            name: name.into(),
+            buffer: vec![0; Header::LEN + MAX_FRAME].into_boxed_slice(),
+            frame: None,
+            full: false,
+            gone: false,
+        }
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -109,6 +121,12 @@ impl Tap {
             tracing::warn!(tap = %self.name, "the TAP interface was deleted: link down for good");
             self.gone = true;
         }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

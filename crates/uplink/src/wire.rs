@@ -46,6 +46,16 @@ impl Wire {
             })
     }
 
+    /// One that is plugged in nowhere: it is down for good.
+    pub fn unplugged() -> Self {
+        Self {
+            stream: None,
+            writable: false,
+            deframer: Deframer::default(),
+            outbox: Outbox::default(),
+        }
+    }
+
     /// A wire over a connected stream socket, which need not be non-blocking.
     pub fn from_stream(stream: UnixStream) -> Self {
         Self {

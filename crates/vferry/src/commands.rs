@@ -17,7 +17,7 @@ use ferry::comparison::Comparison;
 use ferry::{Controls, Strategy};
 
 use crate::config::Config;
-use crate::daemon::{self, Survival};
+use crate::daemon::{self, Halted, Survival};
 use crate::host::{Keeper, back};
 use crate::told::told;
 
@@ -199,6 +199,7 @@ pub fn run(cli: Cli) -> ExitCode {
     start_log(serving);
     let path = match &cli.command {
         Command::GiveBackRecord(args) => return args.run(),
+        Command::Run(run) if run.kept => return run.run_kept(),
         Command::Run(run) => &run.config,
         Command::QemuArgs(args) => &args.config,
         Command::Migrate(migrate) => &migrate.config,
@@ -253,14 +254,30 @@ impl GiveBackRecord {
 
 impl Run {
     fn run(&self, config: Config) -> ExitCode {
-        if let (Some(rate), false) = (config.keeper, self.kept) {
+        if let Some(rate) = config.keeper {
             let kept = kept::run(rate, self);
             return kept.unwrap_or_else(|error| ExitCode::from(status(Err(error))));
         }
-        let survival = match self.kept.then(Survival::begin).transpose() {
-            Ok(survival) => survival,
-            Err(error) => return ExitCode::from(status(Err(error))),
-        };
+        self.serve(config, None)
+    }
+
+    /// Serves as the worker of a keeper, by the configuration of the first one.
+    fn run_kept(&self) -> ExitCode {
+        let begun = Survival::begin(&self.config).and_then(|(survival, text)| {
+            let config = Config::parse(&self.config, &text)?;
+            Ok((survival, config))
+        });
+        match begun {
+            Ok((survival, config)) => self.serve(config, Some(survival)),
+            Err(error) => {
+                let is_final = error.is::<Halted>();
+                let code = status(Err(error));
+                ExitCode::from(if is_final { kept::GIVEN_UP } else { code })
+            }
+        }
+    }
+
+    fn serve(&self, config: Config, survival: Option<Survival>) -> ExitCode {
         let keeper = Arc::new(Keeper::new(&config));
         let confinement = if self.keep_privileges_for_debugging {
             daemon::Confinement::None

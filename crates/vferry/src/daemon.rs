@@ -38,7 +38,7 @@ use at_work::AtWork;
 pub(crate) use confinement::Confinement;
 use migrating::Migrating;
 use survival::Noting;
-pub(crate) use survival::Survival;
+pub(crate) use survival::{Halted, Survival};
 
 /// How long QEMU's monitor may take to greet.
 const MONITOR: Duration = Duration::from_secs(5);
@@ -87,7 +87,10 @@ pub(crate) fn run(
     survival: Option<Survival>,
 ) -> anyhow::Result<()> {
     let survival = survival.map(Arc::new);
-    if let Protection::Tls { folder, peers } = &config.protection {
+    // Certificates may be about to be exchanged while the VM runs on.
+    if let Protection::Tls { folder, peers } = &config.protection
+        && keeper::Worker::deaths() == 0
+    {
         tls::check(folder, peers).with_context(|| {
             let (path, line) = (config.origin.path.display(), config.origin.link_line);
             format!("{path}:{line}: the link cannot be protected by `tls`")
@@ -154,6 +157,9 @@ pub(crate) fn run(
     control::serve(control.listener.try_clone()?, access, &shared)?;
     link::serve(link.try_clone()?, &shared)?;
     let deaths = keeper::Worker::deaths();
+    if let Some(survival) = &shared.survival {
+        survival.worker().ready()?;
+    }
     tracing::info!(vm = shared.config.name, deaths, "serving");
 
     let result = match end.recv().context("all threads ended")? {
@@ -271,7 +277,7 @@ impl Shared {
     /// Writes down whether the devices run, where somebody else may have to know.
     fn note_stage(&self) {
         if let Some(survival) = &self.survival {
-            survival.note(&self.vm);
+            survival.note(|| survival::runs(&self.vm));
         }
     }
 

@@ -1,6 +1,8 @@
 //! The device models there are: one line each. And the control device, which is none of them: it
 //! speaks for all others.
 
+use std::path::Path;
+
 use anyhow::bail;
 use control_device::{Control, ControlDevice};
 use device::Model;
@@ -8,6 +10,7 @@ use pci::ConfigSpace;
 use uplink::{Attentive, Tap, Wire};
 
 use crate::config::{Device, Settings, Uplink};
+use crate::daemon::Survival;
 
 /// What a device is to the guest, and so which settings it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub enum Kind {
     Test,
 }
 
-type Build = fn(&Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
+type Build = fn(&Device, Option<&Survival>) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>;
 
 const MODELS: &[(&str, Kind, Build)] = &[
     ("ixgbevf", Kind::Nic, ixgbevf),
@@ -47,16 +50,22 @@ pub fn can_be_kept(model: &str) -> bool {
     model == "ixgbevf"
 }
 
-/// Makes the function that `device` describes.
+/// Makes the function that `device` describes. What of it a successor goes on with is held by `survival`, or
+/// was left there.
 ///
 /// # Errors
 /// When there is no such model, or its uplink or file cannot be opened.
-pub fn build(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+pub(crate) fn build(
+    device: &Device,
+    survival: Option<&Survival>,
+) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let build = MODELS
         .iter()
         .find(|(name, ..)| *name == device.model)
         .map(|(.., build)| build);
-    build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(device)
+    build.ok_or_else(|| anyhow::anyhow!("there is no device model `{}`", device.model))?(
+        device, survival,
+    )
 }
 
 /// Makes the control device that speaks for functions with these configuration spaces.
@@ -75,7 +84,10 @@ pub fn control(
     ))
 }
 
-fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+fn ixgbevf(
+    device: &Device,
+    survival: Option<&Survival>,
+) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::Nic(nic) = &device.settings else {
         bail!("`{}` has no settings of a NIC", device.name)
     };
@@ -84,11 +96,11 @@ fn ixgbevf(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
         queue_pairs: nic.queues,
     };
     let space = ConfigSpace::of(&ixgbevf::spec::pci::LAYOUT);
-    let model = ixgbevf::Vf::new(settings, link(&nic.uplink)?)?;
+    let model = ixgbevf::Vf::new(settings, link(&device.name, &nic.uplink, survival)?)?;
     Ok((space, Box::new(model)))
 }
 
-fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+fn nvme(device: &Device, _: Option<&Survival>) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::Disk(disk) = &device.settings else {
         bail!("`{}` has no settings of a disk", device.name)
     };
@@ -111,7 +123,10 @@ fn nvme(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     Ok((space, Box::new(nvme::Controller::new(settings)?)))
 }
 
-fn passthrough(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+fn passthrough(
+    device: &Device,
+    _: Option<&Survival>,
+) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::Host(wish) = &device.settings else {
         bail!("`{}` names no function of the host", device.name)
     };
@@ -127,7 +142,7 @@ fn passthrough(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)>
     Ok((space, Box::new(model)))
 }
 
-fn stream(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+fn stream(device: &Device, _: Option<&Survival>) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::None = device.settings else {
         bail!("`{}` has settings, and its model takes none", device.name)
     };
@@ -135,9 +150,39 @@ fn stream(device: &Device) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     Ok((space, Box::new(stream_device::StreamDevice::new())))
 }
 
-fn link(uplink: &Uplink) -> Result<Box<dyn device::FrameLink>, uplink::UplinkError> {
+fn link(
+    device: &str,
+    uplink: &Uplink,
+    survival: Option<&Survival>,
+) -> anyhow::Result<Box<dyn device::FrameLink>> {
     Ok(match uplink {
-        Uplink::Tap(name) => Box::new(Attentive::new(Tap::open(name)?)),
-        Uplink::Wire(path) => Box::new(Attentive::new(Wire::connect(path)?)),
+        Uplink::Tap(name) => Box::new(Attentive::new(tap(device, name, survival)?)),
+        Uplink::Wire(path) => Box::new(Attentive::new(wire(path)?)),
     })
+}
+
+/// Of a wire it is not known how far a frame came on it, so a successor plugs in another. If it cannot, the guest
+/// goes on with its link down, as where the other end has ended.
+fn wire(path: &Path) -> anyhow::Result<Wire> {
+    match Wire::connect(path) {
+        Err(error) if keeper::Worker::deaths() > 0 => {
+            tracing::error!(%error, "the guest's link is down");
+            Ok(Wire::unplugged())
+        }
+        wire => Ok(wire?),
+    }
+}
+
+/// An interface that nobody holds is gone, or at least unplugged for a moment.
+fn tap(device: &str, name: &str, survival: Option<&Survival>) -> anyhow::Result<Tap> {
+    let Some(survival) = survival else {
+        return Ok(Tap::open(name)?);
+    };
+    let held = format!("{}/tap", endpoint::kept::prefix(device));
+    if let Some(left) = survival.held().remove(&held) {
+        return Ok(Tap::from_left(left, name));
+    }
+    let tap = Tap::open(name)?;
+    survival.worker().hold(&held, &tap)?;
+    Ok(tap)
 }

@@ -35,7 +35,7 @@ pub(crate) enum Woken {
 
 impl Stopper {
     /// Whether it was used.
-    pub(crate) fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN)];
         let now = Timespec {
             tv_sec: 0,

@@ -8,12 +8,16 @@ use std::thread;
 use clap::ValueEnum as _;
 use confine::Needs;
 use keeper::{Ended, Event, Keeper, Rate};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use super::Run;
 
 /// The program that runs, also where its file has been replaced since.
 const SELF: &str = "/proc/self/exe";
+
+/// The exit status of a worker that says that no other can do better.
+pub(super) const GIVEN_UP: u8 = 70;
+const _: () = assert!(GIVEN_UP as i32 == keeper::GIVEN_UP);
 
 /// Who serves now, and whether it is to end.
 #[derive(Debug, Default)]
@@ -25,10 +29,13 @@ struct Serving {
 /// Has workers serve the VM until one ends of its own accord, or this process is told to.
 pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
     // It starts programs, which need what it was started with; for itself it needs nothing.
-    confine::confine(&Needs {
-        host_functions: true,
-        ..Needs::default()
-    })?;
+    if !args.keep_privileges_for_debugging {
+        confine::confine(&Needs {
+            starts_servers: true,
+            ..Needs::default()
+        })?;
+    }
+    room_for_descriptors()?;
     let serving = Arc::<Mutex<Serving>>::default();
     pass_signals_on(&serving)?;
     let lock = || serving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,6 +55,19 @@ pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
         Ended::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         Ended::Unwanted => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// As many as it may hold. Workers inherit the limit, and need as many themselves.
+fn room_for_descriptors() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )?;
+    Ok(())
 }
 
 fn command(args: &Run) -> Command {

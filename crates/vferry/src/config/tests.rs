@@ -191,7 +191,7 @@ fn a_device_for_tests_has_no_settings() {
     let good = rest.replace("ixgbevf", "stream");
     let config = parse(&good).unwrap();
     assert!(matches!(config.devices[0].settings, Settings::None));
-    models::build(&config.devices[0]).unwrap();
+    models::build(&config.devices[0], None).unwrap();
     for (key, whose) in [
         ("mac = \"02:00:00:00:00:01\"", "NICs"),
         ("uplink = \"tap:vf0\"", "NICs"),

@@ -97,11 +97,7 @@ fn answer(shared: &Shared, mut control: Control) {
                 control.linger(Duration::from_millis(limit(moment)));
             })
         }
-        Ok(Some(Request::Resolve { way })) => {
-            let reply = super::resolve::resolve(shared, way);
-            shared.note_stage();
-            reply
-        }
+        Ok(Some(Request::Resolve { way })) => super::resolve::resolve(shared, way),
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
         },

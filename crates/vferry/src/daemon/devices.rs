@@ -57,7 +57,7 @@ pub(super) fn open(
     let mut spaces = Vec::new();
     for device in &config.devices {
         let context = || format!("device `{}`", device.name);
-        let (space, mut model) = models::build(device).with_context(context)?;
+        let (space, mut model) = models::build(device, survival).with_context(context)?;
         spaces.push(space.clone());
         let place = (device.place, &*device.socket);
         let endpoint = if keeps_log(device, model.as_mut()).with_context(context)? {

@@ -8,8 +8,10 @@ use ferry::destination::Destination;
 use ferry::link::{Link, LinkError, Message};
 use ferry::resolve;
 use qemu::stream_tls::StreamSide;
+use qemu::system::RunState;
 use tls::PeerName;
 
+use super::survival::runs;
 use super::{Shared, strangers};
 use crate::stream::{Acceptor, Connected};
 use crate::told::told;
@@ -55,11 +57,10 @@ fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
     }
     let result = match shared.migrating.begin() {
         Some(_guard) => {
-            if let Some(survival) = &shared.survival {
-                survival.note_halt();
-            }
             let received = try_receive(shared, first, &mut link, host.peer.as_ref());
-            shared.note_stage();
+            if let Some(survival) = &shared.survival {
+                survival.note_arrival(false, || runs(&shared.vm));
+            }
             received
         }
         None => Err(anyhow::anyhow!("this VM is being migrated already")),
@@ -106,6 +107,12 @@ fn try_receive(
 ) -> anyhow::Result<Received> {
     let qmp = shared.monitor()?;
     let facts = shared.facts(&qmp)?;
+    // A VM that runs here takes none in, and goes on to be one that another process can go on with.
+    if let Some(survival) = &shared.survival
+        && qmp.run_status()?.status == RunState::InMigrate
+    {
+        survival.note_arrival(true, || false);
+    }
     let destination = Destination {
         vm: &shared.vm,
         qmp: &qmp,

@@ -98,6 +98,7 @@ fn take(shared: &Shared, way: Way, other: Other) -> Reply {
             Ok("This host's QEMU has ended, and `vferry run` ends with it.")
         }
     });
+    shared.note_stage();
     match taken {
         Ok(now) => Reply::Resolve(Resolution::Taken {
             way,

@@ -1,14 +1,19 @@
 //! How this process can be replaced by another when it dies.
 //!
+//! The configuration is the one that the first process has read: what its file says since is another run's.
+//!
 //! It can, as long as the VM is here and its devices run: [`Survival::note`] writes that down, before
 //! they are halted for a migration, and after they run again. A process that finds it written that they did
 //! not ends, and the keeper with it: what the devices are then is between the two hosts of a migration, and
 //! this one's part of it died with its process.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use endpoint::Endpoint;
 use ferry::Vm;
 use keeper::{Held, Journal, Limits, Line, Worker};
@@ -20,18 +25,60 @@ const WORD: &str = "vm";
 const RUN: u64 = 0;
 const DO_NOT_RUN: u64 = 1;
 
+/// By which name the configuration is held.
+const CONFIGURATION: &str = "configuration";
+
 /// What the keeper held, and the way to it.
 #[derive(Debug)]
 pub(crate) struct Survival {
     worker: Arc<Worker>,
-    word: Journal,
+    word: Mutex<Word>,
     held: Mutex<Held>,
 }
 
+/// Whether the devices run here.
+#[derive(Debug)]
+struct Word {
+    journal: Journal,
+    /// A VM is on its way here: they do not, whatever their stage.
+    arriving: bool,
+}
+
+impl Word {
+    fn write(&self, runs: bool) {
+        let runs = runs && !self.arriving;
+        self.journal.set_mark(if runs { RUN } else { DO_NOT_RUN });
+    }
+}
+
+/// Why no process goes on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the process that served this VM died while its devices were halted for a migration, so no other goes on: \
+     see on both hosts where the VM runs (docs/commit-protocol.md), then end its QEMU here"
+)]
+pub(crate) struct Halted;
+
 impl Survival {
-    /// Of this process, which a keeper has started.
-    pub(crate) fn begin() -> anyhow::Result<Self> {
+    /// Of this process, which a keeper has started; and the text of the configuration, that of the file at
+    /// `path` at first.
+    pub(crate) fn begin(path: &Path) -> anyhow::Result<(Self, String)> {
         let (worker, mut held) = Worker::start()?;
+        let text = if let Some(left) = held.remove(CONFIGURATION) {
+            let mut text = String::new();
+            let mut file = File::from(left);
+            file.rewind()?;
+            file.read_to_string(&mut text)?;
+            text
+        } else {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            let mut file = File::from(rustix::fs::memfd_create("configuration", flags)?);
+            file.write_all(text.as_bytes())?;
+            worker.hold(CONFIGURATION, &file)?;
+            text
+        };
         let word = if let Some(left) = held.remove(WORD) {
             Journal::open(left)?
         } else {
@@ -45,17 +92,18 @@ impl Survival {
             word
         };
         if word.mark() != RUN {
-            bail!(
-                "the process that served this VM died while its devices were halted for a migration, so \
-                 no other goes on: see on both hosts where the VM runs (docs/commit-protocol.md), then end \
-                 its QEMU here"
-            );
+            return Err(Halted.into());
         }
-        Ok(Self {
+        let word = Word {
+            journal: word,
+            arriving: false,
+        };
+        let survival = Self {
             worker: Arc::new(worker),
-            word,
+            word: Mutex::new(word),
             held: Mutex::new(held),
-        })
+        };
+        Ok((survival, text))
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -66,21 +114,39 @@ impl Survival {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The devices are about to be halted, or to wait for another host's.
-    pub(crate) fn note_halt(&self) {
-        self.word.set_mark(DO_NOT_RUN);
+    /// Writes down whether the devices run, which `runs` looks at.
+    pub(crate) fn note(&self, runs: impl FnOnce() -> bool) {
+        // Held while it is looked at: nobody writes what was so before.
+        let word = self.word();
+        word.write(runs());
     }
 
-    /// Whether the devices run.
-    pub(crate) fn note(&self, vm: &Vm) {
-        let runs = vm.stage_name() == "running";
-        self.word.set_mark(if runs { RUN } else { DO_NOT_RUN });
+    /// Runs `act`, which may halt the devices, or may not, and writes down before that they do not run, and
+    /// after it whether they do.
+    pub(crate) fn around<R>(&self, act: impl FnOnce() -> R, runs: impl FnOnce() -> bool) -> R {
+        let word = self.word();
+        word.write(false);
+        let result = act();
+        word.write(runs());
+        result
+    }
+
+    /// A VM is on its way here, or is no more.
+    pub(crate) fn note_arrival(&self, arriving: bool, runs: impl FnOnce() -> bool) {
+        let mut word = self.word();
+        word.arriving = arriving;
+        word.write(runs());
+    }
+
+    fn word(&self) -> MutexGuard<'_, Word> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Goes on with what another process has left of a device, if one has.
     pub(crate) fn take_over(&self, endpoint: &Endpoint) -> anyhow::Result<Option<Left>> {
         let mut held = self.held();
-        let Some(line) = Line::find(endpoint.name(), &mut held)? else {
+        let name = endpoint::kept::prefix(endpoint.name());
+        let Some(line) = Line::find(&name, &mut held)? else {
             return Ok(None);
         };
         let (journal, worker) = (Arc::clone(line.journal()), Arc::clone(&self.worker));
@@ -107,6 +173,9 @@ impl Survival {
             },
         };
         let _ = ending.set(Arc::clone(line.stream()));
+        if server.stopper().is_stopped() {
+            return Ok(Ended::Stopped);
+        }
         let conversation = line.resume().context("its connection")?;
         let mut frontend = endpoint.frontend();
         let served: Result<_, ServeError> =
@@ -121,7 +190,7 @@ impl Survival {
         };
         let line = Line::new(stream, endpoint::kept::LIMITS)?;
         endpoint.keep(Arc::clone(line.journal()), Arc::clone(&self.worker))?;
-        line.hold(endpoint.name(), &self.worker)?;
+        line.hold(&endpoint::kept::prefix(endpoint.name()), &self.worker)?;
         Ok(Some(Left {
             line,
             negotiated: None,
@@ -143,12 +212,9 @@ pub(crate) struct Noting<H> {
     pub(crate) survival: Option<Arc<Survival>>,
 }
 
-impl<H> Noting<H> {
-    fn note(&self) {
-        if let Some(survival) = &self.survival {
-            survival.note(&self.vm);
-        }
-    }
+/// Whether the VM's devices run here.
+pub(super) fn runs(vm: &Vm) -> bool {
+    vm.stage_name() == "running"
 }
 
 impl<H: Hooks> Hooks for Noting<H> {
@@ -165,17 +231,22 @@ impl<H: Hooks> Hooks for Noting<H> {
     }
 
     fn stopping(&mut self, stop: Stop<'_>) -> Result<(), Veto> {
-        if let Some(survival) = &self.survival {
-            survival.note_halt();
+        let Self {
+            hooks,
+            vm,
+            survival,
+        } = self;
+        match survival {
+            Some(survival) => survival.around(|| hooks.stopping(stop), || runs(vm)),
+            None => hooks.stopping(stop),
         }
-        let stopped = self.hooks.stopping(stop);
-        self.note();
-        stopped
     }
 
     fn restarted(&mut self) {
         self.hooks.restarted();
-        self.note();
+        if let Some(survival) = &self.survival {
+            survival.note(|| runs(&self.vm));
+        }
     }
 
     fn save(&mut self, stopped: Stopped) -> Result<Vec<u8>, Veto> {
@@ -192,5 +263,80 @@ impl<H: Hooks> Hooks for Noting<H> {
 
     fn disconnected(&mut self, why: Option<&sidecar::Error>) {
         self.hooks.disconnected(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word() -> Mutex<Word> {
+        let limits = Limits {
+            state: 0,
+            rare: 0,
+            reply: 0,
+        };
+        Mutex::new(Word {
+            journal: Journal::create(limits).unwrap(),
+            arriving: false,
+        })
+    }
+
+    fn survival() -> Survival {
+        Survival {
+            worker: Arc::new(Worker::of_nobody().unwrap()),
+            word: word(),
+            held: Mutex::default(),
+        }
+    }
+
+    fn mark(survival: &Survival) -> u64 {
+        survival.word().journal.mark()
+    }
+
+    #[test]
+    fn it_is_written_that_devices_do_not_run_before_they_are_halted() {
+        let survival = survival();
+        assert_eq!(mark(&survival), RUN);
+        survival.note(|| false);
+        assert_eq!(mark(&survival), DO_NOT_RUN);
+        survival.note(|| true);
+        assert_eq!(mark(&survival), RUN);
+    }
+
+    /// Somebody looks at devices that run, and they are halted before he writes that down.
+    #[test]
+    fn what_was_so_before_a_halt_is_not_written_after_it() {
+        let survival = survival();
+        let running = std::sync::atomic::AtomicBool::new(true);
+        let (survival, running) = (&survival, &running);
+        let runs = || running.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let (inside, seen) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                survival.around(
+                    || {
+                        inside.send(()).unwrap();
+                        // The other is about to look; whenever it does, it is not before the end of this.
+                        std::thread::yield_now();
+                        running.store(false, std::sync::atomic::Ordering::SeqCst);
+                    },
+                    runs,
+                );
+            });
+            seen.recv().unwrap();
+            survival.note(runs);
+        });
+        assert_eq!(mark(survival), DO_NOT_RUN);
+    }
+
+    #[test]
+    fn devices_do_not_run_while_a_vm_is_on_its_way() {
+        let survival = survival();
+        survival.note_arrival(true, || true);
+        survival.note(|| true);
+        assert_eq!(mark(&survival), DO_NOT_RUN);
+        survival.note_arrival(false, || true);
+        assert_eq!(mark(&survival), RUN);
     }
 }
