@@ -14,6 +14,7 @@ mod faults;
 mod fmt;
 mod fuzz;
 mod house;
+mod kill_worker;
 mod lab;
 mod licences;
 mod lint;
@@ -63,6 +64,8 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Measure what vferry promises, and print it.
     Bench(bench::Bench),
+    /// Kill the process that serves a VM's devices at random moments, and see the VM go on.
+    KillWorker(kill_worker::KillWorker),
     /// Cut the source's power at random moments, and look for what the guest's disk had promised.
     PowerCut(power_cut::PowerCut),
     /// Migrate a Linux guest with a device under load from one QEMU to another, and report.
@@ -75,6 +78,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => return demo::run(&demo),
+        Command::KillWorker(options) => return kill_worker::run(&options),
         Command::PowerCut(options) => return power_cut::run(&options),
         Command::Nested(arguments) => return nested::run(&arguments),
         Command::Test(options) => return test::run(&options),

@@ -75,6 +75,8 @@ pub struct HostOptions {
     pub identity: Identity,
     /// A streaming test device beside the NIC, and the test driver's module and parameters.
     pub stream: Option<(PathBuf, String)>,
+    /// A keeper starts another process when the one that serves the devices dies.
+    pub keeper: bool,
 }
 
 /// A host among others that have certificates.
@@ -300,6 +302,7 @@ impl HostOptions {
             tls: None,
             identity: Identity::default(),
             stream: None,
+            keeper: false,
         }
     }
 
@@ -414,6 +417,9 @@ fn configuration(folder: &Path, link: &str, options: &HostOptions) -> String {
     }
     if let Some(file) = &options.disk {
         rest += &disk_section(folder, file, options);
+    }
+    if options.keeper {
+        rest += "\n[keeper]\ndeaths-per-minute = 1000\n";
     }
     if options.stream.is_some() {
         rest += &stream_section(folder, options);

@@ -13,6 +13,7 @@
 mod dice;
 pub mod faults;
 mod host;
+mod kills;
 mod load;
 mod migration;
 mod nested;
@@ -26,6 +27,7 @@ mod stock;
 mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions, Identity};
+pub use kills::{Kills, kill_worker, kill_workers};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, Options, Plug};

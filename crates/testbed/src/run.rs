@@ -119,6 +119,7 @@ impl Testbed {
             guest,
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
+            keeper: options.keeper,
             tls: match options.between {
                 Between::Sockets => None,
                 Between::Tls => Some(Arc::new(Authority::new()?)),

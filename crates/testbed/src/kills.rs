@@ -1,0 +1,176 @@
+//! The process that serves a guest's devices is killed, over and over, and the guest notices no more than
+//! that frames are lost.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use uplink::peer::now_nanos;
+use vferry::control::Status;
+
+use crate::dice::Dice;
+use crate::{Host, Testbed};
+
+/// How long another process may take to serve the devices: QEMU waits for 5 s.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long the guest's traffic may take to flow then: TCP may have backed off.
+const FLOW: Duration = Duration::from_secs(30);
+/// The longest life of a process, under load.
+const LIFE: Duration = Duration::from_millis(400);
+/// The kernel's words for a network card that was found to hang, or that its driver has started anew.
+const COMPLAINTS: [&str; 6] = [
+    "WARNING:",
+    "BUG:",
+    "Call Trace",
+    "NETDEV WATCHDOG",
+    "Unit Hang",
+    "PF still in reset",
+];
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kills {
+    /// How often a process was killed.
+    pub killed: u64,
+    /// After how many of these all traffic flowed again.
+    pub survived: u64,
+    /// For how long no numbered UDP reached the one side or the other, after each, in milliseconds, in
+    /// ascending order.
+    pub outages_ms: Vec<f64>,
+    /// Bytes of the one TCP connection, to the guest and from it, all of which were checked.
+    pub tcp_bytes: [u64; 2],
+    /// What is wrong.
+    pub faults: Vec<String>,
+}
+
+impl Kills {
+    /// The longest of all outages, and the middle one.
+    pub fn outage_ms(&self) -> Option<(f64, f64)> {
+        let longest = *self.outages_ms.last()?;
+        Some((longest, self.outages_ms[self.outages_ms.len() / 2]))
+    }
+}
+
+/// Kills the process that serves `testbed`'s devices `times` times, at moments that come of `seed`, as SIGKILL
+/// does.
+///
+/// # Errors
+/// When the guest is not well after one of them, with all that is known.
+pub fn kill_workers(testbed: &Testbed, times: u64, seed: u64) -> Result<Kills> {
+    let mut dice = Dice::new(seed);
+    testbed.reset_counts()?;
+    let mut outages_ms = Vec::new();
+    for round in 1..=times {
+        let pid = testbed.host.status()?.pid;
+        thread::sleep(dice.moment(LIFE));
+        let since = now_nanos();
+        kill(pid)?;
+        let context = || {
+            format!(
+                "after kill {round} of {times}, seed {seed}; vferry said:\n{}\nthe VM: {}",
+                testbed.host.log(),
+                testbed.host.vm.evidence()
+            )
+        };
+        wait_served(&testbed.host, round).with_context(context)?;
+        let flows = testbed.peer.wait_for_traffic(since, FLOW);
+        flows.with_context(context)?;
+        let window = testbed.peer.window(since, now_nanos());
+        let silences = [window.udp_from_guest, window.udp_to_guest];
+        let longest = silences.iter().flatten().map(silence_ms);
+        let longest = longest.max_by(f64::total_cmp);
+        outages_ms.push(longest.context("the peer has measured nothing")?);
+    }
+    outages_ms.sort_by(f64::total_cmp);
+    let (tcp_bytes, faults) = judge(testbed)?;
+    Ok(Kills {
+        killed: times,
+        survived: times,
+        outages_ms,
+        tcp_bytes,
+        faults,
+    })
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an outage of 100 days loses a microsecond"
+)]
+fn silence_ms(silence: &load_format::Silence) -> f64 {
+    silence.nanos() as f64 / 1e6
+}
+
+/// Kills the process that serves the devices of a host with a keeper, and waits until another does.
+///
+/// # Errors
+/// When none does, in the time that QEMU has.
+pub fn kill_worker(host: &Host) -> Result<()> {
+    let before = host.status()?;
+    kill(before.pid)?;
+    wait_served(host, before.deaths.context("it has a keeper")? + 1)
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    Ok(kill_process(
+        pid.context("it has a process")?,
+        Signal::KILL,
+    )?)
+}
+
+fn wait_served(host: &Host, deaths: u64) -> Result<()> {
+    let deadline = Instant::now() + AGAIN;
+    let is_there = |status: &Status| {
+        let connected = status.devices.iter().all(|device| device.connected);
+        status.deaths >= Some(deaths) && connected && status.sidecar_connected
+    };
+    while !host.status().is_ok_and(|status| is_there(&status)) {
+        if let Some(status) = host.process().exit_status() {
+            bail!("vferry has ended ({status})");
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "no other process serves the devices"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Bytes that went over TCP, and what is wrong with the guest.
+fn judge(testbed: &Testbed) -> Result<([u64; 2], Vec<String>)> {
+    let guest = testbed.guest_report()?;
+    let peer = testbed.peer.report();
+    let tcp = guest.tcp.context("it has TCP")?;
+    let udp = guest.udp.context("it has UDP")?;
+    let dirty = guest.dirty.context("it writes memory")?;
+    let mut faults = Vec::new();
+    for (what, count) in [
+        (
+            "TCP connections more than one",
+            tcp.connections.saturating_sub(1),
+        ),
+        ("TCP connections broken, says the guest", tcp.broken),
+        ("TCP connections ended, says the peer", peer.tcp.closed),
+        ("wrong bytes of TCP to the guest", tcp.wrong_bytes),
+        ("wrong bytes of TCP from the guest", peer.tcp.wrong_bytes),
+        ("damaged packets to the guest", udp.corrupt),
+        (
+            "damaged packets from the guest",
+            peer.udp_from_guest.corrupt,
+        ),
+        ("damaged echoes", peer.icmp.corrupt),
+        ("words of guest memory that are wrong", dirty.wrong_words),
+    ] {
+        if count > 0 {
+            faults.push(format!("{count} {what}"));
+        }
+    }
+    let log = testbed.shell("dmesg")?;
+    let complaints = log
+        .lines()
+        .filter(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)));
+    faults.extend(complaints.map(|line| format!("the guest's kernel said: {line}")));
+    Ok(([tcp.received_bytes, tcp.sent_bytes], faults))
+}

@@ -1,0 +1,53 @@
+//! `cargo xtask kill-worker`
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use lab::{Lab, progress_on_stderr};
+use testbed::{Options, Programs, Testbed, kill_workers};
+
+/// Kills the process that serves the devices of a guest under load, at random moments. Another goes on
+/// where it died, and the guest is to notice nothing but lost frames.
+#[derive(Debug, Args)]
+pub(crate) struct KillWorker {
+    /// How often.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    times: u64,
+    /// The moments follow from it; another each time if left out.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let programs = Programs::build()?;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
+    let seed = match options.seed {
+        Some(seed) => seed,
+        None => now()?.as_secs(),
+    };
+    eprintln!("kill-worker: --seed {seed}");
+    let guest = Options {
+        keeper: true,
+        packets_per_second: 400,
+        ..Options::default()
+    };
+    let testbed = Testbed::start(lab, programs, guest)?;
+    let kills = kill_workers(&testbed, options.times, seed)?;
+    let (longest, median) = kills.outage_ms().context("none was killed")?;
+    println!(
+        "kill-worker: {} of {} kills survived; outage {median:.0} ms in the middle, {longest:.0} ms at most; \
+         {} and {} bytes over one TCP connection, all right",
+        kills.survived, kills.killed, kills.tcp_bytes[0], kills.tcp_bytes[1]
+    );
+    for fault in &kills.faults {
+        println!("kill-worker: {fault}");
+    }
+    Ok(if kills.faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
