@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::wire::{self, MAX_HELD};
+use crate::worker::Held;
 
 /// How many workers have died is told to the next one in this variable.
 pub(crate) const RESTARTS: &str = "KEEPER_RESTARTS";
@@ -245,6 +246,13 @@ impl Keeper {
         Ok(true)
     }
 
+    /// What it holds, once more.
+    pub(crate) fn copies(&self) -> io::Result<Held> {
+        let held = self.held.iter();
+        held.map(|(name, fd)| Ok((name.clone(), fd.try_clone()?)))
+            .collect()
+    }
+
     fn hold_or_say(&mut self, name: &str, fd: OwnedFd) {
         if !self.hold(name, fd) {
             tracing::error!(name, "not held: no name, or there are too many");
@@ -252,7 +260,7 @@ impl Keeper {
     }
 
     /// What is not understood is nothing.
-    fn hear(&mut self, words: &str, mut fds: Vec<OwnedFd>) {
+    pub(crate) fn hear(&mut self, words: &str, mut fds: Vec<OwnedFd>) {
         let has = |word: &str| words.lines().any(|line| line == word);
         let name = words.lines().find_map(|line| line.strip_prefix("FDNAME="));
         match (name, fds.pop()) {

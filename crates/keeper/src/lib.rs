@@ -52,6 +52,7 @@
 //!   hands out (`LISTEN_FDS`) is not written.
 
 mod conversation;
+mod here;
 mod journal;
 mod keep;
 mod layout;
@@ -61,6 +62,7 @@ mod wire;
 mod worker;
 
 pub use conversation::{Conversation, Received};
+pub use here::KeeperHere;
 pub use journal::{Journal, JournalError, Limits, Message};
 pub use keep::{Ended, Event, GIVEN_UP, Keeper, KeeperError, Rate};
 pub use line::Line;

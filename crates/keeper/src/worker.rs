@@ -59,13 +59,9 @@ impl Worker {
         }
     }
 
-    /// One whose words nobody hears, for tests.
-    ///
-    /// # Errors
-    /// When the system has no descriptor left.
-    pub fn of_nobody() -> io::Result<Self> {
-        let socket = rustix::fs::memfd_create("nobody", rustix::fs::MemfdFlags::CLOEXEC)?;
-        Ok(Self { socket })
+    /// One whose keeper is at the other end of `socket`.
+    pub(crate) fn over(socket: OwnedFd) -> Self {
+        Self { socket }
     }
 
     /// How many workers have died before this one.

@@ -296,3 +296,41 @@ pub(crate) enum RingError {
     #[error("{0}")]
     Queue(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+    use vm_memory::Bytes as _;
+
+    use super::*;
+
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+
+    /// What the used index is once a ring is served in which one request was answered before.
+    fn used_index_after(catches_up: bool) -> u16 {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        for index in [AVAILABLE + 2, USED + 2] {
+            memory.write_obj(1_u16, GuestAddress(index)).unwrap();
+        }
+        // The request's memory has been reused; its descriptor says what it said.
+        memory.write_obj(40_u32, GuestAddress(0x1008)).unwrap();
+        let mut ring = Ring::default();
+        ring.catch_up(catches_up);
+        ring.set_size(8).unwrap();
+        ring.set_base(0).unwrap();
+        let at = [0x1000, AVAILABLE, USED].map(GuestAddress);
+        ring.place(at[0], at[1], at[2]).unwrap();
+        ring.set_kick(Some(eventfd(0, EventfdFlags::NONBLOCK).unwrap().into()));
+        ring.set_enabled(true);
+        ring.answer(&memory, None);
+        memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    #[test]
+    fn a_successor_answers_no_request_again() {
+        assert_eq!(used_index_after(true), 1);
+        // Said again as it was, the base is that of the beginning.
+        assert_eq!(used_index_after(false), 2);
+    }
+}

@@ -464,3 +464,24 @@ proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn what_no_other_process_can_go_on_with_is_refused_beside_a_keeper() {
+    let kept = |text: &str| parse(&format!("{text}\n[keeper]\ndeaths-per-minute = 20\n"));
+    assert_eq!(parse(GOOD).unwrap().keeper, None);
+    assert_eq!(kept(GOOD).unwrap().keeper.unwrap().deaths, 20);
+    let refused = |text: &str, line: usize| {
+        let error = kept(text).unwrap_err().to_string();
+        assert!(error.contains("[keeper]"), "{error}");
+        assert!(error.contains(&format!("web.toml:{line}:")), "{error}");
+    };
+    refused(&GOOD.replace("ixgbevf", "stream"), 20);
+    let port = "address = \"00:05.0\"\nroot-port = true";
+    refused(&GOOD.replace("address = \"00:05.0\"", port), 19);
+    let iommu = "[qemu]\niommu = \"virtio-iommu\"";
+    refused(&GOOD.replace("[qemu]", iommu), 6);
+    let guest = "[guest]\nsocket = \"/tmp/guest.sock\"\naddress = \"00:07.0\"\n\n[migration]";
+    refused(&GOOD.replace("[migration]", guest), 16);
+    let often = format!("{GOOD}\n[keeper]\ndeaths-per-minute = 0\n");
+    assert!(parse(&often).is_err());
+}

@@ -284,7 +284,7 @@ mod tests {
 
     fn survival() -> Survival {
         Survival {
-            worker: Arc::new(Worker::of_nobody().unwrap()),
+            worker: Arc::new(keeper::KeeperHere::new().worker().unwrap()),
             word: word(),
             held: Mutex::default(),
         }
