@@ -380,6 +380,9 @@ pub const CASES: &[Case] = &[
     case(After,    SourceQemu,        Killed,                    Transparent, There, Done),
     case(After,    SourceHost,        Killed,                    Cooperative, There, ENDED),
     case(After,    Cli,               Killed,                    Transparent, There, Gone),
+    // The source's vferry says nothing for longer than anybody waits, and goes on. Not while the VM runs
+    // there: QEMU waits for its devices for 5 s only, and then they are gone as if it were killed.
+    case(After,    SourceVferry,      Hung,                      Transparent, There, Done),
     // The guest sleeps meanwhile.
     case(Precopy,  Stream,            Cut,                       Sleep,       Here, RUNS_ON),
     // A disk, which only one host may have.
