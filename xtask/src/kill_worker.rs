@@ -30,7 +30,7 @@ pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
     };
     eprintln!("kill-worker: --seed {seed}");
     let guest = Options {
-        keeper: true,
+        deaths_per_minute: Some(1000),
         packets_per_second: 400,
         ..Options::default()
     };

@@ -75,8 +75,9 @@ pub struct HostOptions {
     pub identity: Identity,
     /// A streaming test device beside the NIC, and the test driver's module and parameters.
     pub stream: Option<(PathBuf, String)>,
-    /// A keeper starts another process when the one that serves the devices dies.
-    pub keeper: bool,
+    /// How often a keeper starts another process when the one that serves the devices dies; there is none if
+    /// `None`.
+    pub deaths_per_minute: Option<u32>,
 }
 
 /// A host among others that have certificates.
@@ -302,7 +303,7 @@ impl HostOptions {
             tls: None,
             identity: Identity::default(),
             stream: None,
-            keeper: false,
+            deaths_per_minute: None,
         }
     }
 
@@ -418,8 +419,10 @@ fn configuration(folder: &Path, link: &str, options: &HostOptions) -> String {
     if let Some(file) = &options.disk {
         rest += &disk_section(folder, file, options);
     }
-    if options.keeper {
-        rest += "\n[keeper]\ndeaths-per-minute = 1000\n";
+    if let Some(deaths) = options.deaths_per_minute {
+        rest += "\n[keeper]\ndeaths-per-minute = ";
+        rest += &deaths.to_string();
+        rest += "\n";
     }
     if options.stream.is_some() {
         rest += &stream_section(folder, options);

@@ -58,8 +58,9 @@ pub struct Options {
     /// How long the guest may take to stop its devices. vferry's own default is for processors
     /// that are not translated.
     pub quiesce_deadline: Duration,
-    /// A keeper holds what the process that serves the devices needs, and starts another when it dies.
-    pub keeper: bool,
+    /// How often a minute a keeper starts another process when the one that serves the devices dies; there is
+    /// none if `None`.
+    pub deaths_per_minute: Option<u32>,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -152,7 +153,7 @@ impl Default for Options {
             compare: None,
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),
-            keeper: false,
+            deaths_per_minute: None,
             load: true,
         }
     }

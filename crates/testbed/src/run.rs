@@ -119,7 +119,7 @@ impl Testbed {
             guest,
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
-            keeper: options.keeper,
+            deaths_per_minute: options.deaths_per_minute,
             tls: match options.between {
                 Between::Sockets => None,
                 Between::Tls => Some(Arc::new(Authority::new()?)),

@@ -19,7 +19,7 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
         lab,
         Programs::build()?,
         Options {
-            keeper: true,
+            deaths_per_minute: Some(1000),
             packets_per_second: 400,
             // So that there is time to die in the middle of it.
             max_bandwidth: Some(48 << 20),

@@ -475,9 +475,9 @@ fn what_no_other_process_can_go_on_with_is_refused_beside_a_keeper() {
         assert!(error.contains("[keeper]"), "{error}");
         assert!(error.contains(&format!("web.toml:{line}:")), "{error}");
     };
-    refused(&GOOD.replace("ixgbevf", "stream"), 20);
+    refused(&GOOD.replace("ixgbevf", "stream"), 21);
     let port = "address = \"00:05.0\"\nroot-port = true";
-    refused(&GOOD.replace("address = \"00:05.0\"", port), 19);
+    refused(&GOOD.replace("address = \"00:05.0\"", port), 20);
     let iommu = "[qemu]\niommu = \"virtio-iommu\"";
     refused(&GOOD.replace("[qemu]", iommu), 6);
     let guest = "[guest]\nsocket = \"/tmp/guest.sock\"\naddress = \"00:07.0\"\n\n[migration]";

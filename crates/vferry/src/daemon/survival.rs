@@ -178,9 +178,9 @@ impl Survival {
         }
         let conversation = line.resume().context("its connection")?;
         let mut frontend = endpoint.frontend();
-        let served: Result<_, ServeError> =
+        let ended: Result<_, ServeError> =
             server.serve_kept(conversation, negotiated, &mut frontend);
-        Ok(served?)
+        Ok(ended?)
     }
 
     /// Waits for QEMU; `None` if there is no more waiting.
