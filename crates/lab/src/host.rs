@@ -8,6 +8,7 @@
 //! The lab's packages are the host's `/r`, read-only by 9p; a folder that the caller shares is below
 //! it, at [`SHARE`].
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -94,6 +95,21 @@ pub struct Function {
 pub struct Guest {
     control: Control,
 }
+
+/// The QEMU of a host's guest has ended by itself.
+#[derive(Debug)]
+pub struct QemuEnded {
+    /// As the host's shell has it: 0 if the guest reset itself, and 128 and its number for a signal.
+    pub status: String,
+}
+
+impl fmt::Display for QemuEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest's QEMU has ended (status {})", self.status)
+    }
+}
+
+impl std::error::Error for QemuEnded {}
 
 impl Host {
     /// Boots a host whose files go into `folder` under names that begin with `name`, and waits until it
@@ -273,7 +289,7 @@ impl Host {
              -chardev serial,id=line,path={LINE} -serial chardev:line \
              -kernel /{kernel} -initrd {SHARE}/guest.initrd \
              -append 'console=ttyS0 quiet panic=-1' {args} > /r{SHARE}/{log} 2>&1 < /dev/null; \
-             echo > /r{SHARE}/{ended}) &"
+             echo $? > /r{SHARE}/{ended}) &"
         ))?;
         Ok(Guest {
             control: Control::new(stream),
@@ -317,10 +333,10 @@ impl Host {
     ///
     /// When one does not.
     pub fn alive(&self) -> Result<()> {
-        ensure!(
-            !self.share.join(self.ended()).exists(),
-            "the guest's QEMU has ended"
-        );
+        if let Ok(status) = fs::read_to_string(self.share.join(self.ended())) {
+            let status = status.trim().to_owned();
+            return Err(QemuEnded { status }.into());
+        }
         ensure!(
             !self.is_broken(),
             "the host's KVM does not go on with the guest"

@@ -44,7 +44,7 @@ mod workshop;
 pub use control::Output;
 pub use emulator::{Accelerator, Emulator};
 pub use guest::{Vm, VmBuilder};
-pub use host::{Cable, Function, Guest, Host, HostOptions, SHARE};
+pub use host::{Cable, Function, Guest, Host, HostOptions, QemuEnded, SHARE};
 pub use initrd::Initrd;
 pub use kernel::Kernel;
 pub use process::Guarded;

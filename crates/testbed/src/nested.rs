@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
-use lab::{Cable, Guest, HostOptions, Initrd, Lab, SHARE, progress_on_stderr};
+use lab::{Cable, Guest, HostOptions, Initrd, Lab, QemuEnded, SHARE, progress_on_stderr};
 use load_format::GuestReport;
 use qemu::Iommu;
 use uplink::peer::now_nanos;
@@ -371,6 +371,9 @@ impl Nested {
         let lines = read("migrate.out");
         match lines.lines().last().map(serde_json::from_str::<Reply>) {
             Some(Ok(Reply::Done { report })) => Ok(report),
+            _ if matches!(here.host.alive(), Err(ended) if ended.is::<QemuEnded>()) => {
+                Err(here.host.alive().unwrap_err().context(here.said()))
+            }
             _ => bail!(
                 "vferry migrate failed: {}\nthe source said:\n{}\nthe destination said:\n{}",
                 read("migrate.err"),
