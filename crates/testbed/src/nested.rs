@@ -304,14 +304,6 @@ impl Nested {
     /// As there.
     pub fn leave(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
         let next = self.prepare_next()?;
-        self.leave_for(next, strategy)
-    }
-
-    /// The same, to a QEMU that waits already.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn leave_for(&mut self, next: Guest, strategy: Option<Strategy>) -> Result<Migration> {
         self.wait_for_traffic()?;
         let since = now_nanos();
         let report = self.run_migrate(strategy)?;

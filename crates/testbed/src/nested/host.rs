@@ -213,24 +213,6 @@ impl NestedHost {
         told.map(drop)
     }
 
-    /// Switches the card off, and with it the links of its functions, while `f` runs.
-    ///
-    /// # Errors
-    /// When the host does not do so, or its link does not come back.
-    pub fn while_card_is_off<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
-        self.host.run("/sbin/ip link set eth0 down")?;
-        let seen = f();
-        self.host.run("/sbin/ip link set eth0 up")?;
-        let up = self.host.shell(
-            "for try in $(seq 200); do
-                grep -q up /sys/class/net/eth0/operstate && exit
-                usleep 100000
-            done; exit 1",
-        );
-        up.context("the card's link does not come back")?;
-        Ok(seen)
-    }
-
     /// What the monitor has said.
     pub(super) fn monitor_said(&self) -> String {
         self.read(MONITOR_LOG)
