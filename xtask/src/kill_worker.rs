@@ -1,12 +1,13 @@
 //! `cargo xtask kill-worker`
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use lab::{Lab, progress_on_stderr};
 use testbed::{Options, Programs, Testbed, kill_workers};
+
+use crate::workspace::seed;
 
 /// Kills the process that serves the devices of a guest under load, at random moments. Another goes on
 /// where it died, and the guest is to notice nothing but lost frames.
@@ -23,11 +24,7 @@ pub(crate) struct KillWorker {
 pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
     let lab = Lab::ensure(&progress_on_stderr)?;
     let programs = Programs::build()?;
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed = match options.seed {
-        Some(seed) => seed,
-        None => now()?.as_secs(),
-    };
+    let seed = seed(options.seed)?;
     eprintln!("kill-worker: --seed {seed}");
     let guest = Options {
         deaths_per_minute: Some(1000),

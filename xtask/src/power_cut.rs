@@ -1,12 +1,13 @@
 //! `cargo xtask power-cut`
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
 use lab::{Lab, progress_on_stderr};
 use testbed::{Programs, power_cuts};
+
+use crate::workspace::seed;
 
 /// Kills the source of a guest that writes to its disk, at random moments, and looks for what was told
 /// to be durable.
@@ -23,11 +24,7 @@ pub(crate) struct PowerCut {
 pub(crate) fn run(options: &PowerCut) -> Result<ExitCode> {
     let lab = Lab::ensure(&progress_on_stderr)?;
     let programs = Programs::build()?;
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed = match options.seed {
-        Some(seed) => seed,
-        None => now()?.as_secs(),
-    };
+    let seed = seed(options.seed)?;
     eprintln!("power-cut: --seed {seed}");
     let cuts = power_cuts(lab, programs, options.count, seed, &mut |cuts| {
         eprintln!("power-cut: {} of {}: {cuts:?}", cuts.cuts, options.count);

@@ -1,7 +1,7 @@
 //! `cargo xtask soak`
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -10,6 +10,7 @@ use testbed::Programs;
 use testbed::faults::{SoakOptions, SoakStep, Soaked, Verdict, soak};
 
 use crate::faults::{Form, exit, print_sums};
+use crate::workspace::seed;
 
 /// Round trips under load, with a fault of the matrix now and then, and with settings that change.
 #[derive(Debug, Args)]
@@ -34,10 +35,7 @@ pub(crate) struct Soak {
 pub(crate) fn run(soak_for: &Soak) -> Result<ExitCode> {
     let lab = Lab::ensure(&progress_on_stderr)?;
     let programs = Programs::build()?;
-    let seed = match soak_for.seed {
-        Some(seed) => seed,
-        None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-    };
+    let seed = seed(soak_for.seed)?;
     eprintln!("soak: --seed {seed}");
     let began = Instant::now();
     let options = SoakOptions {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
@@ -70,4 +71,13 @@ fn shown(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// The seed that was given, or another each time.
+pub(crate) fn seed(given: Option<u64>) -> Result<u64> {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(match given {
+        Some(seed) => seed,
+        None => now()?.as_secs(),
+    })
 }
