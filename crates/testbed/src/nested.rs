@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
-use lab::{Cable, Guest, HostOptions, Initrd, Lab, QemuEnded, SHARE, progress_on_stderr};
+use lab::{Cable, Guest, HostOptions, Initrd, Lab, SHARE, progress_on_stderr};
 use load_format::GuestReport;
 use qemu::Iommu;
 use uplink::peer::now_nanos;
@@ -361,18 +361,17 @@ impl Nested {
         let read =
             |file: &str| fs::read_to_string(here.host.share().join(file)).unwrap_or_default();
         let lines = read("migrate.out");
-        match lines.lines().last().map(serde_json::from_str::<Reply>) {
-            Some(Ok(Reply::Done { report })) => Ok(report),
-            _ if matches!(here.host.alive(), Err(ended) if ended.is::<QemuEnded>()) => {
-                Err(here.host.alive().unwrap_err().context(here.said()))
-            }
-            _ => bail!(
-                "vferry migrate failed: {}\nthe source said:\n{}\nthe destination said:\n{}",
-                read("migrate.err"),
-                here.said(),
-                there.said(),
-            ),
+        let last = lines.lines().last().map(serde_json::from_str::<Reply>);
+        if let Some(Ok(Reply::Done { report })) = last {
+            return Ok(report);
         }
+        here.host.alive().with_context(|| here.said())?;
+        bail!(
+            "vferry migrate failed: {}\nthe source said:\n{}\nthe destination said:\n{}",
+            read("migrate.err"),
+            here.said(),
+            there.said(),
+        )
     }
 
     /// Ends the guest, and boots it again on the same host, which gives it its function in this way.
