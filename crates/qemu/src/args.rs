@@ -36,8 +36,8 @@ pub enum ArgsError {
     #[error("`{0}` is not a QEMU id; use a letter, then letters, digits, `-`, `.` or `_`")]
     InvalidId(String),
     /// Memory comes in whole pages.
-    #[error("{0} bytes of memory: give a multiple of 4096 that is not 0")]
-    InvalidMemorySize(u64),
+    #[error("{} bytes of memory in pages of {}: give a multiple of a page that is not 0", .0.size, .0.page())]
+    InvalidMemory(Memory),
     /// QEMU counts in milliseconds, 32 bits of them.
     #[error("a message timeout of {0:?}: give 1 ms to 49 days")]
     InvalidTimeout(Duration),
@@ -47,6 +47,34 @@ pub enum ArgsError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuArgs {
     args: Vec<String>,
+}
+
+/// A VM's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes.
+    pub size: u64,
+    /// The size of the pages that the host has set aside for it (hugetlb), in bytes; none for pages of the
+    /// usual kind.
+    ///
+    /// Of those QEMU's memfd is mapped at any address, so that KVM has a page table entry for each 4 KiB even
+    /// where the kernel gave it large ones.
+    pub hugepage: Option<u64>,
+}
+
+impl Memory {
+    fn page(self) -> u64 {
+        self.hugepage.unwrap_or(4096)
+    }
+}
+
+impl From<u64> for Memory {
+    fn from(size: u64) -> Self {
+        Self {
+            size,
+            hugepage: None,
+        }
+    }
 }
 
 /// Where a device is plugged in.
@@ -119,21 +147,26 @@ impl QemuArgs {
     ///
     /// # Errors
     ///
-    /// [`ArgsError::InvalidMemorySize`], or [`ArgsError::InvalidId`] for the machine type.
-    pub fn machine(self, machine_type: &str, memory: u64) -> Result<Self, ArgsError> {
-        if memory == 0 || !memory.is_multiple_of(4096) {
-            return Err(ArgsError::InvalidMemorySize(memory));
+    /// [`ArgsError::InvalidMemory`], or [`ArgsError::InvalidId`] for the machine type.
+    pub fn machine(self, machine_type: &str, memory: impl Into<Memory>) -> Result<Self, ArgsError> {
+        let memory = memory.into();
+        if memory.size == 0 || memory.page() == 0 || !memory.size.is_multiple_of(memory.page()) {
+            return Err(ArgsError::InvalidMemory(memory));
         }
-        let object = json!({
-            "qom-type": "memory-backend-memfd", "id": "vferry-memory", "size": memory,
+        let mut object = json!({
+            "qom-type": "memory-backend-memfd", "id": "vferry-memory", "size": memory.size,
             "share": true
         });
+        if let Some(hugepage) = memory.hugepage {
+            object["hugetlb"] = json!(true);
+            object["hugetlbsize"] = json!(hugepage);
+        }
         Ok(self
             .args([
                 "-machine".to_owned(),
                 format!("{},memory-backend=vferry-memory", id(machine_type)?),
             ])
-            .args(["-m".to_owned(), size(memory)])
+            .args(["-m".to_owned(), size(memory.size)])
             .args(["-object".to_owned(), object.to_string()]))
     }
 
@@ -363,11 +396,19 @@ mod tests {
     fn what_qemu_would_misread_is_refused() {
         assert_eq!(
             QemuArgs::new().machine("q35", 0),
-            Err(ArgsError::InvalidMemorySize(0))
+            Err(ArgsError::InvalidMemory(0.into()))
         );
         assert_eq!(
             QemuArgs::new().machine("q35", 5),
-            Err(ArgsError::InvalidMemorySize(5))
+            Err(ArgsError::InvalidMemory(5.into()))
+        );
+        let odd = Memory {
+            size: 3 << 20,
+            hugepage: Some(2 << 20),
+        };
+        assert_eq!(
+            QemuArgs::new().machine("q35", odd),
+            Err(ArgsError::InvalidMemory(odd))
         );
         let list = "q35,accel=kvm";
         assert_eq!(

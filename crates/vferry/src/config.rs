@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ferry::cooperative::Deadlines;
 use ferry::sleep::Bedtime;
+use qemu::args::Memory;
 use qemu::{Iommu, PciAddress, Place};
 use sriov::Wish;
 use tls::Peers;
@@ -28,8 +29,8 @@ pub struct Config {
     pub origin: Origin,
     /// Name of the VM.
     pub name: String,
-    /// Guest memory in bytes.
-    pub memory: u64,
+    /// Guest memory.
+    pub memory: Memory,
     /// The group that may use its sockets, beside its user and root.
     pub socket_group: Option<u32>,
     /// QEMU's `-machine` type.

@@ -191,7 +191,7 @@ impl Shared {
     /// What this side is; refuses a QEMU that is not the configuration's.
     fn facts(&self, qmp: &Qmp) -> anyhow::Result<Facts> {
         let machine = qmp.machine()?;
-        if machine.base_memory != self.config.memory {
+        if machine.base_memory != self.config.memory.size {
             let origin = &self.config.origin;
             let has = machine.base_memory >> 20;
             anyhow::bail!(
@@ -200,7 +200,7 @@ impl Shared {
                  `vferry qemu-args`",
                 origin.path.display(),
                 origin.memory_line,
-                self.config.memory >> 20,
+                self.config.memory.size >> 20,
             );
         }
         let ids = |name: &str| {

@@ -83,7 +83,7 @@ fn qemu_args(config: &Config, incoming: bool) -> anyhow::Result<QemuArgs> {
 /// How long QEMU is to wait for vferry's answers, if it is longer than usual: that guest memory is there for a
 /// function of the host takes the kernel as long as it takes to make and lock each of its pages.
 fn patience(config: &Config, device: &Device) -> Option<Duration> {
-    let gib = config.memory >> 30;
+    let gib = config.memory.size >> 30;
     matches!(device.settings, Settings::Host(_)).then(|| PINNED + Duration::from_secs(gib))
 }
 
@@ -121,6 +121,25 @@ address = "00:07.0"
 mac = "02:00:00:00:00:01"
 uplink = "tap:a"
 "#;
+
+    #[test]
+    fn memory_is_of_the_pages_that_the_configuration_names() {
+        let memory_of = |text: &str| {
+            let config = Config::parse(Path::new("a.toml"), text).unwrap();
+            let args = qemu_args(&config, false).unwrap().into_vec();
+            let object = args
+                .into_iter()
+                .find(|arg| arg.contains("memory-backend-memfd"));
+            serde_json::from_str::<serde_json::Value>(&object.unwrap()).unwrap()
+        };
+        let memory = "memory = \"4G\"";
+        let huge = memory_of(&CONFIG.replace(memory, &format!("{memory}\nhugepages = \"2M\"")));
+        assert_eq!(
+            (&huge["hugetlb"], &huge["hugetlbsize"]),
+            (&true.into(), &(2 << 20).into())
+        );
+        assert!(memory_of(CONFIG).get("hugetlb").is_none());
+    }
 
     #[test]
     fn qemu_waits_longer_for_what_locks_memory() {

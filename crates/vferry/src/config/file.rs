@@ -28,6 +28,7 @@ pub(super) struct File {
 pub(super) struct VmSection {
     pub(super) name: Text,
     pub(super) memory: Text,
+    pub(super) hugepages: Option<Text>,
     pub(super) socket_group: Option<u32>,
 }
 

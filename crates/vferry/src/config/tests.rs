@@ -41,7 +41,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 #[test]
 fn a_sound_file_is_taken_as_it_is_meant() {
     let config = parse(GOOD).unwrap();
-    assert_eq!(config.memory, 512 << 20);
+    assert_eq!(config.memory, (512 << 20).into());
     assert_eq!(config.origin.memory_line, 3);
     assert_eq!(config.link.to_string(), "tcp:127.0.0.1:7800");
     let Settings::Nic(nic) = &config.devices[0].settings else {
@@ -320,6 +320,20 @@ fn every_mistake_is_refused_with_file_line_and_remedy() {
             3,
             "multiple of 2 MiB",
             "512M",
+        ),
+        (
+            "memory = \"512M\"",
+            "memory = \"512M\"\nhugepages = \"1G\"",
+            4,
+            "536870912 bytes of memory are not a whole number of pages of 1073741824 bytes",
+            "\"2M\" or \"1G\"",
+        ),
+        (
+            "memory = \"512M\"",
+            "memory = \"512M\"\nhugepages = \"4K\"",
+            4,
+            "pages of 4096 bytes",
+            "\"2M\" or \"1G\"",
         ),
         (
             "memory = \"512M\"",

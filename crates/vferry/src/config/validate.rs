@@ -11,10 +11,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ferry::sleep::{Ask, Bedtime};
+use qemu::args::Memory;
 use qemu::{Iommu, PciAddress, debugger};
 use toml::Spanned;
 
-use super::file::{File, GuestSection, QemuSection, SleepSection};
+use super::file::{File, GuestSection, QemuSection, SleepSection, VmSection};
 use super::problem::line;
 use super::{Config, Deadlines, Endpoint, Guest, Origin, Problem};
 
@@ -37,7 +38,7 @@ pub(super) fn validate(path: &Path, text: &str, file: &File) -> Result<Config, V
         link_line: line(text, &file.migration.link.span()),
     };
     let name = check.name(&file.vm.name);
-    let memory = check.memory(&file.vm.memory);
+    let memory = check.memory(&file.vm);
     let qmp = check.socket(&file.qemu.qmp);
     let machine = check.machine(file.qemu.machine.as_ref());
     let iommu = check.iommu(&file.qemu);
@@ -136,13 +137,27 @@ impl Check<'_> {
         Some(text.clone())
     }
 
-    fn memory(&mut self, memory: &Spanned<String>) -> Option<u64> {
-        let bytes = self.size(memory)?;
-        if bytes == 0 || !bytes.is_multiple_of(2 << 20) {
-            let what = format!("memory of {bytes} bytes is not a multiple of 2 MiB");
-            return self.wrong(memory, what, "for instance memory = \"512M\"");
+    fn memory(&mut self, vm: &VmSection) -> Option<Memory> {
+        let size = self.size(&vm.memory)?;
+        if size == 0 || !size.is_multiple_of(2 << 20) {
+            let what = format!("memory of {size} bytes is not a multiple of 2 MiB");
+            return self.wrong(&vm.memory, what, "for instance memory = \"512M\"");
         }
-        Some(bytes)
+        let Some(text) = &vm.hugepages else {
+            return Some(size.into());
+        };
+        let page = self.size(text)?;
+        let smallest = 2 << 20;
+        if !page.is_power_of_two() || page < smallest || !size.is_multiple_of(page) {
+            let what =
+                format!("{size} bytes of memory are not a whole number of pages of {page} bytes");
+            let instead = "hugepages = \"2M\" or \"1G\", of which memory is a multiple";
+            return self.wrong(text, what, instead);
+        }
+        Some(Memory {
+            size,
+            hugepage: Some(page),
+        })
     }
 
     /// `512M`, `4G`, `1048576`.

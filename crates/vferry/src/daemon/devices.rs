@@ -52,7 +52,7 @@ pub(super) fn open(
 ) -> anyhow::Result<(Vec<Device>, Option<ferry::Guest>)> {
     let of_host = |device: &&config::Device| matches!(device.settings, Settings::Host(_));
     let functions = config.devices.iter().filter(of_host).count();
-    passthrough::locked::room_for(functions as u64, config.memory)?;
+    passthrough::locked::room_for(functions as u64, config.memory.size)?;
     let mut devices = Vec::new();
     let mut spaces = Vec::new();
     for device in &config.devices {
