@@ -19,7 +19,7 @@ use qemu::args::option_value;
 
 use crate::control::Control;
 use crate::guest::{serial, text};
-use crate::{Initrd, Lab, Output, Vm, tsc};
+use crate::{Initrd, Lab, Output, StandsStill, Vm, tsc};
 
 /// Where programs that are run by [`Host::run`] find the shared folder.
 pub const SHARE: &str = "/run/share";
@@ -29,6 +29,7 @@ const COMMAND: Duration = Duration::from_mins(1);
 const ASK: Duration = Duration::from_secs(3);
 /// Memory in bytes, for itself and a guest.
 const MEMORY: u64 = 2 << 30;
+const HUGEPAGE: u64 = 2 << 20;
 /// Of the last two the one fits that is for the processor.
 const MODULES: [&str; 10] = [
     "9pnet_virtio",
@@ -117,7 +118,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// If it does not come up within `limit`, with what it said.
+    /// If it does not come up within `limit`, with what it said; a [`StandsStill`] if its QEMU still runs.
     pub fn start(
         lab: &Lab,
         folder: &Path,
@@ -162,7 +163,7 @@ impl Host {
             .initrd(initrd)
             .machine_from_args()
             // On a busy machine the kernel waits for its timer in vain at boot, and panics (`timer_irq_works`).
-            .append("intel_iommu=on iommu=pt no_timer_check")
+            .append("intel_iommu=on iommu=pt no_timer_check nokaslr")
             .append(&tsc::parameter().unwrap_or_default())
             .args(["-machine", "q35,kernel-irqchip=off"])
             .args(["-cpu".to_owned(), "max".to_owned()])
@@ -188,10 +189,10 @@ impl Host {
             share,
             guests: AtomicU32::new(0),
         };
+        let left = deadline.saturating_duration_since(Instant::now());
         host.vm
-            .wait_ready(deadline.saturating_duration_since(Instant::now()))?;
-        // Guests' memory in large pages: QEMU's `igb` drops what lies across two pages that its IOMMU does not
-        // map side by side (`net_tx_pkt_add_raw_fragment_pci`), and TCP sends such a packet again and again.
+            .wait_ready(left)
+            .map_err(|error| StandsStill::explains(error, host.vm.qmp()))?;
         host.shell(&format!(
             "set -e
             mount_9p() {{ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,$3 $1 $2; }}
@@ -201,7 +202,6 @@ impl Host {
             for bound in proc sys dev; do mount --bind /$bound /r/$bound; done
             mkdir /r{SHARE}
             mount_9p share /r{SHARE} rw
-            echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled
             ip link set eth0 up"
         ))?;
         Ok(host)
@@ -228,6 +228,21 @@ impl Host {
     /// The shared folder, as the caller sees it.
     pub fn share(&self) -> &Path {
         &self.share
+    }
+
+    /// Sets memory aside for guests, in pages of 2 MiB (hugetlb). Guests to whom the host passes its function need
+    /// that: QEMU's `igb` drops what lies across two pages that its IOMMU does not map side by side
+    /// (`net_tx_pkt_add_raw_fragment_pci`), and TCP sends such a packet again and again.
+    ///
+    /// # Errors
+    ///
+    /// When the host has not as much.
+    pub fn set_aside(&self, bytes: u64) -> Result<()> {
+        let pages = bytes.div_ceil(HUGEPAGE);
+        self.shell(&format!(
+            "cd /proc/sys/vm; echo {pages} > nr_hugepages; test $(cat nr_hugepages) = {pages}"
+        ))
+        .map(drop)
     }
 
     /// Makes `macs.len()` virtual functions with these addresses, and binds them to `vfio-pci`.

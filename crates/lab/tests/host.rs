@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use lab::{Host, HostOptions, Initrd, Lab, progress_on_stderr};
+use lab::{Host, HostOptions, Initrd, Lab, StandsStill, progress_on_stderr};
 use qemu::args::QemuArgs;
 
 const BOOT: Duration = Duration::from_mins(3);
@@ -57,4 +57,16 @@ fn a_guest_of_a_host_is_reached_by_a_real_virtual_function() {
         assert!(count > 0, "the host has left the wire");
         heard.extend_from_slice(&bytes[..count]);
     }
+}
+
+#[test]
+fn a_host_that_does_not_come_up_tells_where_its_processors_are() {
+    let lab = Lab::ensure(&progress_on_stderr).unwrap();
+    let lab = lab.for_hosts(&progress_on_stderr).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let soon = Duration::from_millis(100);
+    let host = Host::start(&lab, folder.path(), "host", HostOptions::default(), soon);
+    let error = host.unwrap_err();
+    let still = error.downcast_ref::<StandsStill>();
+    assert_eq!(still.unwrap().processors.len(), 2, "{error:#}");
 }

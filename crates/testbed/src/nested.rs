@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferry::{Report, Strategy};
-use lab::{Cable, Guest, HostOptions, Initrd, Lab, SHARE, progress_on_stderr};
+use lab::{
+    Accelerator, Cable, Guest, HostOptions, Initrd, Lab, SHARE, StandsStill, progress_on_stderr,
+};
 use load_format::GuestReport;
 use qemu::Iommu;
 use uplink::peer::now_nanos;
@@ -122,11 +124,24 @@ pub struct Nested {
 
 impl Nested {
     /// Boots both hosts and a guest on the first, and waits until all load flows. `lab` is one of
-    /// [`Lab::for_hosts`].
+    /// [`Lab::for_hosts`]. If an emulated host stands still before anything of vferry's runs there, all of it is
+    /// begun once more, and a line on stderr says so.
     ///
     /// # Errors
     /// When any part does not come up, with what it says.
     pub fn start(lab: Lab, programs: &Programs, options: NestedOptions) -> Result<Self> {
+        match Self::start_once(lab.clone(), programs, options.clone()) {
+            Err(error)
+                if error.is::<StandsStill>() && Accelerator::detect() == Accelerator::Tcg =>
+            {
+                eprintln!("once more, as {error:#}");
+                Self::start_once(lab, programs, options)
+            }
+            other => other,
+        }
+    }
+
+    fn start_once(lab: Lab, programs: &Programs, options: NestedOptions) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
         let mut config = PeerConfig::new(&wire, PEER_IP, GUEST_IP);

@@ -60,6 +60,7 @@ impl NestedHost {
         host.shell(&format!(
             "ip addr add {address}/24 dev eth1 && ip link set eth1 up"
         ))?;
+        host.set_aside(MEMORY)?;
         fs::copy(&programs.vferry, host.share().join("vferry"))?;
         // By vferry, the second host learns of it from the first one.
         let unset = number != 1 && options.way == Way::Vferry;
@@ -344,6 +345,7 @@ fn configuration(function: &Function, address: &str, options: &NestedOptions) ->
         r#"[vm]
 name = "nested"
 memory = "{memory}M"
+hugepages = "2M"
 
 [qemu]
 qmp = "{FOLDER}/qmp.sock"
