@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::pages::PageSet;
+use super::written::Written;
 use super::{DirtySink, DmaError, MemoryFile, MemoryId, PAGE_SIZE};
 
 const PROT_READ: i32 = rustix::mm::ProtFlags::READ.bits().cast_signed();
@@ -25,11 +24,12 @@ const SHARED: i32 = rustix::mm::MapFlags::SHARED
     .bits()
     .cast_signed();
 
-const PAGE: NonZeroUsize =
-    NonZeroUsize::new(1 << PAGE_SIZE.trailing_zeros()).expect("a page has bytes");
-
-/// A whole file, with a dirty bit for each of its pages.
-type Window = MmapRegion<AtomicBitmap>;
+/// A whole file, and which of its pages were written.
+#[derive(Debug)]
+struct Window {
+    region: MmapRegion,
+    written: Written,
+}
 
 /// No range, and no file, is larger: 16 TiB, whose dirty bits take 512 MiB.
 const MAX_SIZE: u64 = 1 << 44;
@@ -160,10 +160,10 @@ impl MemoryMap {
             None => Arc::new(map(file, metadata.len(), request.writable)?),
         };
         // A file may have grown since.
-        if !ends_within(window.size() as u64) {
-            return Err(past_end(window.size() as u64));
+        if !ends_within(window.region.size() as u64) {
+            return Err(past_end(window.region.size() as u64));
         }
-        if request.writable && window.prot() & PROT_WRITE == 0 {
+        if request.writable && window.region.prot() & PROT_WRITE == 0 {
             return Err(system(&"its file was first given for reading only"));
         }
         let mapped = self.files.entry(id).or_insert_with(|| Mapped {
@@ -208,17 +208,9 @@ impl MemoryMap {
         };
         mapped.ranges -= 1;
         if mapped.ranges == 0 {
-            let words = mapped.window.bitmap().get_and_reset();
+            let words = mapped.window.written.take();
             self.written.entry(*file).or_default().add_words(&words);
             self.files.remove(file);
-        }
-    }
-
-    /// Moves what was written to `sink`, but for [`Self::take_written`].
-    pub(crate) fn drain_written(&self, sink: &mut dyn DirtySink) {
-        for (file, mapped) in &self.files {
-            let words = mapped.window.bitmap().get_and_reset();
-            sink.mark_words(*file, 0, &words);
         }
     }
 
@@ -258,9 +250,16 @@ impl MemoryMap {
         Some((shown.file, (shown.offset + by) / PAGE_SIZE))
     }
 
-    /// What was written in files that are no longer mapped.
+    /// What was written since the last call, also in files that are no longer mapped.
+    ///
+    /// By exclusive reference: nobody writes meanwhile.
     pub(crate) fn take_written(&mut self) -> BTreeMap<MemoryId, PageSet> {
-        std::mem::take(&mut self.written)
+        let mut written = std::mem::take(&mut self.written);
+        for (file, mapped) in &self.files {
+            let words = mapped.window.written.take();
+            written.entry(*file).or_default().add_words(&words);
+        }
+        written
     }
 
     /// What could be written and is no longer mapped.
@@ -283,7 +282,7 @@ impl MemoryMap {
 
     /// Pages of all files of which something is mapped.
     pub(crate) fn file_pages(&self) -> u64 {
-        let pages = |mapped: &Mapped| mapped.window.size() as u64 / PAGE_SIZE;
+        let pages = |mapped: &Mapped| mapped.window.region.size() as u64 / PAGE_SIZE;
         self.files.values().map(pages).sum()
     }
 
@@ -296,7 +295,11 @@ impl MemoryMap {
                 known.add(part);
                 continue;
             }
-            let file = shown.window.file_offset().map(|at| at.file().try_clone());
+            let file = shown
+                .window
+                .region
+                .file_offset()
+                .map(|at| at.file().try_clone());
             if let Some(Ok(file)) = file {
                 files.push((shown.file, MemoryFile::new(file, vec![part])));
             }
@@ -310,6 +313,7 @@ impl MemoryMap {
         last.map_or(0, |(iova, range)| iova.saturating_add(range.size))
     }
 
+    #[inline]
     pub(crate) fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
         let error = DmaError {
             iova,
@@ -319,16 +323,15 @@ impl MemoryMap {
         let mut rest = buf;
         while !rest.is_empty() {
             let piece = self.piece(at, rest.len(), Direction::Read).ok_or(error)?;
-            let (now, later) = rest.split_at_mut(piece.len());
-            piece.read_slice(now, 0).map_err(|_| error)?;
+            let (now, later) = rest.split_at_mut(piece.bytes.len());
+            piece.bytes.copy_to(now);
+            at = at.wrapping_add(now.len() as u64);
             rest = later;
-            at = at.wrapping_add(piece.len() as u64);
         }
         Ok(())
     }
 
-    /// Data first, then the bit: vm-memory marks the pages of a slice after it has copied to it,
-    /// with a sequentially consistent OR.
+    #[inline]
     pub(crate) fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
         let error = DmaError {
             iova,
@@ -338,40 +341,39 @@ impl MemoryMap {
         let mut rest = data;
         while !rest.is_empty() {
             let piece = self.piece(at, rest.len(), Direction::Write).ok_or(error)?;
-            let (now, later) = rest.split_at(piece.len());
-            piece.write_slice(now, 0).map_err(|_| error)?;
+            let (now, later) = rest.split_at(piece.bytes.len());
+            piece.marked(|bytes| bytes.copy_from(now));
+            at = at.wrapping_add(now.len() as u64);
             rest = later;
-            at = at.wrapping_add(piece.len() as u64);
         }
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaError> {
         let word = self.word(iova, 8)?;
-        word.store(value.to_le(), 0, Ordering::Release)
+        word.marked(|bytes| bytes.store(value.to_le(), 0, Ordering::Release))
             .map_err(|_| DmaError { iova, len: 8 })
     }
 
+    #[inline]
     pub(crate) fn store_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
         let word = self.word(iova, 4)?;
-        word.store(value.to_le(), 0, Ordering::Release)
+        word.marked(|bytes| bytes.store(value.to_le(), 0, Ordering::Release))
             .map_err(|_| DmaError { iova, len: 4 })
     }
 
-    fn word(&self, iova: u64, len: usize) -> Result<VolatileSlice<'_, Bits<'_>>, DmaError> {
+    #[inline]
+    fn word(&self, iova: u64, len: usize) -> Result<Piece<'_>, DmaError> {
         let piece = self
             .piece(iova, len, Direction::Write)
-            .filter(|piece| piece.len() == len && iova.is_multiple_of(len as u64));
+            .filter(|piece| piece.bytes.len() == len && iova.is_multiple_of(len as u64));
         piece.ok_or(DmaError { iova, len })
     }
 
     /// The part of `iova..iova + len` that lies in the range of `iova`.
-    fn piece(
-        &self,
-        iova: u64,
-        len: usize,
-        direction: Direction,
-    ) -> Option<VolatileSlice<'_, Bits<'_>>> {
+    #[inline]
+    fn piece(&self, iova: u64, len: usize, direction: Direction) -> Option<Piece<'_>> {
         let (start, range) = self.ranges.range(..=iova).next_back()?;
         let into = Some(iova - start).filter(|into| *into < range.size)?;
         if direction == Direction::Write && !range.writable {
@@ -380,7 +382,8 @@ impl MemoryMap {
         let Shown { window, offset, .. } = range.shows.as_ref()?;
         let room = usize::try_from(range.size - into).unwrap_or(usize::MAX);
         let at = usize::try_from(offset + into).ok()?;
-        window.get_slice(at, len.min(room)).ok()
+        let bytes = window.region.get_slice(at, len.min(room)).ok()?;
+        Some(Piece { bytes, window, at })
     }
 
     fn overlaps(&self, start: u64, end: u64) -> bool {
@@ -389,7 +392,28 @@ impl MemoryMap {
     }
 }
 
-type Bits<'a> = vm_memory::bitmap::BS<'a, AtomicBitmap>;
+/// Bytes of a file that lie in one range.
+#[derive(Debug)]
+struct Piece<'a> {
+    bytes: VolatileSlice<'a>,
+    window: &'a Window,
+    /// Where they are in the file.
+    at: usize,
+}
+
+impl Piece<'_> {
+    /// Has them written, and their pages marked: data first, then the bits.
+    #[inline]
+    fn marked<T>(&self, write: impl FnOnce(&VolatileSlice<'_>) -> T) -> T {
+        let Self { bytes, window, at } = self;
+        let known = window.written.are_marked(*at, bytes.len());
+        let done = write(bytes);
+        if !known {
+            window.written.mark(*at, bytes.len());
+        }
+        done
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -405,13 +429,16 @@ fn map(file: File, len: u64, writable: bool) -> Result<Window, MapError> {
     let len = len.ok_or_else(|| system(&"a file of more than 16 TiB"))?;
     let file = FileOffset::new(file, 0);
     let with = |prot| {
-        MmapRegionBuilder::new_with_bitmap(len, AtomicBitmap::new(len, PAGE))
+        MmapRegionBuilder::new(len)
             .with_mmap_prot(prot)
             .with_mmap_flags(SHARED)
             .with_file_offset(file.clone())
             .build()
     };
-    let window = with(PROT_READ | PROT_WRITE);
-    let window = window.or_else(|e| if writable { Err(e) } else { with(PROT_READ) });
-    window.map_err(|e| system(&e))
+    let region = with(PROT_READ | PROT_WRITE);
+    let region = region.or_else(|e| if writable { Err(e) } else { with(PROT_READ) });
+    Ok(Window {
+        region: region.map_err(|e| system(&e))?,
+        written: Written::new(len),
+    })
 }

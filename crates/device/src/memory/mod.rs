@@ -3,6 +3,7 @@
 mod file;
 mod map;
 mod pages;
+mod written;
 
 pub use file::{MemoryFile, MemoryId};
 pub(crate) use map::MemoryMap;
