@@ -29,9 +29,14 @@ pub const PAGE: usize = 4096;
 /// Pages of a block.
 pub const BLOCK_PAGES: usize = 512;
 
-/// Bytes of a cache line, and of those that are copied at once.
+/// Bytes of a cache line, and of those that are copied at once: few, so that what is fetched meanwhile
+/// comes evenly. A processor has room for some dozens of lines on their way, and waits where there are
+/// more.
 const LINE: usize = 64;
-const LINES: usize = 1024;
+const LINES: usize = 256;
+/// How many pages ahead is fetched. While one is hashed nothing more is asked for, and that takes about a third
+/// of what a page takes from memory: of the next page alone, the last lines would be waited for.
+const AHEAD: usize = 2;
 
 /// One file of guest memory, mapped.
 #[derive(Debug)]
@@ -156,14 +161,14 @@ impl GuestRam {
         }
     }
 
-    /// Copies a whole page, and has the next one fetched meanwhile, line by line: it would else
-    /// be waited for when the hash of this one is done.
+    /// Copies a whole page, and has a later one fetched meanwhile, line by line: it would else
+    /// be waited for when its turn comes.
     fn copy_page(&self, page: usize, buffer: &mut [u8; PAGE]) {
         let slice = self.mapping.get_slice(page * PAGE, PAGE);
         let slice = slice.expect("within the mapping");
         for (at, copy) in (0..).step_by(LINES).zip(buffer.chunks_mut(LINES)) {
             for line in (at..at + LINES).step_by(LINE) {
-                self.prefetch((page + 1) * PAGE + line);
+                self.prefetch((page + AHEAD) * PAGE + line);
             }
             let lines = slice.subslice(at, LINES).expect("within the page");
             lines.copy_to(copy);
