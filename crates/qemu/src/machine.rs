@@ -163,6 +163,23 @@ impl Qmp {
         })
     }
 
+    /// The threads of the vCPUs, by their numbers on this host, in order of the vCPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn vcpu_threads(&self) -> Result<Vec<i32>, QmpError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Cpu {
+            cpu_index: u64,
+            thread_id: i32,
+        }
+        let mut cpus: Vec<Cpu> = self.query("query-cpus-fast")?;
+        cpus.sort_by_key(|cpu| cpu.cpu_index);
+        Ok(cpus.into_iter().map(|cpu| cpu.thread_id).collect())
+    }
+
     /// All PCI functions, bridges before what is below them.
     ///
     /// # Errors

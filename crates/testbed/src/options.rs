@@ -6,6 +6,8 @@ use std::time::Duration;
 use ferry::Strategy;
 use qemu::Iommu;
 
+use crate::Processors;
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -64,6 +66,8 @@ pub struct Options {
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
+    /// Where the hosts' threads run; wherever the kernel puts them if `None`.
+    pub processors: Option<Processors>,
 }
 
 /// What a guest has.
@@ -155,6 +159,7 @@ impl Default for Options {
             quiesce_deadline: Duration::from_secs(1),
             deaths_per_minute: None,
             load: true,
+            processors: None,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::load::{self, AROUND, BOOT, COMMAND, ISOLATE, Load, Work};
 use crate::migration::{Interrupts, Migration};
 use crate::options::{Between, Boot, Help, Options, Plug};
 use crate::pause::Watch;
+use crate::processors::start_on;
 use crate::{GuestOptions, Host, HostOptions, Programs};
 
 /// The peer's address.
@@ -126,7 +127,8 @@ impl Testbed {
             },
             ..HostOptions::new(options.memory, wire)
         };
-        let host = Host::start(&lab, &programs, folder.path(), "1", &host_options, false)?;
+        let start = || Host::start(&lab, &programs, folder.path(), "1", &host_options, false);
+        let host = start_on(options.processors.as_ref(), 1, start, |host| &host.vm)?;
         Ok(Self {
             host,
             peer,
@@ -237,14 +239,18 @@ impl Testbed {
     pub fn another_host(&mut self, options: &HostOptions, incoming: bool) -> Result<Host> {
         self.hosts += 1;
         let name = self.hosts.to_string();
-        Host::start(
-            &self.lab,
-            &self.programs,
-            self.folder.path(),
-            &name,
-            options,
-            incoming,
-        )
+        let start = || {
+            Host::start(
+                &self.lab,
+                &self.programs,
+                self.folder.path(),
+                &name,
+                options,
+                incoming,
+            )
+        };
+        let processors = self.options.processors.as_ref();
+        start_on(processors, self.hosts, start, |host| &host.vm)
     }
 
     /// Moves the guest to a new host, under load, and ends the old one.

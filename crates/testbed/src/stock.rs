@@ -17,6 +17,7 @@ use crate::load::{self, AROUND, BOOT, COMMAND, ISOLATE, Load, Work};
 use crate::migration::ms;
 use crate::options::Options;
 use crate::pause::Watch;
+use crate::processors::start_on;
 use crate::{HostOptions, Programs};
 
 /// The same as that of vferry's NIC.
@@ -96,9 +97,11 @@ impl StockTestbed {
         let peer = load::peer(&wire, packets)?;
         let disk = (!stock.is_nic()).then(|| load::disk(folder.path()));
         let disk = disk.transpose()?;
-        let builder = Vm::builder(&lab, folder.path(), "1");
-        let vm =
-            with_devices(builder, &programs, stock, &options, &wire, disk.as_deref()).spawn()?;
+        let start = || {
+            let builder = Vm::builder(&lab, folder.path(), "1");
+            with_devices(builder, &programs, stock, &options, &wire, disk.as_deref()).spawn()
+        };
+        let vm = start_on(options.processors.as_ref(), 1, start, |vm| vm)?;
         let this = Self {
             vm,
             peer,
@@ -165,10 +168,13 @@ impl StockTestbed {
     fn next(&mut self) -> Result<Vm> {
         self.hosts += 1;
         let name = self.hosts.to_string();
-        let builder = Vm::builder(&self.lab, self.folder.path(), &name).incoming();
         let disk = self.disk.as_deref();
         let (programs, options) = (&self.programs, &self.options);
-        with_devices(builder, programs, self.stock, options, &self.wire, disk).spawn()
+        let start = || {
+            let builder = Vm::builder(&self.lab, self.folder.path(), &name).incoming();
+            with_devices(builder, programs, self.stock, options, &self.wire, disk).spawn()
+        };
+        start_on(options.processors.as_ref(), self.hosts, start, |vm| vm)
     }
 
     /// Gives the guest its function, if it is to have one, and waits until its link is up.
