@@ -16,7 +16,9 @@ mod net;
 mod passthrough;
 mod pause;
 mod pause_nvme;
+mod pinned;
 mod report;
+mod spent;
 
 use std::fs;
 use std::path::PathBuf;
@@ -30,10 +32,15 @@ use serde::Serialize;
 const HEAD: &str = "\
 # Performance
 
-What `cargo xtask bench all` printed: all benchmarks but `guest-module` and `passthrough`, which take
-minutes before they measure. Each compares ways to do one thing, in turn in one run; the first line of a table is what the others are compared with. Only the
-ratios say something about another machine, and the median of each round's ratio is the one that is
-least disturbed by what else this one did.
+What `cargo xtask bench all --charts docs/performance` printed: all benchmarks but `guest-module` and `passthrough`, which take
+minutes before they measure. Each compares ways to do one thing, in turn in one run; the first line of a table is what the
+others are compared with. Only the ratios say something about another machine, and the median of each round's ratio is the
+one that is least disturbed by what else this one did.
+
+All are pinned alike: what serves (vferry, QEMU without its vCPUs, a server, the guest's peer) has the first processor, what
+is served (the vCPU, a client) the second. Guests that move have two vCPUs, one on each, and of their two hosts each has the
+rest of its threads on one of them. All are warmed alike: a first round that does not count, or a guest that is booted anew for each and is
+under load before it moves.
 ";
 
 /// Measures, and prints what it measured.
@@ -47,6 +54,9 @@ pub(crate) struct Bench {
     /// How it is printed on standard output.
     #[arg(long, global = true, value_enum, default_value_t = Form::Md)]
     report: Form,
+    /// Also draws what is a curve into this folder, to which a table in Markdown then refers as one beside it.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    charts: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -91,7 +101,7 @@ enum Form {
 }
 
 /// What was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Report {
     /// The benchmark.
     name: &'static str,
@@ -101,6 +111,20 @@ struct Report {
     tables: Vec<Table>,
     /// What it should be, whether it is, and if not what keeps it.
     goals: Vec<String>,
+    /// Where the time goes.
+    breakdowns: Vec<Breakdown>,
+    /// What the floor of a figure is and where the rest goes, as far as it takes words.
+    notes: Vec<String>,
+}
+
+/// Numbers that explain others.
+#[derive(Debug, Serialize)]
+struct Breakdown {
+    /// What they are, with their unit.
+    what: String,
+    columns: Vec<&'static str>,
+    /// Each with its name.
+    rows: Vec<(String, Vec<f64>)>,
 }
 
 /// One quantity.
@@ -147,6 +171,7 @@ pub(crate) fn quickly() -> Result<()> {
         benchmark: Benchmark::All,
         quick: true,
         report: Form::Md,
+        charts: None,
     })
 }
 
@@ -175,7 +200,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                 println!("{HEAD}");
             }
             for report in &reports {
-                println!("{}", report::markdown(report));
+                let charts = bench.charts.as_deref();
+                let charts = charts.map(|folder| report::draw(report, folder));
+                let charts = charts.transpose()?.unwrap_or_default();
+                println!("{}", report::markdown(report, &charts));
             }
         }
         Form::Json => {
@@ -246,10 +274,14 @@ fn machine() -> Result<String> {
         let (name, value) = line.split_once(':')?;
         (name.trim() == "model name").then(|| value.trim())
     });
+    // All of them: this thread may have one to itself.
+    let count = of_processors
+        .lines()
+        .filter(|line| line.starts_with("processor\t"))
+        .count();
     Ok(format!(
-        "{}, {} processors ({})",
+        "{}, {count} processors ({})",
         kernel.trim(),
-        std::thread::available_parallelism()?,
         model.unwrap_or("model unknown")
     ))
 }

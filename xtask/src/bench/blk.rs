@@ -7,8 +7,8 @@
 //!
 //! # What the numbers leave out
 //!
-//! A disk: what is measured is the way to the page cache. The guest has one vCPU, and nothing is
-//! pinned. That three have the file open at once is for the benchmark alone, which tells QEMU not to lock it:
+//! A disk: what is measured is the way to the page cache. The guest has one vCPU, which has a processor; the rest
+//! has the other. That three have the file open at once is for the benchmark alone, which tells QEMU not to lock it:
 //! only one of them is used at a time.
 
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ use lab::{Accelerator, Lab, progress_on_stderr};
 use load_format::Rate;
 use testbed::{Host, HostOptions, Programs};
 
-use super::{Report, Table, variants};
+use super::spent::{self, Shares, Spent};
+use super::{Breakdown, Report, Table, pinned, variants};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -93,16 +94,19 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let shell = |command: &str| host.vm.shell(command, PATIENCE)?.success();
     let nodes = nodes(&shell)?;
     let mut runs: [[Vec<f64>; DISKS.len()]; QUANTITIES.len()] = Default::default();
+    let mut shares: [[Vec<Shares>; DISKS.len()]; QUANTITIES.len()] = Default::default();
     // The first round is for what an emulator translates.
     let first = usize::from(quick);
     for round in first..=rounds {
         for turn in 0..DISKS.len() {
             let which = (round + turn) % DISKS.len();
-            for ((what, options), runs) in QUANTITIES.iter().zip(&mut runs) {
+            for (quantity, (what, options)) in QUANTITIES.iter().enumerate() {
                 let node = &nodes[which];
+                let before = Spent::by(&host)?;
                 let said = shell(&format!(
                     "lab-guest disk-rate {node} {options} --warm-up-ms {warm_up} --ms {window}"
                 ))?;
+                let share = before.shares_until(&Spent::by(&host)?);
                 let value = per_second(&said);
                 let value = value.with_context(|| format!("{}, {what}", DISKS[which].name))?;
                 eprintln!(
@@ -110,7 +114,8 @@ pub(super) fn run(quick: bool) -> Result<Report> {
                     DISKS[which].name
                 );
                 if round > 0 {
-                    runs[which].push(value);
+                    runs[quantity][which].push(value);
+                    shares[quantity][which].push(share);
                 }
             }
         }
@@ -130,8 +135,28 @@ pub(super) fn run(quick: bool) -> Result<Report> {
             Accelerator::detect()
         ),
         tables: QUANTITIES.into_iter().zip(runs).map(table).collect(),
-        goals: Vec::new(),
+        breakdowns: vec![who(shares)],
+        notes: vec![
+            "The floor is what the guest's kernel takes for an operation, which is translated, and a way to the page \
+             cache; where the vCPU has all of its processor no disk is faster than its driver. vferry's further way is \
+             a message for each doorbell and one wake-up more."
+                .to_owned(),
+        ],
+        ..Report::default()
     })
+}
+
+/// Who had the processors meanwhile, for each quantity and disk.
+fn who(shares: [[Vec<Shares>; DISKS.len()]; QUANTITIES.len()]) -> Breakdown {
+    let rows = QUANTITIES.iter().zip(shares);
+    let rows = rows.flat_map(|((what, _), of_disks)| {
+        let of_disks = DISKS.iter().zip(of_disks);
+        of_disks.map(move |(disk, shares)| (format!("{what}: {}", disk.name), shares))
+    });
+    spent::breakdown(
+        "who had the processors meanwhile, from the start of the guest's program to its end, percent of one, medians",
+        rows.collect(),
+    )
 }
 
 fn start(folder: &Path) -> Result<Host> {
@@ -165,7 +190,9 @@ fn start(folder: &Path) -> Result<Host> {
         args,
         ..HostOptions::new(512 << 20, folder.join("none"))
     };
-    let host = Host::start(&lab, &programs, folder, "1", &options, false)?;
+    let processors = pinned::serving()?;
+    let start = || Host::start(&lab, &programs, folder, "1", &options, false);
+    let host = processors.start(1, start, |host| &host.vm)?;
     host.vm.wait_ready(BOOT)?;
     Ok(host)
 }

@@ -90,6 +90,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
         machine: moves::machine(&lab)?,
         tables,
         goals,
+        ..Report::default()
     })
 }
 

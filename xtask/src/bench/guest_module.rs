@@ -23,6 +23,7 @@ use testbed::{GUEST_IP, GuestOptions, Host, HostOptions, PEER_IP, Programs};
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 
+use super::spent::processor_time;
 use super::{Report, Table, variants};
 
 /// How long anything may take that takes seconds on an idle machine.
@@ -80,7 +81,6 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     }
     let kernel = rigs[0].shell("uname -r")?;
     Ok(Report {
-        goals: Vec::new(),
         name: "guest-module",
         machine: format!(
             "{} by {:?}, three guests of one vCPU on one processor, a run is three windows of {} s",
@@ -92,6 +92,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
             what: "TCP through the VF, MB per second of QEMU's processor time, both ways together",
             variants: variants(["no module", "loaded", "tracking"], runs),
         }],
+        ..Report::default()
     })
 }
 
@@ -252,15 +253,4 @@ fn pin(process: u32, processor: usize) -> Result<()> {
         sched_setaffinity(Pid::from_raw(id), &set)?;
     }
     Ok(())
-}
-
-/// Nanoseconds that all threads of a process ran (`/proc/PID/schedstat` is its first thread's).
-fn processor_time(process: u32) -> Result<u64> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let ran = text.split(' ').next().context("an empty schedstat")?;
-        sum += ran.parse::<u64>()?;
-    }
-    Ok(sum)
 }

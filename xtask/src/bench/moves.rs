@@ -2,16 +2,17 @@
 //! only.
 //!
 //! Each guest is booted anew for its turn and ended after it, so that nobody else has the processors
-//! while it moves; it moves there and back, under the same load. Memory is not compared.
+//! while it moves; it moves there and back, under the same load. Memory is not compared. Each host's threads have
+//! a processor, and each vCPU has one ([`pinned`]).
 
 use anyhow::{Context, Result};
 use ferry::{Phase, Strategy};
 use lab::{Accelerator, Lab};
 use testbed::{
-    Devices, Migration, Options, Programs, Stock, StockMigration, StockTestbed, Testbed,
+    Devices, Migration, Options, Processors, Programs, Stock, StockMigration, StockTestbed, Testbed,
 };
 
-use super::{Table, Variant, variants_of};
+use super::{Table, Variant, pinned, variants_of};
 
 /// How often.
 #[derive(Debug, Clone, Copy)]
@@ -75,13 +76,14 @@ pub(super) fn compare(
     Times { rounds, legs }: Times,
 ) -> Result<Vec<Vec<Move>>> {
     let programs = Programs::build()?;
+    let processors = pinned::moving()?;
     let mut all = vec![Vec::new(); guests.len()];
     for round in 1..=rounds {
         for turn in 0..guests.len() {
             // None is always the one that follows the same other.
             let which = (round + turn) % guests.len();
             let mover = &guests[which];
-            for seen in mover.turn(lab, &programs, legs)? {
+            for seen in mover.turn(lab, &programs, &processors, legs)? {
                 let name = mover.name;
                 eprintln!("bench {benchmark}: round {round} of {rounds}, {name}: {seen:.1?}");
                 all[which].push(seen);
@@ -125,9 +127,18 @@ pub(super) fn machine(lab: &Lab) -> Result<String> {
 
 impl Mover {
     /// Boots it, has it move, and ends it.
-    fn turn(&self, lab: &Lab, programs: &Programs, legs: usize) -> Result<Vec<Move>> {
+    fn turn(
+        &self,
+        lab: &Lab,
+        programs: &Programs,
+        processors: &Processors,
+        legs: usize,
+    ) -> Result<Vec<Move>> {
         let (lab, programs) = (lab.clone(), programs.clone());
-        let options = self.options.clone();
+        let options = Options {
+            processors: Some(processors.clone()),
+            ..self.options.clone()
+        };
         match self.by {
             By::Vferry(devices) => {
                 let options = Options {

@@ -86,7 +86,6 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let names = WAYS.map(|(name, _)| name);
     let [_, of_vferry] = wake_ups;
     Ok(Report {
-        goals: Vec::new(),
         name: "passthrough",
         machine: format!(
             "{version} by KVM in a host by {:?}, igbvf, windows of {} s",
@@ -115,6 +114,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
                 variants: variants(["vferry"], [of_vferry]),
             },
         ],
+        ..Report::default()
     })
 }
 

@@ -1,8 +1,13 @@
 //! What was measured, as tables in Markdown or as a page with a chart for each.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
-use super::{Report, Table, curve};
+use anyhow::{Context, Result};
+
+use super::{Breakdown, Report, Table, curve};
 
 /// Of a chart, in its own units.
 const WIDTH: f64 = 640.0;
@@ -11,9 +16,27 @@ const ROW: f64 = 26.0;
 const LEFT: f64 = 260.0;
 const RIGHT: f64 = 90.0;
 
-pub(super) fn markdown(report: &Report) -> String {
+/// Of each table that is a curve its place among the tables, and where its chart is.
+pub(super) type Charts = BTreeMap<usize, String>;
+
+/// Draws them into `folder`, to be referred to from beside it.
+pub(super) fn draw(report: &Report, folder: &Path) -> Result<Charts> {
+    let beside = folder.file_name().context("a folder without a name")?;
+    fs::create_dir_all(folder)?;
+    let mut charts = Charts::new();
+    for (place, table) in report.tables.iter().enumerate() {
+        if let Some(chart) = curve::chart(table) {
+            let name = format!("{}-{place}.svg", report.name);
+            fs::write(folder.join(&name), chart)?;
+            charts.insert(place, format!("{}/{name}", beside.to_string_lossy()));
+        }
+    }
+    Ok(charts)
+}
+
+pub(super) fn markdown(report: &Report, charts: &Charts) -> String {
     let mut text = format!("## {}\n\n{}\n", report.name, report.machine);
-    for table in &report.tables {
+    for (place, table) in report.tables.iter().enumerate() {
         let _ = write!(
             text,
             "\n{}\n\n\
@@ -34,9 +57,28 @@ pub(super) fn markdown(report: &Report) -> String {
                 variant.paired_ratio
             );
         }
+        if let Some(chart) = charts.get(&place) {
+            let _ = write!(text, "\n![{}]({chart})\n", table.what);
+        }
     }
     for goal in &report.goals {
         let _ = write!(text, "\n{goal}\n");
+    }
+    for breakdown in &report.breakdowns {
+        let Breakdown {
+            what,
+            columns,
+            rows,
+        } = breakdown;
+        let rule = "|---".repeat(columns.len() + 1);
+        let _ = write!(text, "\n{what}\n\n| | {} |\n{rule}|\n", columns.join(" | "));
+        for (name, values) in rows {
+            let values: Vec<_> = values.iter().map(|value| format!("{value:.1}")).collect();
+            let _ = writeln!(text, "| {name} | {} |", values.join(" | "));
+        }
+    }
+    for note in &report.notes {
+        let _ = write!(text, "\n{note}\n");
     }
     text
 }
@@ -58,8 +100,29 @@ pub(super) fn html(reports: &[Report]) -> String {
         for goal in &report.goals {
             let _ = writeln!(text, "<p>{}</p>", escaped(goal));
         }
+        for breakdown in &report.breakdowns {
+            text += &table(breakdown);
+        }
+        for note in &report.notes {
+            let _ = writeln!(text, "<p>{}</p>", escaped(note));
+        }
     }
     text
+}
+
+fn table(breakdown: &Breakdown) -> String {
+    let cell = |text: &str| format!("<td>{}</td>", escaped(text));
+    let columns: String = breakdown.columns.iter().map(|name| cell(name)).collect();
+    let mut text = format!(
+        "<h3>{}</h3>\n<table>\n<tr><td></td>{columns}</tr>\n",
+        escaped(&breakdown.what)
+    );
+    for (name, values) in &breakdown.rows {
+        let values = values.iter().map(|value| cell(&format!("{value:.1}")));
+        let values: String = values.collect();
+        let _ = writeln!(text, "<tr>{}{values}</tr>", cell(name));
+    }
+    text + "</table>\n"
 }
 
 /// A bar for each median, and a line across the middle half of the values.
@@ -116,7 +179,7 @@ pub(super) fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::variants;
+    use super::super::{Place, variants};
     use super::*;
 
     fn report() -> Report {
@@ -131,6 +194,12 @@ mod tests {
                 ),
             }],
             goals: vec!["goal".into()],
+            breakdowns: vec![Breakdown {
+                what: "shares".into(),
+                columns: vec!["one", "two"],
+                rows: vec![("row".into(), vec![1.0, 2.25])],
+            }],
+            notes: vec!["why".into()],
         }
     }
 
@@ -144,7 +213,26 @@ mod tests {
     }
 
     #[test]
-    fn a_table_ends_with_its_goals() {
-        assert!(markdown(&report()).ends_with("3.000 |\n\ngoal\n"));
+    fn a_curve_is_drawn_beside_the_page_that_shows_it() {
+        let mut report = report();
+        report.name = "growth";
+        for (variant, at) in report.tables[0].variants.iter_mut().zip([1.0, 2.0]) {
+            let (line, unit) = ("line", "GiB");
+            variant.place = Some(Place { line, at, unit });
+        }
+        let folder = tempfile::tempdir().expect("there is room");
+        let charts = draw(&report, &folder.path().join("page")).expect("it can be drawn");
+        let chart = fs::read_to_string(folder.path().join("page/growth-0.svg"));
+        assert!(chart.expect("it is there").starts_with("<svg"));
+        let text = markdown(&report, &charts);
+        assert!(text.contains("\n![time](page/growth-0.svg)\n"), "{text}");
+    }
+
+    #[test]
+    fn tables_are_followed_by_goals_and_what_explains_them() {
+        let end = "3.000 |\n\ngoal\n\nshares\n\n| | one | two |\n|---|---|---|\n\
+                   | row | 1.0 | 2.2 |\n\nwhy\n";
+        let text = markdown(&report(), &Charts::new());
+        assert!(text.ends_with(end), "{text}");
     }
 }

@@ -11,7 +11,7 @@ use load_format::Rate;
 use testbed::{GUEST_IP, Host, HostOptions, PEER_IP, Programs};
 use uplink::{Load, Peer, PeerConfig};
 
-use super::super::{Table, variants};
+use super::super::{Table, pinned, variants};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const BOOT: Duration = Duration::from_mins(2);
@@ -52,6 +52,7 @@ const DEVICES: [Device; 3] = [
 pub(super) fn run(rounds: u32, count: u32) -> Result<[Table; 2]> {
     let lab = Lab::ensure(&progress_on_stderr)?;
     let programs = Programs::build()?;
+    let processors = pinned::serving()?;
     let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
     let wire = folder.path().join("wire.sock");
     let peer = Peer::start(PeerConfig::new(&wire, PEER_IP, GUEST_IP))?;
@@ -62,7 +63,8 @@ pub(super) fn run(rounds: u32, count: u32) -> Result<[Table; 2]> {
         args: args.map(str::to_owned).into(),
         ..HostOptions::new(512 << 20, wire)
     };
-    let host = Host::start(&lab, &programs, folder.path(), "1", &options, false)?;
+    let start = || Host::start(&lab, &programs, folder.path(), "1", &options, false);
+    let host = processors.start(1, start, |host| &host.vm)?;
     host.vm.wait_ready(BOOT)?;
     let shell = |command: &str| host.vm.shell(command, PATIENCE)?.success();
     for Device { address, .. } in DEVICES {

@@ -10,6 +10,8 @@ use uplink::peer::PeerReport;
 use uplink::{Load, Peer, PeerConfig};
 
 use super::Extent;
+use crate::bench::pinned;
+use crate::bench::spent::{Shares, Spent};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -57,6 +59,20 @@ pub(super) const NICS: [Nic; 4] = [
     },
 ];
 
+/// What was measured of a NIC, and who had the processors meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured {
+    pub(super) value: f64,
+    pub(super) shares: Shares,
+}
+
+impl Measured {
+    fn over(self, unit: f64) -> Self {
+        let value = self.value / unit;
+        Self { value, ..self }
+    }
+}
+
 pub(super) struct Rig {
     host: Host,
     peer: Peer,
@@ -68,6 +84,7 @@ impl Rig {
         // The guest's usual kernel has no driver for QEMU's Intel NICs.
         let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
         let programs = Programs::build()?;
+        let processors = pinned::serving()?;
         let folder = tempfile::Builder::new().prefix("vferry-").tempdir()?;
         let wire = folder.path().join("wire.sock");
         let peer = Peer::start(PeerConfig {
@@ -96,7 +113,8 @@ impl Rig {
             args,
             ..HostOptions::new(512 << 20, wire)
         };
-        let host = Host::start(&lab, &programs, folder.path(), "1", &options, false)?;
+        let start = || Host::start(&lab, &programs, folder.path(), "1", &options, false);
+        let host = processors.start(1, start, |host| &host.vm)?;
         host.vm.wait_ready(BOOT)?;
         Ok(Self {
             host,
@@ -137,42 +155,49 @@ impl Rig {
     }
 
     /// MB per second of TCP, both ways together.
-    pub(super) fn tcp(&self, flow: &str, load: Load, extent: Extent) -> Result<f64> {
+    pub(super) fn tcp(&self, flow: &str, load: Load, extent: Extent) -> Result<Measured> {
         let count =
             |report: &PeerReport| Ok(report.tcp.to_guest_bytes + report.tcp.from_guest_bytes);
-        Ok(self.flood(flow, load, extent, count)? / 1e6)
+        Ok(self.flood(flow, load, extent, count)?.over(1e6))
     }
 
     /// Thousands of frames per second to the guest, as its IP counts them.
-    pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<f64> {
+    pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<Measured> {
         self.peer.set_load(Load {
             flood: Some(payload),
             ..Load::default()
         });
+        let before = Spent::by(&self.host)?;
         let said = self.shell(&format!(
             "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {}",
             extent.warm_up.as_millis(),
             extent.window.as_millis()
         ));
+        let after = Spent::by(&self.host)?;
         self.peer.set_load(Load::default());
         let rate: Rate = serde_json::from_str(&said?)?;
         ensure!(rate.done > 0, "no frame came");
-        Ok(rate.per_second() / 1e3)
+        Ok(Measured {
+            value: rate.per_second() / 1e3,
+            shares: before.shares_until(&after),
+        })
     }
 
     /// The same from the guest.
-    pub(super) fn frames_from(&self, payload: usize, extent: Extent) -> Result<f64> {
+    pub(super) fn frames_from(&self, payload: usize, extent: Extent) -> Result<Measured> {
         let flow = format!("udp-out --payload {payload}");
         let count = |report: &PeerReport| received(report);
-        Ok(self.flood(&flow, Load::default(), extent, count)? / 1e3)
+        Ok(self.flood(&flow, Load::default(), extent, count)?.over(1e3))
     }
 
     /// Microseconds of an echo, on average.
-    pub(super) fn echo(&self, load: Load, extent: Extent) -> Result<f64> {
+    pub(super) fn echo(&self, load: Load, extent: Extent) -> Result<Measured> {
         self.peer.set_load(load);
         std::thread::sleep(extent.warm_up);
         self.peer.reset();
+        let before = Spent::by(&self.host)?;
         std::thread::sleep(extent.window);
+        let after = Spent::by(&self.host)?;
         let deadline = Instant::now() + PATIENCE;
         let echoes = loop {
             if let Some(echoes) = self.peer.report().icmp.round_trips {
@@ -185,7 +210,10 @@ impl Rig {
             std::thread::sleep(Duration::from_millis(5));
         };
         self.peer.set_load(Load::default());
-        Ok(Duration::from_nanos(echoes.mean_nanos).as_secs_f64() * 1e6)
+        Ok(Measured {
+            value: Duration::from_nanos(echoes.mean_nanos).as_secs_f64() * 1e6,
+            shares: before.shares_until(&after),
+        })
     }
 
     /// How fast a count grows while this flows.
@@ -195,7 +223,7 @@ impl Rig {
         load: Load,
         extent: Extent,
         count: impl Fn(&PeerReport) -> Result<u64>,
-    ) -> Result<f64> {
+    ) -> Result<Measured> {
         self.shell(&format!(
             "lab-guest flood {flow} --peer {PEER_IP} > /tmp/flood.log 2>&1 &"
         ))?;
@@ -210,7 +238,11 @@ impl Rig {
     }
 
     /// How fast a count grows, once it does.
-    fn counted(&self, extent: Extent, count: impl Fn(&PeerReport) -> Result<u64>) -> Result<f64> {
+    fn counted(
+        &self,
+        extent: Extent,
+        count: impl Fn(&PeerReport) -> Result<u64>,
+    ) -> Result<Measured> {
         let grown = |since: u64| -> Result<()> {
             let deadline = Instant::now() + PATIENCE;
             while count(&self.peer.report())? == since {
@@ -224,15 +256,18 @@ impl Rig {
         };
         grown(count(&self.peer.report())?)?;
         std::thread::sleep(extent.warm_up);
-        let before = self.peer.report();
+        let (before, spent) = (self.peer.report(), Spent::by(&self.host)?);
         std::thread::sleep(extent.window);
         grown(count(&before)?)?;
-        let after = self.peer.report();
+        let (after, shares) = (
+            self.peer.report(),
+            spent.shares_until(&Spent::by(&self.host)?),
+        );
         let nanos = after.until_nanos - before.until_nanos;
         let counted = count(&after)?.saturating_sub(count(&before)?);
         #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
-        let rate = counted as f64 / Duration::from_nanos(nanos).as_secs_f64();
-        Ok(rate)
+        let value = counted as f64 / Duration::from_nanos(nanos).as_secs_f64();
+        Ok(Measured { value, shares })
     }
 
     fn shell(&self, command: &str) -> Result<String> {
