@@ -337,6 +337,13 @@ impl Endpoint {
         self.0.kick.kick();
     }
 
+    /// Waits until the device has nothing half done, and has it begin nothing more: this process is about to end.
+    pub fn hold_still(&self) {
+        if let Some(kept) = self.0.kept.get() {
+            kept.turn.begin();
+        }
+    }
+
     fn map_again(&self, maps: &[Map], held: &mut Held) -> Result<(), EndpointError> {
         let names: BTreeSet<_> = maps.iter().filter_map(|map| map.file.clone()).collect();
         let files: BTreeMap<_, _> = names

@@ -284,7 +284,8 @@ impl Vm {
         self.lock().stage.name()
     }
 
-    pub(crate) fn is_logging(&self) -> bool {
+    /// Whether QEMU has a dirty log open: it migrates the VM.
+    pub fn is_logging(&self) -> bool {
         self.lock().logging
     }
 

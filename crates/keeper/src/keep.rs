@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -17,11 +17,33 @@ use crate::worker::Held;
 /// How many workers have died is told to the next one in this variable.
 pub(crate) const RESTARTS: &str = "KEEPER_RESTARTS";
 
+/// How many workers of the [next](Which::Next) program have come to serve.
+pub(crate) const UPGRADES: &str = "KEEPER_UPGRADES";
+
+/// Why the last one did not, if the program before goes on.
+pub(crate) const REFUSAL: &str = "KEEPER_REFUSAL";
+
 /// What a worker says once it serves.
 pub(crate) const READY: &str = "READY=1";
 
 /// The exit status with which a worker says that no other can do better.
 pub const GIVEN_UP: i32 = 70;
+
+/// The exit status with which a worker that serves makes room for one of the next program.
+pub const HANDED_OVER: i32 = 71;
+
+/// How long a worker of the next program may take until it serves: whoever waits for an answer may wait for
+/// as long again, while one of the program before is started.
+const TRIAL: Duration = Duration::from_secs(2);
+
+/// Which program a worker is to be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The one before, or the first.
+    Same,
+    /// The one that is to take its place, if it can.
+    Next,
+}
 
 /// How often a worker may die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +71,14 @@ pub enum Event {
         /// Its process.
         pid: u32,
     },
-    /// One has died, and another is started.
+    /// It serves. From here on a program that was the next is the same.
+    Serves {
+        /// Which program it is of.
+        which: Which,
+    },
+    /// Its process is no more.
+    Ended,
+    /// It has died by that, and another is started.
     Died {
         /// How.
         status: ExitStatus,
@@ -98,6 +127,10 @@ pub struct Keeper {
     deaths: u64,
     /// The worker that runs, or ran last, has served.
     is_ready: bool,
+    /// One has.
+    has_served: bool,
+    upgrades: u64,
+    refusal: Option<String>,
 }
 
 impl Keeper {
@@ -121,21 +154,39 @@ impl Keeper {
 
     /// Has workers run, one after the other, until one ends of its own accord: one that a signal has ended
     /// (a panic that aborts, too) has died, and so has a successor that fails before it is
-    /// [ready](crate::Worker::ready), unless with [`GIVEN_UP`]. `worker` makes the command, each time anew, so that it may
-    /// be another program, if another is wanted; its standard input is the keeper.
+    /// [ready](crate::Worker::ready), unless with [`GIVEN_UP`]. One that ends with [`HANDED_OVER`] is followed by one
+    /// of the next program; if that does not serve, by one of the program before. `worker` makes the command of each,
+    /// if another is wanted; its standard input is the keeper.
     ///
     /// # Errors
     /// [`KeeperError`].
     pub fn run(
         &mut self,
-        worker: &mut dyn FnMut() -> Option<Command>,
+        worker: &mut dyn FnMut(Which) -> Option<Command>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, KeeperError> {
+        let mut which = Which::Same;
         loop {
-            let Some(command) = worker() else {
+            let Some(command) = worker(which) else {
                 return Ok(Ended::Unwanted);
             };
-            let status = self.run_one(command, tell)?;
+            let ended = self.run_one(command, which, tell);
+            if which == Which::Next && !self.is_ready {
+                which = Which::Same;
+                let why = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                tracing::error!(
+                    why,
+                    "the next program does not serve; the one before goes on"
+                );
+                self.refusal = Some(why);
+                continue;
+            }
+            which = Which::Same;
+            let status = ended?;
+            if self.is_ready && status.code() == Some(HANDED_OVER) {
+                which = Which::Next;
+                continue;
+            }
             if let Some(code) = status.code()
                 && !self.counts_as_death(code)
             {
@@ -151,7 +202,7 @@ impl Keeper {
 
     /// A successor that fails before it serves may have met what passes: the next one tries again.
     fn counts_as_death(&self, code: i32) -> bool {
-        self.deaths > 0 && !self.is_ready && code != 0 && code != GIVEN_UP
+        (self.deaths > 0 || self.has_served) && !self.is_ready && code != 0 && code != GIVEN_UP
     }
 
     fn bound(&mut self, status: ExitStatus) -> Result<(), KeeperError> {
@@ -173,12 +224,14 @@ impl Keeper {
     fn run_one(
         &mut self,
         mut command: Command,
+        which: Which,
         tell: &mut dyn FnMut(Event),
     ) -> io::Result<ExitStatus> {
+        self.is_ready = false;
         let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let (ours, theirs) = socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None)?;
-        self.is_ready = false;
-        command.env(RESTARTS, self.deaths.to_string()).stdin(theirs);
+        self.tell_history(&mut command, which);
+        command.stdin(theirs);
         let mut child = command.spawn()?;
         // It has a copy of the worker's end.
         drop(command);
@@ -187,21 +240,45 @@ impl Keeper {
         let pidfd = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty());
         let served = pidfd
             .map_err(io::Error::from)
-            .and_then(|pidfd| self.serve(&ours, &pidfd));
+            .and_then(|pidfd| self.serve(&ours, &pidfd, which, tell));
         if let Err(error) = served {
             // Nobody is to serve whom nobody watches.
             let _ = child.kill();
             let _ = child.wait();
+            tell(Event::Ended);
             return Err(error);
         }
-        reap(&mut child)
+        let status = reap(&mut child);
+        tell(Event::Ended);
+        status
+    }
+
+    /// What has come of those before.
+    fn tell_history(&self, command: &mut Command, which: Which) {
+        let upgrades = self.upgrades + u64::from(which == Which::Next);
+        command.env(RESTARTS, self.deaths.to_string());
+        command.env(UPGRADES, upgrades.to_string());
+        match &self.refusal {
+            Some(why) if which == Which::Same => command.env(REFUSAL, why),
+            _ => command.env_remove(REFUSAL),
+        };
     }
 
     /// Does what the worker says, until it has ended.
-    fn serve(&mut self, socket: &OwnedFd, pidfd: &OwnedFd) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When it cannot be heard, or is of the next program and does not serve in time: it runs then.
+    fn serve(
+        &mut self,
+        socket: &OwnedFd,
+        pidfd: &OwnedFd,
+        which: Which,
+        tell: &mut dyn FnMut(Event),
+    ) -> io::Result<()> {
         if !self.hand_out(socket)? {
             return Ok(());
         }
+        let until = (which == Which::Next).then(|| Instant::now() + TRIAL);
         let mut silent = false;
         loop {
             let mut fds = [
@@ -209,15 +286,24 @@ impl Keeper {
                 PollFd::new(socket, PollFlags::IN),
             ];
             let watched = if silent { 1 } else { 2 };
-            match poll(&mut fds[..watched], None) {
+            let left = until.filter(|_| !self.is_ready).map(time_left);
+            match poll(&mut fds[..watched], left.as_ref()) {
                 Err(Errno::INTR) => continue,
+                Ok(0) => return Err(io::Error::other(NOT_IN_TIME)),
                 polled => polled?,
             };
             let ended = !fds[0].revents().is_empty();
             // Also what a dead one has said last.
             loop {
                 match wire::receive(socket.as_fd(), RecvFlags::DONTWAIT) {
-                    Ok(Some((words, fds))) => self.hear(&words, fds),
+                    Ok(Some((words, fds))) => {
+                        let was_ready = self.is_ready;
+                        self.hear(&words, fds);
+                        if self.is_ready && !was_ready {
+                            self.note_service(which);
+                            tell(Event::Serves { which });
+                        }
+                    }
                     Ok(None) => {
                         silent = true;
                         break;
@@ -229,6 +315,14 @@ impl Keeper {
             if ended {
                 return Ok(());
             }
+        }
+    }
+
+    fn note_service(&mut self, which: Which) {
+        self.has_served = true;
+        if which == Which::Next {
+            self.upgrades += 1;
+            self.refusal = None;
         }
     }
 
@@ -271,6 +365,15 @@ impl Keeper {
             _ => {}
         }
     }
+}
+
+/// Why a worker of the next program is ended.
+const NOT_IN_TIME: &str = "it did not serve within 2 s";
+
+fn time_left(until: Instant) -> Timespec {
+    let left = until.saturating_duration_since(Instant::now());
+    // It is some seconds.
+    Timespec::try_from(left).unwrap_or_default()
 }
 
 fn reap(child: &mut Child) -> io::Result<ExitStatus> {

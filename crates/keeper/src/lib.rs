@@ -1,7 +1,7 @@
 //! What lets a serving process die without its client noticing.
 //!
 //! Two halves. A [`Keeper`] is a process that holds descriptors by name and starts a worker, again
-//! whenever one dies; it looks at nothing that it holds. In the worker, a [`Conversation`] takes the
+//! whenever one dies or makes room for another program; it looks at nothing that it holds. In the worker, a [`Conversation`] takes the
 //! messages of one stream socket and answers them so that a worker that is killed at any instant loses
 //! none, carries out none twice and answers none twice: what it has come to is in a [`Journal`], a memfd
 //! that the keeper holds, as it does the socket.
@@ -64,7 +64,7 @@ mod worker;
 pub use conversation::{Conversation, Received};
 pub use here::KeeperHere;
 pub use journal::{Journal, JournalError, Limits, Message};
-pub use keep::{Ended, Event, GIVEN_UP, Keeper, KeeperError, Rate};
+pub use keep::{Ended, Event, GIVEN_UP, HANDED_OVER, Keeper, KeeperError, Rate, Which};
 pub use line::Line;
 pub use wire::{MAX_HELD, MAX_NAME};
 pub use worker::{Held, Worker, WorkerError};

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
 
-use crate::keep::{READY, RESTARTS};
+use crate::keep::{READY, REFUSAL, RESTARTS, UPGRADES};
 use crate::wire;
 
 /// What the keeper held, by name.
@@ -66,8 +66,17 @@ impl Worker {
 
     /// How many workers have died before this one.
     pub fn deaths() -> u64 {
-        let deaths = std::env::var(RESTARTS).ok();
-        deaths.and_then(|deaths| deaths.parse().ok()).unwrap_or(0)
+        number(RESTARTS)
+    }
+
+    /// How often workers of the next program have come to serve, this one included.
+    pub fn upgrades() -> u64 {
+        number(UPGRADES)
+    }
+
+    /// Why a worker of the next program has not, if that was the last that was to.
+    pub fn refusal() -> Option<String> {
+        std::env::var(REFUSAL).ok()
     }
 
     /// It serves: from here on its end is its own affair ([`Keeper::run`](crate::Keeper::run)).
@@ -120,6 +129,11 @@ impl Worker {
         };
         wait().map_err(WorkerError::NoKeeper)
     }
+}
+
+fn number(variable: &str) -> u64 {
+    let number = std::env::var(variable).ok();
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 fn check(name: &str) -> Result<(), WorkerError> {

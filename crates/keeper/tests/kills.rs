@@ -356,8 +356,9 @@ fn five_hundred_kills_at_random_moments_lose_nothing_and_do_nothing_twice() {
     let mut tell = |event| match event {
         Event::Started { pid } => drop(started.send(pid)),
         Event::Died { deaths: all, .. } => deaths = all,
+        Event::Serves { .. } | Event::Ended => {}
     };
-    let ended = keeper.run(&mut || Some(command()), &mut tell).unwrap();
+    let ended = keeper.run(&mut |_| Some(command()), &mut tell).unwrap();
     assert_eq!(ended, Ended::Exited(0));
     drop(keeper);
     let seen = client.join().expect("the client saw what it should");
@@ -374,7 +375,7 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
         within: Duration::from_mins(10),
     });
     let mut lives = Vec::new();
-    let mut worker = || {
+    let mut worker = |_| {
         let mut command = Command::new("sh");
         command.args(["-c", "kill -$((KEEPER_RESTARTS + 1)) $$"]);
         Some(command)
@@ -396,7 +397,7 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
 fn a_worker_that_ends_of_its_own_accord_or_is_unwanted_is_the_last() {
     let mut started = 0;
     let ended = Keeper::new(Rate::default()).run(
-        &mut || {
+        &mut |_| {
             started += 1;
             let mut command = Command::new("sh");
             command.args(["-c", "exit 3"]);
@@ -405,7 +406,7 @@ fn a_worker_that_ends_of_its_own_accord_or_is_unwanted_is_the_last() {
         &mut |_| {},
     );
     assert_eq!((ended.unwrap(), started), (Ended::Exited(3), 1));
-    let ended = Keeper::new(Rate::default()).run(&mut || None, &mut |_| {});
+    let ended = Keeper::new(Rate::default()).run(&mut |_| None, &mut |_| {});
     assert_eq!(ended.unwrap(), Ended::Unwanted);
 }
 

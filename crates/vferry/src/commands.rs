@@ -2,10 +2,12 @@
 
 mod kept;
 mod migrate;
+mod programs;
 mod qemu_args;
 mod rehearse;
 mod resolve;
 mod status;
+mod upgrade;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -44,6 +46,9 @@ enum Command {
     Resolve(Resolve),
     /// Tell how a VM's process is.
     Status(Status),
+    /// Have the program that lies where `vferry run` was started from serve the VM from here on: a newer one, as a
+    /// package has put it there. Where it cannot, the one that serves goes on. Needs a keeper.
+    Upgrade(Upgrade),
     /// Give back what a run of this VM has changed on this host and nobody has given back: after both of
     /// its processes were killed. `vferry run` does the same first.
     GiveBack(GiveBack),
@@ -173,6 +178,15 @@ struct Status {
 }
 
 #[derive(Debug, Args)]
+struct Upgrade {
+    /// The VM's configuration file.
+    config: PathBuf,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct GiveBack {
     /// The VM's configuration file.
     config: PathBuf,
@@ -206,6 +220,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Rehearse(rehearse) => &rehearse.config,
         Command::Resolve(resolve) => &resolve.config,
         Command::Status(status) => &status.config,
+        Command::Upgrade(upgrade) => &upgrade.config,
         Command::GiveBack(args) => &args.config,
     };
     let config = match Config::load(path) {
@@ -225,6 +240,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Rehearse(rehearse) => rehearse::rehearse(&config, &rehearse),
         Command::Resolve(resolve) => resolve::resolve(&config, &resolve),
         Command::Status(status) => status::print(&config, status.json),
+        Command::Upgrade(upgrade) => upgrade::upgrade(&config, upgrade.json),
     };
     ExitCode::from(status(result))
 }

@@ -44,6 +44,8 @@ pub enum Request {
         /// What is to be done, if anything.
         way: Option<Way>,
     },
+    /// Make room for a process of the program that lies where the keeper's was started from.
+    Upgrade,
     /// Ask the guest for what a migration asks of it.
     Rehearse {
         /// How long it is to track what devices write, in milliseconds; less if the connection
@@ -69,6 +71,8 @@ pub enum Reply {
     },
     /// The answer to `Rehearse`.
     Rehearsed(Rehearsal),
+    /// The answer to `Upgrade`: the process ends now.
+    HandsOver(HandsOver),
     /// The answer to `Resolve`.
     Resolve(Resolution),
     /// It did not, or the request was not understood.
@@ -76,6 +80,17 @@ pub enum Reply {
         /// Why, and where the VM is.
         why: String,
     },
+}
+
+/// A process that makes room for another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandsOver {
+    /// Of which version of vferry it is.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// How often one of the next program has come to serve before.
+    pub upgrades: u64,
 }
 
 /// How a VM's process is.
@@ -89,6 +104,15 @@ pub struct Status {
     /// How many processes that served it have died; `None` if none could be gone on with.
     #[serde(default)]
     pub deaths: Option<u64>,
+    /// Of which version of vferry it is; of one that did not say so if empty.
+    #[serde(default)]
+    pub version: String,
+    /// How often one of the next program has come to serve; `None` if none could go on.
+    #[serde(default)]
+    pub upgrades: Option<u64>,
+    /// Why one of the next program did not, the last time that it was to.
+    #[serde(default)]
+    pub upgrade_refused: Option<String>,
     /// Where its devices are in the life cycle.
     pub stage: String,
     /// Whether a migration is under way.

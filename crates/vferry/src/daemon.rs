@@ -10,6 +10,7 @@ mod migrating;
 mod resolve;
 mod strangers;
 mod survival;
+mod upgrade;
 
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
@@ -89,7 +90,7 @@ pub(crate) fn run(
     let survival = survival.map(Arc::new);
     // Certificates may be about to be exchanged while the VM runs on.
     if let Protection::Tls { folder, peers } = &config.protection
-        && keeper::Worker::deaths() == 0
+        && survival.as_ref().is_none_or(|survival| survival.is_first())
     {
         tls::check(folder, peers).with_context(|| {
             let (path, line) = (config.origin.path.display(), config.origin.link_line);

@@ -1,19 +1,18 @@
 //! The process that the user starts where another serves the VM: it holds what outlives that one, and starts
 //! the next.
 
+use std::cell::RefCell;
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use clap::ValueEnum as _;
 use confine::Needs;
-use keeper::{Ended, Event, Keeper, Rate};
+use keeper::{Ended, Event, Keeper, Rate, Which};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use super::Run;
-
-/// The program that runs, also where its file has been replaced since.
-const SELF: &str = "/proc/self/exe";
+use super::programs::Programs;
 
 /// The exit status of a worker that says that no other can do better.
 pub(super) const GIVEN_UP: u8 = 70;
@@ -39,7 +38,11 @@ pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
     let serving = Arc::<Mutex<Serving>>::default();
     pass_signals_on(&serving)?;
     let lock = || serving.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut worker = || (!lock().told_to_end).then(|| command(args));
+    let programs = RefCell::new(Programs::begin()?);
+    let mut worker = |which: Which| {
+        let command = programs.borrow_mut().command(which);
+        (!lock().told_to_end).then(|| with_arguments(command, args))
+    };
     let mut tell = |event| match event {
         Event::Started { pid } => {
             let mut serving = lock();
@@ -49,7 +52,9 @@ pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
                 end(&serving);
             }
         }
-        Event::Died { .. } => lock().pid = None,
+        Event::Serves { which } => programs.borrow_mut().serves(which),
+        Event::Ended => lock().pid = None,
+        Event::Died { .. } => {}
     };
     match Keeper::new(rate).run(&mut worker, &mut tell)? {
         Ended::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
@@ -70,14 +75,13 @@ fn room_for_descriptors() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn command(args: &Run) -> Command {
+fn with_arguments(mut command: Command, args: &Run) -> Command {
     let Run {
         config,
         unsound_control,
         keep_privileges_for_debugging,
         kept: _,
     } = args;
-    let mut command = Command::new(SELF);
     command.arg("run").arg("--kept");
     if let Some(law) = unsound_control.and_then(|law| law.to_possible_value()) {
         command.args(["--unsound-control", law.get_name()]);

@@ -37,7 +37,9 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
                 }
                 anyhow::bail!("{why}");
             }
-            Some(Reply::Status(_) | Reply::Rehearsed(_) | Reply::Resolve(_)) => {}
+            Some(
+                Reply::Status(_) | Reply::Rehearsed(_) | Reply::HandsOver(_) | Reply::Resolve(_),
+            ) => {}
             None => {
                 display.end();
                 anyhow::bail!(

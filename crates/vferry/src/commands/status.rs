@@ -9,15 +9,24 @@ use crate::control::{Control, Reply, Request, Status};
 
 /// Asks the VM's process, and prints what it says.
 pub(super) fn print(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = ask(config)?;
+    if json {
+        println!("{}", serde_json::to_string(&status)?);
+    } else {
+        print_text(&status);
+    }
+    Ok(())
+}
+
+/// Asks the VM's process.
+pub(super) fn ask(config: &Config) -> anyhow::Result<Status> {
     let mut control = connect(config)?;
     control.writer()?.send(&Request::Status)?;
     match control.receive()? {
-        Some(Reply::Status(status)) if json => println!("{}", serde_json::to_string(&status)?),
-        Some(Reply::Status(status)) => print_text(&status),
+        Some(Reply::Status(status)) => Ok(status),
         Some(Reply::Failed { why }) => anyhow::bail!("{why}"),
         _ => anyhow::bail!("the VM's process did not answer"),
     }
-    Ok(())
 }
 
 /// Reaches the process that serves the VM of `config`.
@@ -41,6 +50,11 @@ fn print_text(status: &Status) {
     println!("VM {}: devices {}", status.vm, status.stage);
     if let Some(deaths @ 1..) = status.deaths {
         println!("  {deaths} processes that served it have died: see the log for why");
+    }
+    if let Some(why) = &status.upgrade_refused {
+        println!(
+            "  the next program did not serve it when it was to ({why}): see the log for what it said"
+        );
     }
     if status.migrating {
         println!(

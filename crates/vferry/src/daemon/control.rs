@@ -10,6 +10,7 @@ use anyhow::Context;
 use ferry::link::Link;
 use ferry::root_port;
 use ferry::source::{Options, Source};
+use keeper::Worker;
 use local_socket::Access;
 use qemu::Place;
 use qemu::stream_tls::StreamSide;
@@ -98,6 +99,7 @@ fn answer(shared: &Shared, mut control: Control) {
             })
         }
         Ok(Some(Request::Resolve { way })) => super::resolve::resolve(shared, way),
+        Ok(Some(Request::Upgrade)) => super::upgrade::hand_over(shared, &mut writer),
         Ok(Some(Request::Cancel)) => Reply::Failed {
             why: "no migration was asked for on this connection".into(),
         },
@@ -112,6 +114,7 @@ fn answer(shared: &Shared, mut control: Control) {
 
 fn status(shared: &Shared) -> Status {
     let migrating = shared.migrating.is_under_way();
+    let kept = shared.survival.as_ref();
     let device = |slot: &ferry::restore::Slot| DeviceStatus {
         name: slot.endpoint.name().into(),
         connected: slot.endpoint.is_connected(),
@@ -120,7 +123,10 @@ fn status(shared: &Shared) -> Status {
     Status {
         vm: shared.config.name.clone(),
         pid: std::process::id(),
-        deaths: shared.survival.as_ref().map(|_| keeper::Worker::deaths()),
+        deaths: kept.map(|_| Worker::deaths()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        upgrades: kept.map(|_| Worker::upgrades()),
+        upgrade_refused: kept.and_then(|_| Worker::refusal()),
         stage: shared.vm.stage_name().into(),
         migrating,
         sidecar_connected: shared.vm.is_sidecar_connected(),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use anyhow::Context;
 use endpoint::Endpoint;
 use ferry::Vm;
-use keeper::{Held, Journal, Limits, Line, Worker};
+use keeper::{HANDED_OVER, Held, Journal, Limits, Line, Worker};
 use sidecar::{Hooks, LogStart, Stop, Stopped, Veto};
 use vfio_user::{Ended, Negotiated, ServeError, Server};
 
@@ -32,6 +32,7 @@ const CONFIGURATION: &str = "configuration";
 #[derive(Debug)]
 pub(crate) struct Survival {
     worker: Arc<Worker>,
+    is_first: bool,
     word: Mutex<Word>,
     held: Mutex<Held>,
 }
@@ -64,6 +65,7 @@ impl Survival {
     /// `path` at first.
     pub(crate) fn begin(path: &Path) -> anyhow::Result<(Self, String)> {
         let (worker, mut held) = Worker::start()?;
+        let is_first = !held.contains_key(CONFIGURATION);
         let text = if let Some(left) = held.remove(CONFIGURATION) {
             let mut text = String::new();
             let mut file = File::from(left);
@@ -100,10 +102,16 @@ impl Survival {
         };
         let survival = Self {
             worker: Arc::new(worker),
+            is_first,
             word: Mutex::new(word),
             held: Mutex::new(held),
         };
         Ok((survival, text))
+    }
+
+    /// Nobody has served this VM before.
+    pub(crate) fn is_first(&self) -> bool {
+        self.is_first
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -129,6 +137,21 @@ impl Survival {
         let result = act();
         word.write(runs());
         result
+    }
+
+    /// Ends this process, so that one of the next program goes on, at a moment at which no device has anything
+    /// half done. Returns only if the devices do not run here. `say` is done at that moment.
+    pub(crate) fn leave(&self, vm: &Vm, say: impl FnOnce()) {
+        // Nobody halts them from here on.
+        let _word = self.word();
+        if !runs(vm) {
+            return;
+        }
+        for endpoint in &vm.endpoints().0 {
+            endpoint.hold_still();
+        }
+        say();
+        std::process::exit(HANDED_OVER)
     }
 
     /// A VM is on its way here, or is no more.
@@ -285,6 +308,7 @@ mod tests {
     fn survival() -> Survival {
         Survival {
             worker: Arc::new(keeper::KeeperHere::new().worker().unwrap()),
+            is_first: true,
             word: word(),
             held: Mutex::default(),
         }
