@@ -219,6 +219,11 @@ impl Host {
         })
     }
 
+    /// The `vferry` program.
+    pub fn vferry(&self) -> &Path {
+        &self.vferry
+    }
+
     /// A `vferry` command about this host's VM.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.vferry);

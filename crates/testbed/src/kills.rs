@@ -1,6 +1,8 @@
-//! The process that serves a guest's devices is killed, over and over, and the guest notices no more than
-//! that frames are lost.
+//! The process that serves a guest's devices is killed, or makes room for one of another program, over and over,
+//! and the guest notices no more than that frames are lost.
 
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,7 +33,7 @@ const COMPLAINTS: [&str; 6] = [
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kills {
-    /// How often a process was killed.
+    /// How often a process was killed, or was to make room.
     pub killed: u64,
     /// After how many of these all traffic flowed again.
     pub survived: u64,
@@ -58,22 +60,62 @@ impl Kills {
 /// # Errors
 /// When the guest is not well after one of them, with all that is known.
 pub fn kill_workers(testbed: &Testbed, times: u64, seed: u64) -> Result<Kills> {
+    replace(testbed, times, seed, &mut |host, round| {
+        kill(host.status()?.pid)?;
+        wait_served(host, round)
+    })
+}
+
+/// Has the process that serves `testbed`'s devices make room for another `times` times, at such moments, by the
+/// `vferry` at that path; `install` puts the next program where it is to lie.
+///
+/// # Errors
+/// As [`kill_workers`]; also when another does not serve.
+pub fn upgrade_workers(
+    testbed: &Testbed,
+    times: u64,
+    seed: u64,
+    vferry: &Path,
+    install: &dyn Fn() -> Result<()>,
+) -> Result<Kills> {
+    replace(testbed, times, seed, &mut |host, _| {
+        install()?;
+        upgrade(host, vferry)
+    })
+}
+
+/// `vferry upgrade`, of that `vferry`.
+///
+/// # Errors
+/// What it says.
+pub fn upgrade(host: &Host, vferry: &Path) -> Result<()> {
+    let mut command = Command::new(vferry);
+    let output = command.arg("upgrade").arg(&host.config).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    Ok(())
+}
+
+fn replace(
+    testbed: &Testbed,
+    times: u64,
+    seed: u64,
+    act: &mut dyn FnMut(&Host, u64) -> Result<()>,
+) -> Result<Kills> {
     let mut dice = Dice::new(seed);
     testbed.reset_counts()?;
     let mut outages_ms = Vec::new();
     for round in 1..=times {
-        let pid = testbed.host.status()?.pid;
         thread::sleep(dice.moment(LIFE));
         let since = now_nanos();
-        kill(pid)?;
         let context = || {
             format!(
-                "after kill {round} of {times}, seed {seed}; vferry said:\n{}\nthe VM: {}",
+                "after time {round} of {times}, seed {seed}; vferry said:\n{}\nthe VM: {}",
                 testbed.host.log(),
                 testbed.host.vm.evidence()
             )
         };
-        wait_served(&testbed.host, round).with_context(context)?;
+        act(&testbed.host, round).with_context(context)?;
         let flows = testbed.peer.wait_for_traffic(since, FLOW);
         flows.with_context(context)?;
         let window = testbed.peer.window(since, now_nanos());

@@ -28,7 +28,7 @@ mod stock;
 mod summary;
 
 pub use host::{GuestOptions, Host, HostOptions, Identity};
-pub use kills::{Kills, kill_worker, kill_workers};
+pub use kills::{Kills, kill_worker, kill_workers, upgrade, upgrade_workers};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, Options, Plug};

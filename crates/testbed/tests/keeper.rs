@@ -1,14 +1,19 @@
-//! What a VM with a [keeper] is promised: the process that serves its devices can die.
+//! What a VM with a [keeper] is promised: the process that serves its devices can die, or make room for one of
+//! another program.
 
+use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::{Lab, progress_on_stderr};
-use testbed::{Options, Programs, Testbed, kill_worker, kill_workers};
+use testbed::{Options, Programs, Testbed, kill_worker, kill_workers, upgrade, upgrade_workers};
 
 /// Kills of this bounded form; `cargo xtask kill-worker` has more.
 const TIMES: u64 = 20;
+/// Programs that follow one another.
+const UPGRADES: u64 = 20;
 /// How long a migration may take to begin to copy.
 const BEGINS: Duration = Duration::from_secs(30);
 
@@ -19,11 +24,9 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
         lab,
         Programs::build()?,
         Options {
-            deaths_per_minute: Some(1000),
-            packets_per_second: 400,
             // So that there is time to die in the middle of it.
             max_bandwidth: Some(48 << 20),
-            ..Options::default()
+            ..options()
         },
     )?;
     let kills = kill_workers(&testbed, TIMES, 1)?;
@@ -39,6 +42,12 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
     thread::scope(|scope| {
         let migration = scope.spawn(|| testbed.run_migrate(&there));
         wait_for_precopy(&testbed)?;
+        let vferry = testbed.host.vferry();
+        let refused = upgrade(&testbed.host, vferry).unwrap_err().to_string();
+        ensure!(
+            refused.contains("a migration of this VM is under way"),
+            "{refused}"
+        );
         kill_worker(&testbed.host)?;
         let ended = migration.join().expect("it does not panic");
         assert!(ended.is_err(), "{ended:?}");
@@ -55,6 +64,67 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
     let kills = kill_workers(&testbed, 3, 2)?;
     assert_eq!(kills.faults, [""; 0], "{kills:?}");
     Ok(())
+}
+
+#[test]
+fn a_new_program_takes_over_under_a_guest_under_load_and_one_that_cannot_does_no_harm() -> Result<()>
+{
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let mut programs = Programs::build()?;
+    let folder = tempfile::tempdir()?;
+    let (built, installed) = (programs.vferry.clone(), folder.path().join("vferry"));
+    programs.vferry.clone_from(&installed);
+    let install = || replace_file(&built, &installed);
+    install()?;
+    let testbed = Testbed::start(lab, programs, options())?;
+    let upgrades = upgrade_workers(&testbed, UPGRADES, 3, &built, &install)?;
+    println!("{UPGRADES} upgrades: {upgrades:?}");
+    assert_eq!(upgrades.faults, [""; 0], "{upgrades:?}");
+    let status = testbed.host.status()?;
+    assert_eq!((status.upgrades, status.deaths), (Some(UPGRADES), Some(0)));
+    assert!(is_of(status.pid, &installed)?, "the next program serves");
+
+    // One that cannot: the one before goes on, also where it dies later.
+    replace_file(Path::new("/bin/false"), &installed)?;
+    let refused = upgrade(&testbed.host, &built).unwrap_err().to_string();
+    assert!(refused.contains("exit status: 1"), "{refused}");
+    assert!(refused.contains("nothing is lost"), "{refused}");
+    testbed.wait_for_traffic()?;
+    install()?;
+    let status = testbed.host.status()?;
+    assert_eq!(status.upgrades, Some(UPGRADES));
+    assert_eq!(status.upgrade_refused.as_deref(), Some("exit status: 1"));
+    let kills = kill_workers(&testbed, 3, 4)?;
+    assert_eq!(kills.faults, [""; 0], "{kills:?}");
+    assert!(!is_of(testbed.host.status()?.pid, &installed)?);
+    let upgrades = upgrade_workers(&testbed, 1, 5, &built, &install)?;
+    assert_eq!(upgrades.faults, [""; 0], "{upgrades:?}");
+    let status = testbed.host.status()?;
+    assert_eq!((status.upgrade_refused, status.deaths), (None, Some(3)));
+    Ok(())
+}
+
+fn options() -> Options {
+    Options {
+        deaths_per_minute: Some(1000),
+        packets_per_second: 400,
+        ..Options::default()
+    }
+}
+
+/// As a package manager does: what is open stays what it is.
+fn replace_file(by: &Path, at: &Path) -> Result<()> {
+    let beside = at.with_extension("new");
+    fs::copy(by, &beside)?;
+    Ok(fs::rename(beside, at)?)
+}
+
+/// Whether a process runs that file, not one that was in its place.
+fn is_of(pid: u32, file: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let [runs, lies] = [Path::new(&format!("/proc/{pid}/exe")), file].map(fs::metadata);
+    let (runs, lies) = (runs?, lies?);
+    Ok((runs.dev(), runs.ino()) == (lies.dev(), lies.ino()))
 }
 
 fn wait_for_precopy(testbed: &Testbed) -> Result<()> {
