@@ -41,6 +41,8 @@ pub mod report;
 pub mod resolve;
 pub mod restore;
 pub mod root_port;
+#[cfg(test)]
+mod scripted;
 pub mod sleep;
 pub mod source;
 pub mod state;

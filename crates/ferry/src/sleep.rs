@@ -278,6 +278,47 @@ pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
     Ok(())
 }
 
+/// Wakes the guest of a QEMU that has completed its migration, and leaves it to `cont` to let it run.
+///
+/// Of a VM that was suspended when it stopped, QEMU 11.1 remembers that, and would make it `suspended`
+/// again at `cont`, to which it knows no way from `postmigrate`: it aborts (`runstate_set`). What it
+/// does from there is to reset the machine, and then it has forgotten (`qemu_system_reset`). That is all
+/// that a wake-up is as well, as the firmware sees it: it finds RAM as it was, and by the sign that QEMU
+/// has put into CMOS when the guest fell asleep (`rtc_notify_suspend`), it goes to where the guest
+/// wants to be woken, instead of booting.
+///
+/// One without that sign is not reset: its guest does not sleep.
+pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<(), QmpError> {
+    if !chipset::wakes_at_reset(qmp)? {
+        return Ok(());
+    }
+    tracing::warn!("the guest, which sleeps, is woken: QEMU does not let it sleep on");
+    let chipset = Chipset::read(qmp).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the chipset of the guest that sleeps cannot be read");
+        None
+    });
+    let deadline = Instant::now() + REACT;
+    let mut events = qmp.events();
+    qmp.reset()?;
+    events.wait_for("RESET", |_| true, deadline)?;
+    // QEMU tells it before it has gone on to there.
+    while qmp.run_status()?.status == RunState::PostMigrate {
+        if Instant::now() >= deadline {
+            return Err(QmpError::Timeout {
+                waiting_for: "QEMU to have reset the machine".into(),
+                waited: REACT,
+            });
+        }
+        std::thread::sleep(WATCH / 10);
+    }
+    if let Some(chipset) = chipset
+        && let Err(error) = chipset.put_back(qmp)
+    {
+        tracing::warn!(%error, "the guest is woken, but cannot sleep again before it reboots");
+    }
+    Ok(())
+}
+
 /// Waits until the guest that arrives either sleeps or runs.
 fn sleeps(qmp: &Qmp) -> Result<bool, QmpError> {
     let began = Instant::now();

@@ -84,6 +84,8 @@ struct State {
     carry: Vec<Carry>,
     /// What is compared before the VM runs elsewhere.
     comparing: Comparing,
+    /// The guest of the VM that leaves was suspended to RAM when QEMU last told.
+    sleeps: bool,
     logging: bool,
     /// A migration away from here was begun by [`Vm::begin_migration`].
     outgoing: bool,
@@ -349,7 +351,19 @@ impl Vm {
 
     /// The guest sleeps.
     pub(crate) fn set_asleep(&self) {
-        self.lock().starter = Starter::WakeUp;
+        let mut state = self.lock();
+        state.starter = Starter::WakeUp;
+        state.sleeps = true;
+    }
+
+    /// The guest has fallen asleep by itself, or was woken.
+    pub(crate) fn note_sleep(&self, sleeps: bool) {
+        self.lock().sleeps = sleeps;
+    }
+
+    /// Whether the VM that leaves is one of a guest that sleeps.
+    pub(crate) fn sleeps(&self) -> bool {
+        self.lock().sleeps
     }
 
     /// The VM runs at the destination: the guest is told there that it is over.
@@ -371,6 +385,7 @@ impl Vm {
         state.ending = None;
         state.carry = Vec::new();
         state.starter = Starter::default();
+        state.sleeps = false;
         state.comparing = Comparing::default();
         state.unsettled = None;
         state.refusal = None;

@@ -146,6 +146,18 @@ impl Qmp {
         self.execute("system_wakeup", json!({})).map(drop)
     }
 
+    /// `set-action` and `system_reset`: resets the machine, also one that was started with `-no-reboot`
+    /// (and which is without that afterwards, as QEMU does not tell what it was). `RESET` follows, and one
+    /// that does not run is `prelaunch` then. What RAM holds stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn reset(&self) -> Result<(), QmpError> {
+        self.execute("set-action", json!({ "reboot": "reset" }))?;
+        self.execute("system_reset", json!({})).map(drop)
+    }
+
     /// Whether this machine can suspend to RAM and be woken (`query-current-machine`).
     ///
     /// # Errors

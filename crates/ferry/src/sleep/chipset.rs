@@ -16,6 +16,13 @@ const ICH9_LPC: u32 = 0x2918_8086;
 const PMBASE: u8 = 0x40;
 const PMBASE_ADDRESS: u32 = 0xff80;
 
+/// The clock's ports, and its register with the reason of a reset (`CMOS_RESET_CODE` in SeaBIOS): QEMU
+/// writes there that the guest has fallen asleep, firmware takes it away when it wakes it.
+const CMOS_INDEX: u16 = 0x70;
+const CMOS_DATA: u16 = 0x71;
+const RESET_CODE: u32 = 0x0f;
+const ASLEEP: u32 = 0xfe;
+
 const HOST_BRIDGE: PciAddress = PciAddress::new(0, 0, 0).unwrap();
 const LPC: PciAddress = PciAddress::new(0, 0x1f, 0).unwrap();
 
@@ -110,6 +117,13 @@ impl Chipset {
         qmp.write_port(power.base + PM1_CONTROL, Width::Half, control)?;
         qmp.write_port(power.base + PM1_ENABLE, Width::Half, power.enable)
     }
+}
+
+/// Whether firmware would wake the guest after a reset, and not boot. Not to be asked of a guest that is
+/// awake, which may be between these two accesses itself.
+pub(super) fn wakes_at_reset(qmp: &Qmp) -> Result<bool, QmpError> {
+    qmp.write_port(CMOS_INDEX, Width::Byte, RESET_CODE)?;
+    Ok(qmp.read_port(CMOS_DATA, Width::Byte)? == ASLEEP)
 }
 
 /// 0 if there is none.

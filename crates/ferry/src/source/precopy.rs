@@ -14,7 +14,7 @@ use crate::cooperative::ask::Cooperation;
 use crate::link::{self, Function, Link};
 use crate::report::Progress;
 use crate::restore;
-use crate::sleep::Sleep;
+use crate::sleep::{self, Sleep};
 use crate::vm::StageName;
 use crate::{Phase, Vm};
 
@@ -42,6 +42,15 @@ fn status_told(event: &Event) -> Option<(MigrationStatus, Instant)> {
     let status = event.data.get("status").and_then(|s| s.as_str());
     let status = status.unwrap_or_default().to_owned();
     Some((status.into(), event.received))
+}
+
+/// What an event tells of a guest that sleeps by its own wish, or is woken.
+fn note_sleep(vm: &Vm, event: &Event) {
+    match event.name.as_str() {
+        "SUSPEND" => vm.note_sleep(true),
+        "WAKEUP" => vm.note_sleep(false),
+        _ => {}
+    }
 }
 
 /// A VM that has been sent.
@@ -76,6 +85,9 @@ fn send(
 ) -> Result<Sent, StepError> {
     source.stop_if_cancelled()?;
     let events = source.qmp.events();
+    // What comes after is told.
+    let sleeps = source.qmp.run_status()?.status == RunState::Suspended;
+    source.vm.note_sleep(sleeps);
     source.qmp.migrate(uri)?;
     wait_logging(source)?;
     // What the guest had programmed at the stop that was at this time.
@@ -89,6 +101,9 @@ fn send(
         let watch = cooperation.as_ref().and_then(|with| with.interval());
         let watch = watch.or_else(|| sleep.as_ref()?.interval());
         let (event, is_time) = looks.next(watch.unwrap_or(TICK))?;
+        if let Some(event) = &event {
+            note_sleep(source.vm, event);
+        }
         // A pause that came to nothing is followed by another stop, at another time.
         let stop = source.vm.timeline().stopping;
         let known = functions.as_ref().is_some_and(|(at, _)| *at == stop);
@@ -142,6 +157,10 @@ fn send(
             cancelled = true;
         }
     };
+    looks
+        .events()
+        .pending()
+        .for_each(|event| note_sleep(source.vm, &event));
     match status {
         MigrationStatus::Completed => {}
         MigrationStatus::Cancelled => return Err(stalled.map_or(StepError::Cancelled, hangs)),
@@ -264,9 +283,13 @@ pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), NotSeen> {
             vm.run_again();
             return Ok(());
         }
-        if status.status == RunState::PostMigrate {
+        // `prelaunch` it is after `wake_unsent`.
+        if matches!(status.status, RunState::PostMigrate | RunState::Prelaunch) {
             vm.claim()
                 .map_err(|error| NotSeen::Other(error.to_string()))?;
+            if status.status == RunState::PostMigrate && vm.sleeps() {
+                sleep::wake_unsent(qmp)?;
+            }
             // Refused as long as the destination's QEMU has not let go of shared disks.
             let _ = qmp.cont();
         }

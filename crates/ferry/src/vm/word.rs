@@ -140,6 +140,7 @@ mod tests {
     use crate::comparison::Comparison;
     use crate::digest::Secret;
     use crate::link::{DigestKey, Link, greeting};
+    use crate::scripted;
     use crate::sleep::Bedtime;
     use crate::source::precopy::{NotSeen, see_running};
     use crate::source::{Options, Source};
@@ -176,38 +177,35 @@ mod tests {
         vm
     }
 
-    /// A QEMU that has sent its VM, and lets it run if `obeys`.
-    fn qemu(obeys: bool) -> (Qmp, JoinHandle<Vec<String>>) {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let peer = std::thread::spawn(move || {
-            let version = json!({ "qemu": { "micro": 0, "minor": 1, "major": 11 }, "package": "" });
-            let greeting = json!({ "QMP": { "version": version, "capabilities": [] } });
-            writeln!(theirs, "{greeting}").unwrap();
-            let (mut runs, mut heard) = (false, Vec::new());
-            for line in BufReader::new(theirs.try_clone().unwrap()).lines() {
-                let Ok(line) = line else { break };
-                let command: Value = serde_json::from_str(&line).unwrap();
-                let name = command["execute"].as_str().unwrap();
-                heard.push(name.to_owned());
-                let answer = match name {
-                    "query-status" if runs => json!({ "running": true, "status": "running" }),
-                    "query-status" => json!({ "running": false, "status": "postmigrate" }),
-                    "query-migrate" => json!({ "status": "completed" }),
-                    "cont" => {
-                        runs = obeys;
-                        json!({})
-                    }
-                    _ => json!({}),
-                };
-                let answer = json!({ "return": answer, "id": command["id"] });
-                if writeln!(theirs, "{answer}").is_err() {
-                    break;
-                }
+    /// A QEMU that has sent its VM, and lets it run if `obeys`. One whose guest sleeps ends itself unless
+    /// it is reset first.
+    fn qemu(obeys: bool, sleeps: bool) -> (Qmp, JoinHandle<Vec<String>>) {
+        let (mut status, mut reset) = ("postmigrate", false);
+        scripted::qemu(move |command, arguments| match command {
+            "query-status" => json!({ "running": status == "running", "status": status }),
+            "query-migrate" => json!({ "status": "completed" }),
+            "set-action" => {
+                assert_eq!(arguments["reboot"], "reset");
+                json!({})
             }
-            heard
-        });
-        let soon = Instant::now() + Duration::from_secs(10);
-        (Qmp::from_stream(ours, soon).unwrap(), peer)
+            "system_reset" => {
+                (status, reset) = ("prelaunch", true);
+                json!({})
+            }
+            "cont" => {
+                assert!(reset || !sleeps, "invalid runstate transition");
+                if obeys {
+                    status = "running";
+                }
+                json!({})
+            }
+            "human-monitor-command" => match arguments["command-line"].as_str().unwrap() {
+                "i /b 0x71" if sleeps => json!("portb[0x0071] = 0xfe\r\n"),
+                line if line.starts_with('i') => json!("portl[0x0000] = 0x0\r\n"),
+                _ => json!(""),
+            },
+            _ => json!({}),
+        })
     }
 
     #[test]
@@ -215,18 +213,46 @@ mod tests {
         let vm = unsettled();
         assert_eq!(vm.unsettled().unwrap().migration, "m1");
         assert_eq!(vm.stage(), StageName::HandedOver);
-        let (qmp, peer) = qemu(true);
+        let (qmp, peer) = qemu(true, false);
         assert_eq!(resolve::run_here(&vm, &qmp), Ok(false), "it does not sleep");
         assert_eq!(vm.stage(), StageName::Running);
         assert_eq!(vm.unsettled(), None);
         drop(qmp);
-        assert!(peer.join().unwrap().contains(&"cont".into()));
+        let heard = peer.join().unwrap();
+        assert!(heard.contains(&"cont".into()));
+        assert!(!heard.contains(&"system_reset".into()), "it does not sleep");
+    }
+
+    /// At `cont` alone QEMU would end itself.
+    #[test]
+    fn a_guest_that_sleeps_is_woken_by_a_reset() {
+        let vm = unsettled();
+        vm.note_sleep(true);
+        let (qmp, peer) = qemu(true, true);
+        assert_eq!(resolve::run_here(&vm, &qmp), Ok(false), "it is awake");
+        assert_eq!(vm.stage(), StageName::Running);
+        drop(qmp);
+        let heard = peer.join().unwrap();
+        let first = |name: &str| heard.iter().position(|heard| heard == name);
+        assert!(first("set-action") < first("system_reset"), "{heard:?}");
+        assert!(first("system_reset") < first("cont"), "{heard:?}");
+    }
+
+    /// QEMU was asked for its guest's sign of sleep, as a reset would end what a guest does that is awake.
+    #[test]
+    fn a_guest_that_is_awake_is_not_reset() {
+        let vm = unsettled();
+        vm.note_sleep(true);
+        let (qmp, peer) = qemu(true, false);
+        assert_eq!(resolve::run_here(&vm, &qmp), Ok(false));
+        drop(qmp);
+        assert!(!peer.join().unwrap().contains(&"system_reset".into()));
     }
 
     #[test]
     fn a_vm_that_does_not_run_stays_to_be_resolved() {
         let vm = unsettled();
-        let (qmp, _peer) = qemu(false);
+        let (qmp, _peer) = qemu(false, false);
         let why = resolve::run_here(&vm, &qmp).unwrap_err();
         assert!(why.contains("PostMigrate"), "{why}");
         assert!(vm.unsettled().is_some());
@@ -253,7 +279,7 @@ mod tests {
     #[test]
     fn a_vm_that_is_to_be_resolved_is_not_forgotten_over_another_migration() {
         let vm = unsettled();
-        let (qmp, _peer) = qemu(true);
+        let (qmp, _peer) = qemu(true, false);
         let source = Source {
             vm: &vm,
             qmp: &qmp,

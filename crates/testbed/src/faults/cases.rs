@@ -385,6 +385,11 @@ pub const CASES: &[Case] = &[
     case(After,    SourceVferry,      Hung,                      Transparent, There, Done),
     // The guest sleeps meanwhile.
     case(Precopy,  Stream,            Cut,                       Sleep,       Here, RUNS_ON),
+    case(Stopped,  Stream,            Cut,                       Sleep,       Here, RUNS_ON),
+    case(Arrived,  DestinationVferry, Killed,                    Sleep,       Here, RUNS_ON),
+    case(Word,     DestinationQemu,   Killed,                    Sleep,       Here, RUNS_ON),
+    case(Word,     ControlLink,       Cut,                       Sleep,       ResolvedHere, RESOLVE),
+    case(Running,  ControlLink,       Cut,                       Sleep,       ResolvedThere, RESOLVE),
     // A disk, which only one host may have.
     case(Precopy,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
     case(Stopped,  Stream,            Cut,                       Transparent, Here, RUNS_ON).with(With::Disk),
