@@ -26,7 +26,7 @@ use qemu::system::RunState;
 use qemu::{AgentError, Events, GuestAgent, Qmp, QmpError};
 
 use crate::cooperative::convergence::Convergence;
-use crate::cooperative::hold::{self, Hold};
+use crate::cooperative::hold::{self, Hold, Limits};
 use crate::report::{DeviceReport, millis};
 use crate::{Phase, Strategy, Vm};
 use chipset::Chipset;
@@ -93,6 +93,7 @@ pub(crate) enum Awake {
 #[derive(Debug)]
 pub(crate) struct Sleep<'a> {
     qmp: &'a Qmp,
+    limits: &'a Limits<'a>,
     bedtime: &'a Bedtime,
     /// What QEMU is to have when the guest sleeps.
     settings: MigrationSettings,
@@ -108,6 +109,7 @@ impl<'a> Sleep<'a> {
     pub(crate) fn begin(
         vm: &Vm,
         qmp: &'a Qmp,
+        limits: &'a Limits<'a>,
         bedtime: &'a Bedtime,
         settings: MigrationSettings,
         memory: u64,
@@ -115,9 +117,10 @@ impl<'a> Sleep<'a> {
         if qmp.run_status()?.status == RunState::Suspended {
             return Ok(None);
         }
-        hold::tighten(qmp)?;
+        limits.tighten()?;
         Ok(Some(Self {
             qmp,
+            limits,
             bedtime,
             settings,
             memory,
@@ -152,7 +155,7 @@ impl<'a> Sleep<'a> {
         let began = Instant::now();
         let deadline = began + self.bedtime.deadline;
         self.asked = Some(began);
-        hold::expect(self.qmp)?;
+        self.limits.expect()?;
         // What the guest has done before is no answer.
         events.pending().for_each(drop);
         let mut agent = self.ask(deadline)?;
@@ -182,7 +185,7 @@ impl<'a> Sleep<'a> {
         tracing::info!(took = ?began.elapsed(), "the guest sleeps");
         // QEMU may stop now.
         self.copying = None;
-        hold::loosen(self.qmp, self.settings.downtime_limit)?;
+        self.limits.loosen()?;
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use crate::check::{self, Facts, Refused};
 use crate::commit::Other;
 use crate::comparison::{self, Compared, Comparison, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
+use crate::cooperative::hold::Limits;
 use crate::digest::Secret;
 use crate::driverless::{self, StartError};
 use crate::link::{self, Afterwards, DigestKey, Link, LinkError, Message};
@@ -172,17 +173,18 @@ impl Source<'_> {
             phase = new;
         };
         enter(Phase::Check, &mut watch);
+        let limits = Limits::new(self.qmp);
         let result = self.check(link, options).and_then(|strategy| {
             enter(Phase::Prepare, &mut watch);
             let uri = self.prepare(link, identity, strategy, options)?;
             let cooperation = Cooperation::begin(
                 self.vm,
-                self.qmp,
+                &limits,
                 strategy,
                 options.settings,
                 self.facts.machine.base_memory,
             )?;
-            let sleep = self.prepare_sleep(strategy, options)?;
+            let sleep = self.prepare_sleep(&limits, strategy, options)?;
             enter(Phase::Precopy, &mut watch);
             Ok((strategy, uri, cooperation, sleep))
         });
@@ -412,6 +414,7 @@ impl Source<'_> {
     /// `None` if the guest shall not sleep, or does so already.
     fn prepare_sleep<'o>(
         &'o self,
+        limits: &'o Limits<'o>,
         strategy: Strategy,
         options: &'o Options,
     ) -> Result<Option<Sleep<'o>>, StepError> {
@@ -422,6 +425,7 @@ impl Source<'_> {
         let sleep = Sleep::begin(
             self.vm,
             self.qmp,
+            limits,
             &options.bedtime,
             options.settings,
             memory,

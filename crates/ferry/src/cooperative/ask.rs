@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use control_device::spec::{Promise, features};
 use control_device::{Outcome, Stopped, Tracked, Unavailable};
 use endpoint::{Carry, Endpoint};
+use qemu::QmpError;
 use qemu::migration::{MigrationInfo, MigrationSettings};
-use qemu::{Qmp, QmpError};
 
 use super::Guest;
 use super::convergence::Convergence;
 use super::help::{self, Help, Step};
-use super::hold::{self, Hold};
+use super::hold::{self, Hold, Limits};
 use crate::report::{DeviceReport, millis};
 use crate::{Strategy, Vm};
 
@@ -60,7 +60,7 @@ impl NoHelp {
 #[derive(Debug)]
 pub(crate) struct Cooperation<'a> {
     vm: &'a Vm,
-    qmp: &'a Qmp,
+    limits: &'a Limits<'a>,
     guest: &'a Guest,
     strategy: Strategy,
     /// What QEMU is to have when the guest has answered.
@@ -93,7 +93,7 @@ impl<'a> Cooperation<'a> {
     /// which the VM has `memory` bytes.
     pub(crate) fn begin(
         vm: &'a Vm,
-        qmp: &'a Qmp,
+        limits: &'a Limits<'a>,
         strategy: Strategy,
         settings: MigrationSettings,
         memory: u64,
@@ -110,7 +110,7 @@ impl<'a> Cooperation<'a> {
         };
         let mut this = Self {
             vm,
-            qmp,
+            limits,
             guest,
             strategy,
             settings,
@@ -176,11 +176,11 @@ impl<'a> Cooperation<'a> {
 
     /// Asks the guest to stop its devices, and waits for it, at most until its deadline.
     pub(crate) fn quiesce(&mut self) -> Result<(), NoHelp> {
-        hold::expect(self.qmp)?;
+        self.limits.expect()?;
         let asked = self.ask_to_stop();
         // Whatever the answer is: devices may stand still now.
         self.turn = Turn::Asked;
-        hold::loosen(self.qmp, self.settings.downtime_limit)?;
+        self.limits.loosen()?;
         asked
     }
 
@@ -238,7 +238,7 @@ impl<'a> Cooperation<'a> {
         if self.unavailable.is_some() {
             return Ok(());
         }
-        hold::tighten(self.qmp)?;
+        self.limits.tighten()?;
         self.turn = Turn::Copying {
             _hold: Hold::start(self.vm.log(), self.memory)?,
             convergence: Convergence::default(),

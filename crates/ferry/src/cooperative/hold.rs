@@ -14,6 +14,7 @@
 //! Tried instead: `max-bandwidth` lowered. It holds, but QEMU sleeps out its window of 100 ms when
 //! it is lifted, while the guest's devices stand still.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -75,29 +76,121 @@ pub(crate) fn near(ram: &RamProgress, limit: Option<Duration>, memory: u64) -> u
         .saturating_add(held / 2)
 }
 
-/// Has QEMU stop the VM only when nothing is left to send, of which a [`Hold`] keeps it.
-pub(crate) fn tighten(qmp: &Qmp) -> Result<(), QmpError> {
-    plan(qmp, DOWNTIME_LIMIT, SWITCHOVER_BANDWIDTH)
+/// By what QEMU plans the last pass: tight as long as anybody holds it, and afterwards as it was before.
+#[derive(Debug)]
+pub(crate) struct Limits<'a> {
+    qmp: &'a Qmp,
+    holders: Cell<u32>,
+    /// What QEMU had, while it has something else.
+    before: Cell<Option<Plan>>,
 }
 
-/// To be called before the guest is asked, of whom it takes some time to answer: has QEMU stop the VM when
-/// what is left would fit a millisecond, as [`Hold`] keeps it from. QEMU heeds a change within 100 ms
-/// (`BUFFER_DELAY`), and after a [`tighten`] it would go on that long while the guest's devices stand still.
-pub(crate) fn expect(qmp: &Qmp) -> Result<(), QmpError> {
-    plan(qmp, DOWNTIME_LIMIT, MEASURED)
+/// `downtime-limit` and `avail-switchover-bandwidth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    limit: Duration,
+    bandwidth: u64,
 }
 
-/// Has QEMU stop the VM as soon as what is left fits `limit`, or its own default.
-pub(crate) fn loosen(qmp: &Qmp, limit: Option<Duration>) -> Result<(), QmpError> {
-    plan(qmp, limit.unwrap_or(QEMU_DOWNTIME_LIMIT), MEASURED)
+impl Plan {
+    /// What QEMU has without anybody's wish.
+    const DEFAULT: Self = Self {
+        limit: QEMU_DOWNTIME_LIMIT,
+        bandwidth: MEASURED,
+    };
+    const TIGHT: Self = Self {
+        limit: DOWNTIME_LIMIT,
+        bandwidth: SWITCHOVER_BANDWIDTH,
+    };
+
+    /// What QEMU has, but for what a process has left that died while it held QEMU.
+    fn read(qmp: &Qmp) -> Result<Self, QmpError> {
+        let limit = qmp.migration_parameter("downtime-limit")?.as_u64();
+        let bandwidth = qmp.migration_parameter("avail-switchover-bandwidth")?;
+        let plan = Self {
+            limit: limit.map_or(Self::DEFAULT.limit, Duration::from_millis),
+            bandwidth: bandwidth.as_u64().unwrap_or(Self::DEFAULT.bandwidth),
+        };
+        Ok(if plan == Self::TIGHT {
+            Self::DEFAULT
+        } else {
+            plan
+        })
+    }
+
+    fn set(self, qmp: &Qmp) -> Result<(), QmpError> {
+        qmp.set_migration_parameters(&MigrationSettings {
+            downtime_limit: Some(self.limit),
+            switchover_bandwidth: Some(self.bandwidth),
+            ..MigrationSettings::default()
+        })
+    }
 }
 
-fn plan(qmp: &Qmp, limit: Duration, bandwidth: u64) -> Result<(), QmpError> {
-    qmp.set_migration_parameters(&MigrationSettings {
-        downtime_limit: Some(limit),
-        switchover_bandwidth: Some(bandwidth),
-        ..MigrationSettings::default()
-    })
+impl<'a> Limits<'a> {
+    /// As they are.
+    pub(crate) fn new(qmp: &'a Qmp) -> Self {
+        Self {
+            qmp,
+            holders: Cell::new(0),
+            before: Cell::new(None),
+        }
+    }
+
+    /// Has QEMU stop the VM only when nothing is left to send, of which a [`Hold`] keeps it.
+    pub(crate) fn tighten(&self) -> Result<(), QmpError> {
+        if self.before.get().is_none() {
+            self.before.set(Some(Plan::read(self.qmp)?));
+        }
+        self.holders.set(self.holders.get() + 1);
+        Plan::TIGHT.set(self.qmp)
+    }
+
+    /// To be called before the guest is asked, of whom it takes some time to answer: has QEMU stop the VM when
+    /// what is left would fit a millisecond, as [`Hold`] keeps it from. QEMU heeds a change within 100 ms
+    /// (`BUFFER_DELAY`), and after a [`Limits::tighten`] it would go on that long while the guest's devices
+    /// stand still.
+    pub(crate) fn expect(&self) -> Result<(), QmpError> {
+        let plan = Plan {
+            bandwidth: MEASURED,
+            ..Plan::TIGHT
+        };
+        plan.set(self.qmp)
+    }
+
+    /// One of those who hold it does so no more. When nobody does, QEMU stops the VM as soon as what is
+    /// left fits the limit that it had.
+    pub(crate) fn loosen(&self) -> Result<(), QmpError> {
+        self.holders.set(self.holders.get().saturating_sub(1));
+        if self.holders.get() > 0 {
+            return Plan::TIGHT.set(self.qmp);
+        }
+        self.put_back()
+    }
+
+    fn put_back(&self) -> Result<(), QmpError> {
+        let Some(before) = self.before.get() else {
+            return Ok(());
+        };
+        before.set(self.qmp)?;
+        self.before.set(None);
+        Ok(())
+    }
+}
+
+impl Drop for Limits<'_> {
+    /// A migration that fails leaves QEMU as it was: another one may be begun by somebody else.
+    fn drop(&mut self) {
+        match self.put_back() {
+            // It has ended.
+            Ok(()) | Err(QmpError::Disconnected { .. }) => {}
+            Err(error) => tracing::warn!(
+                %error,
+                "QEMU's `downtime-limit` and `avail-switchover-bandwidth` stay as they are while it \
+                 waits for its guest: set them, should you migrate the VM without vferry"
+            ),
+        }
+    }
 }
 
 impl Hold {
@@ -143,7 +236,12 @@ impl Drop for Hold {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::scripted;
 
     /// Where the system lets it, as it does root.
     #[test]
@@ -156,6 +254,53 @@ mod tests {
         let policy = thread.join().unwrap().unwrap();
         let real_time = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
         assert!(!may || policy == real_time, "{policy:?}");
+    }
+
+    /// A QEMU that has this limit in milliseconds and this bandwidth, and tells what it was set to.
+    fn qemu(limit: u64, bandwidth: u64) -> (Qmp, Arc<Mutex<(u64, u64)>>) {
+        let has = Arc::new(Mutex::new((limit, bandwidth)));
+        let told = Arc::clone(&has);
+        let (qmp, _) = scripted::qemu(move |command, arguments| {
+            let mut has = told.lock().unwrap();
+            if command == "migrate-set-parameters" {
+                let set = |name: &str| arguments[name].as_u64().unwrap();
+                *has = (set("downtime-limit"), set("avail-switchover-bandwidth"));
+            }
+            json!({ "downtime-limit": has.0, "avail-switchover-bandwidth": has.1 })
+        });
+        (qmp, has)
+    }
+
+    const TIGHT: (u64, u64) = (1, SWITCHOVER_BANDWIDTH);
+
+    #[test]
+    fn who_holds_it_last_puts_back_what_qemu_had() {
+        let (qmp, has) = qemu(250, 7_000_000);
+        let has = || *has.lock().unwrap();
+        let limits = Limits::new(&qmp);
+        limits.tighten().unwrap();
+        assert_eq!(has(), TIGHT);
+        limits.tighten().unwrap();
+        limits.expect().unwrap();
+        assert_eq!(has(), (1, MEASURED));
+        limits.loosen().unwrap();
+        assert_eq!(has(), TIGHT, "one holds it still");
+        limits.loosen().unwrap();
+        assert_eq!(has(), (250, 7_000_000));
+    }
+
+    #[test]
+    fn a_migration_that_fails_while_it_is_held_leaves_qemu_as_it_was() {
+        let (qmp, has) = qemu(250, 0);
+        let limits = Limits::new(&qmp);
+        limits.tighten().unwrap();
+        drop(limits);
+        assert_eq!(*has.lock().unwrap(), (250, 0));
+        let (qmp, has) = qemu(TIGHT.0, TIGHT.1);
+        let limits = Limits::new(&qmp);
+        limits.tighten().unwrap();
+        limits.loosen().unwrap();
+        assert_eq!(*has.lock().unwrap(), (300, 0), "of a process that died");
     }
 
     #[test]

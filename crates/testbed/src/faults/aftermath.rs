@@ -75,6 +75,25 @@ pub(super) fn settle(case: &Case, source: &Host, destination: &Host) -> Runs {
     }
 }
 
+/// QEMU of a VM that has stayed plans the end of a migration as it did before, and not as one that is
+/// kept from it.
+pub(super) fn is_let_go(host: &Host) -> Result<()> {
+    let deadline = Instant::now() + SETTLE;
+    let of = |name: &str| host.vm.qmp().migration_parameter(name);
+    loop {
+        let (bandwidth, limit) = (of("avail-switchover-bandwidth")?, of("downtime-limit")?);
+        if bandwidth == 0 && limit != 1 {
+            return Ok(());
+        }
+        // A command that has been killed does not wait for it.
+        ensure!(
+            Instant::now() < deadline,
+            "QEMU is still held, at {bandwidth} bytes per second and {limit} ms"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 pub(super) fn runs(host: &Host) -> bool {
     let alive = host.vm.exit_status().is_none();
     alive

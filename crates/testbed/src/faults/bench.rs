@@ -8,7 +8,7 @@ use authority::Validity;
 use ferry::Strategy;
 use lab::{Kernel, Lab, progress_on_stderr};
 
-use super::aftermath::{judge, logs, resolve, settle};
+use super::aftermath::{is_let_go, judge, logs, resolve, settle};
 use super::cases::{Case, Expect, Fault, Party, Refusal, With};
 use super::evidence;
 use super::load::Load;
@@ -186,7 +186,7 @@ impl Bench {
                 verdict.ended_with_its_process = true;
                 return Ok(());
             }
-            (Expect::Here | Expect::ResolvedHere, Runs::Here) => {}
+            (Expect::Here | Expect::ResolvedHere, Runs::Here) => is_let_go(&testbed.host)?,
             (Expect::There | Expect::ResolvedThere, Runs::There) => {
                 guest.arrive()?;
                 self.uplink = Some(uplink);
