@@ -19,6 +19,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long the answer waits for what becomes of a word that has come: some milliseconds, unless QEMU
 /// does not answer. Well within [`ANSWER`].
 const DECIDES: Duration = Duration::from_secs(3);
+const _: () = assert!(2 * DECIDES.as_secs() < ANSWER.as_secs());
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Asks the other host's vferry for the VM of `migration`.
@@ -41,7 +42,16 @@ pub fn ask(link: &mut Link, migration: &str) -> Result<Other, LinkError> {
 /// # Errors
 /// When the answer cannot be sent.
 pub fn answer(vm: &Vm, link: &mut Link, migration: &str) -> Result<(), LinkError> {
-    let deadline = Instant::now() + DECIDES;
+    answer_within(DECIDES, vm, link, migration)
+}
+
+pub(crate) fn answer_within(
+    limit: Duration,
+    vm: &Vm,
+    link: &mut Link,
+    migration: &str,
+) -> Result<(), LinkError> {
+    let deadline = Instant::now() + limit;
     while vm.is_about_to_run(migration) && Instant::now() < deadline {
         thread::sleep(LOOK);
     }

@@ -350,6 +350,22 @@ mod tests {
         assert_eq!(said, crate::link::Message::Settled { whereabouts });
     }
 
+    /// Its QEMU hangs with the `cont` that it was told: who asks hears that, and not nothing.
+    #[test]
+    fn a_vm_of_which_it_is_never_known_is_not_waited_for_for_ever() {
+        let vm = vm();
+        vm.expect_arrival("m1", secret(), false, false).unwrap();
+        assert!(vm.take_word());
+        let (a, b) = UnixStream::pair().unwrap();
+        let [mut a, mut b] = [a, b].map(|end| Link::agreed(Box::new(end), greeting::NEWEST));
+        let limit = Duration::from_millis(50);
+        resolve::answer_within(limit, &vm, &mut b, "m1").unwrap();
+        let whereabouts = Whereabouts::Unknown;
+        let said = a.receive(Duration::from_secs(10)).unwrap();
+        assert_eq!(said, crate::link::Message::Settled { whereabouts });
+        assert!(!vm.is_word_withdrawn(), "it may run yet");
+    }
+
     #[test]
     fn only_who_knows_the_migration_is_told_of_it_and_withdraws_its_word() {
         let mut arrival = Arrival::of("m1");
