@@ -1,10 +1,14 @@
 //! What a process that serves has given up, as the kernel tells it of each of its threads.
 
+mod common;
+
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use common::{configuration, link};
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 /// How long it may take until a process serves.
@@ -17,21 +21,7 @@ struct Serving(Child);
 
 impl Serving {
     fn start(folder: &Path, options: &[&str]) -> Self {
-        let at = |name: &str| folder.join(name).display().to_string();
-        let text = format!(
-            "[vm]\nname = \"web\"\nmemory = \"64M\"\n[qemu]\nqmp = \"{}\"\n\
-             [control]\nsocket = \"{}\"\n[sidecar]\nsocket = \"{}\"\naddress = \"00:06.0\"\n\
-             [migration]\nlink = \"unix:{}\"\nincoming = \"unix:{}\"\n\
-             [[device]]\nname = \"net0\"\nmodel = \"ixgbevf\"\nsocket = \"{}\"\naddress = \"00:05.0\"\n\
-             mac = \"02:00:00:00:00:01\"\nuplink = \"wire:{}\"\n",
-            at("qmp.sock"),
-            at("control.sock"),
-            at("sidecar.sock"),
-            at("link.sock"),
-            at("incoming.sock"),
-            at("net0.sock"),
-            at("wire.sock"),
-        );
+        let text = configuration(folder, &link(folder));
         fs::write(folder.join("vm.toml"), text).unwrap();
         let mut run = Command::new(VFERRY);
         run.arg("run").args(options).arg(folder.join("vm.toml"));
@@ -43,7 +33,7 @@ impl Serving {
             let status = status.arg("status").arg(folder.join("vm.toml"));
             status.output().unwrap().status.success()
         };
-        while UnixStream::connect(at("control.sock")).is_err() || !status() {
+        while UnixStream::connect(folder.join("control.sock")).is_err() || !status() {
             assert!(Instant::now() < deadline, "it does not serve");
             std::thread::sleep(Duration::from_millis(10));
         }

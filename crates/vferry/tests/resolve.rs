@@ -1,5 +1,7 @@
 //! `vferry resolve` and the question that it asks the other host, without a VM.
 
+mod common;
+
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use authority::{Authority, Subject};
+use common::{configuration, link};
 use ferry::commit::Other;
 use ferry::link::{Link, Stream};
 use ferry::resolve;
@@ -27,9 +30,9 @@ struct Serving {
 impl Serving {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let link = folder.path().join("link.sock");
-        let migration = format!("link = \"unix:{}\"", link.display());
-        Self::start_at(folder, &migration, || UnixStream::connect(&link).is_ok())
+        let socket = folder.path().join("link.sock");
+        let migration = link(folder.path());
+        Self::start_at(folder, &migration, || UnixStream::connect(&socket).is_ok())
     }
 
     /// With these lines in `[migration]`, until it `answers`.
@@ -38,20 +41,7 @@ impl Serving {
         migration: &str,
         mut answers: impl FnMut() -> bool,
     ) -> Self {
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let text = format!(
-            "[vm]\nname = \"web\"\nmemory = \"64M\"\n[qemu]\nqmp = \"{}\"\n\
-             [control]\nsocket = \"{}\"\n[sidecar]\nsocket = \"{}\"\naddress = \"00:06.0\"\n\
-             [migration]\n{migration}\nincoming = \"unix:{}\"\n\
-             [[device]]\nname = \"net0\"\nmodel = \"ixgbevf\"\nsocket = \"{}\"\naddress = \"00:05.0\"\n\
-             mac = \"02:00:00:00:00:01\"\nuplink = \"wire:{}\"\n",
-            at("qmp.sock"),
-            at("control.sock"),
-            at("sidecar.sock"),
-            at("incoming.sock"),
-            at("net0.sock"),
-            at("wire.sock"),
-        );
+        let text = configuration(folder.path(), migration);
         std::fs::write(folder.path().join("vm.toml"), text).unwrap();
         let wire = UnixListener::bind(folder.path().join("wire.sock")).unwrap();
         let mut run = Command::new(VFERRY);

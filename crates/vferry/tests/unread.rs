@@ -1,7 +1,11 @@
 //! What a command says may be read by nobody, or go to a disk that is full: it ends as it would.
 
+mod common;
+
 use std::fs::{self, File};
 use std::process::Command;
+
+use common::{configuration, link};
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 
@@ -9,20 +13,7 @@ const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 fn what_nobody_reads_changes_no_outcome() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let text = format!(
-        "[vm]\nname = \"web\"\nmemory = \"64M\"\n[qemu]\nqmp = \"{}\"\n[control]\nsocket = \"{}\"\n\
-         [sidecar]\nsocket = \"{}\"\naddress = \"00:06.0\"\n\
-         [migration]\nlink = \"unix:{}\"\nincoming = \"unix:{}\"\n\
-         [[device]]\nname = \"net0\"\nmodel = \"ixgbevf\"\nsocket = \"{}\"\naddress = \"00:05.0\"\n\
-         mac = \"02:00:00:00:00:01\"\nuplink = \"wire:{}\"\n",
-        at("qmp.sock"),
-        at("control.sock"),
-        at("sidecar.sock"),
-        at("link.sock"),
-        at("incoming.sock"),
-        at("net0.sock"),
-        at("no-wire.sock"),
-    );
+    let text = configuration(folder.path(), &link(folder.path()));
     fs::write(at("vm.toml"), text).unwrap();
     fs::write(at("wrong.toml"), "[vm]\n").unwrap();
     for (command, file, code) in [
