@@ -322,7 +322,10 @@ fn bind(path: &Path, access: Access) -> anyhow::Result<BoundSocket> {
 }
 
 fn catch_signals(ended: Sender<End>) -> anyhow::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+    // A file that may not grow is an error of that write, of which the guest or the operator hears, and no
+    // reason to end: nobody looks at this flag.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     thread::Builder::new()
         .name("signals".into())
