@@ -14,6 +14,7 @@ use lab::{Guarded, Initrd, Lab, Vm};
 use qemu::Iommu;
 use vferry::control::Status;
 
+use crate::small_disk::SmallDisk;
 use crate::{Programs, load};
 
 /// How long vferry may take until it serves its sockets.
@@ -78,6 +79,8 @@ pub struct HostOptions {
     /// How often a keeper starts another process when the one that serves the devices dies; there is none if
     /// `None`.
     pub deaths_per_minute: Option<u32>,
+    /// Its folder is a file system of its own.
+    pub small_disk: bool,
 }
 
 /// A host among others that have certificates.
@@ -123,6 +126,8 @@ pub struct Host {
     vferry: PathBuf,
     log: PathBuf,
     process: Guarded,
+    // After those who write there.
+    small_disk: Option<SmallDisk>,
 }
 
 impl Host {
@@ -154,6 +159,8 @@ impl Host {
     ) -> Result<Self> {
         let folder = folder.join(name);
         fs::create_dir_all(&folder)?;
+        let small_disk = options.small_disk.then(|| SmallDisk::mount(&folder));
+        let small_disk = small_disk.transpose()?;
         let config = folder.join("vm.toml");
         let link = link(&folder, options)?;
         fs::write(&config, configuration(&folder, &link, options))?;
@@ -216,6 +223,7 @@ impl Host {
             vferry: programs.vferry.clone(),
             log,
             process,
+            small_disk,
         })
     }
 
@@ -259,6 +267,15 @@ impl Host {
     pub fn kill(&self) {
         self.process.kill();
         self.vm.kill();
+    }
+
+    /// Its folder's own file system.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(crate) fn small_disk(&self) -> Result<&SmallDisk> {
+        let disk = self.small_disk.as_ref();
+        disk.context("its folder is no file system of its own")
     }
 
     /// Ends QEMU, and sees vferry end after it by itself.
@@ -309,6 +326,7 @@ impl HostOptions {
             identity: Identity::default(),
             stream: None,
             deaths_per_minute: None,
+            small_disk: false,
         }
     }
 

@@ -23,6 +23,7 @@ mod power_cut;
 mod processors;
 mod programs;
 mod run;
+mod small_disk;
 mod split;
 mod stock;
 mod summary;

@@ -63,6 +63,8 @@ pub struct Options {
     /// How often a minute a keeper starts another process when the one that serves the devices dies; there is
     /// none if `None`.
     pub deaths_per_minute: Option<u32>,
+    /// Each host's folder is a file system of its own, which a fault may fill. It takes root.
+    pub small_disk: bool,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -158,6 +160,7 @@ impl Default for Options {
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),
             deaths_per_minute: None,
+            small_disk: false,
             load: true,
             processors: None,
         }

@@ -177,7 +177,7 @@ impl Bench {
             command: None,
         };
         let migrated = migrate(case, &mut scene, verdict);
-        scene.undo.now(scene.source);
+        scene.undo.now([scene.source, scene.destination]);
         migrated.with_context(|| logs(&testbed.host, next))?;
         resolve(case, &testbed.host, next)?;
         verdict.runs = settle(case, &testbed.host, next);
@@ -230,12 +230,13 @@ impl Bench {
             unsound_control: self.unsound_control.clone(),
             devices: match self.load.with {
                 With::Disk => Devices::NicAndDisk,
-                With::Nothing | With::Tls => Devices::Nic,
+                With::Nothing | With::SmallDisks | With::Tls => Devices::Nic,
             },
             between: match self.load.with {
                 With::Tls => crate::Between::Tls,
-                With::Nothing | With::Disk => crate::Between::Sockets,
+                With::Nothing | With::Disk | With::SmallDisks => crate::Between::Sockets,
             },
+            small_disk: self.load.with == With::SmallDisks,
             ..Options::default()
         };
         let testbed = Testbed::start(lab, self.programs.clone(), options)?;

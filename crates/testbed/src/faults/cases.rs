@@ -17,7 +17,7 @@ use Refusal::{
     AnotherMigration, AnotherName, Expired, Garbage, NobodyListens, NotAPeer, OtherDevices,
     OtherMemory, OtherVersion, Paused, ReceivesAlready,
 };
-use Resource::{Descriptors, Memory};
+use Resource::{Descriptors, Disk, FileSize, Memory};
 use Says::{Done, Gone, Why};
 
 /// When a fault strikes.
@@ -134,6 +134,11 @@ pub enum Resource {
     Descriptors,
     /// Address space.
     Memory,
+    /// Room in the file system of the host's folder, for bytes as well as for files.
+    Disk,
+    /// What may be written to files, also over what is there: as in a file system that is full and copies
+    /// what is overwritten.
+    FileSize,
 }
 
 /// What a case has that most have not.
@@ -146,6 +151,8 @@ pub enum With {
     Disk,
     /// The hosts know each other by certificates.
     Tls,
+    /// What the hosts write is in file systems of their own. It takes root.
+    SmallDisks,
 }
 
 /// Where the VM has to run afterwards.
@@ -398,6 +405,18 @@ pub const CASES: &[Case] = &[
     case(Word,     DestinationQemu,   Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
     case(Running,  ControlLink,       Cut,                       Transparent, ResolvedThere, RESOLVE).with(With::Disk),
     case(After,    SourceHost,        Killed,                    Transparent, There, ENDED).with(With::Disk),
+    // What a disk has no room for: QEMU's socket, and of vferry's files a lease.
+    case(Prepare,  DestinationHost,   Without(Disk),             Transparent, Here, Why("No space left on device")).with(With::SmallDisks),
+    case(Precopy,  DestinationHost,   Without(Disk),             Transparent, There, Done).with(With::SmallDisks),
+    case(Precopy,  SourceHost,        Without(Disk),             Transparent, There, Done).with(With::SmallDisks),
+    case(Precopy,  SourceHost,        Without(Disk),             Cooperative, There, Done).with(With::SmallDisks),
+    case(Stopped,  SourceHost,        Without(Disk),             Transparent, There, Done).with(With::SmallDisks),
+    case(Word,     DestinationHost,   Without(Disk),             Transparent, There, Done).with(With::SmallDisks),
+    case(Word,     DestinationVferry, Without(FileSize),         Transparent, Here, Why("File too large")).with(With::Disk),
+    // Memory.
+    case(Check,    DestinationVferry, Without(Memory),           Transparent, Here, RUNS_ON),
+    case(Prepare,  DestinationVferry, Without(Memory),           Transparent, Here, RUNS_ON),
+    case(Stopped,  DestinationVferry, Without(Memory),           Transparent, Here, RUNS_ON),
     // Certificates.
     case(Before,   DestinationVferry, Refuses(AnotherName),      Transparent, Here, Why("host.example")).with(With::Tls),
     case(Before,   DestinationVferry, Refuses(Expired),          Transparent, Here, Why("expired")).with(With::Tls),

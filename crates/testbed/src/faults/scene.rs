@@ -53,7 +53,9 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
     let between = match case.with {
         // Nobody can be between hosts that know each other.
         With::Tls => None,
-        With::Nothing | With::Disk => Some(Between::start(&folder, link, stop, stream_is)?),
+        With::Nothing | With::Disk | With::SmallDisks => {
+            Some(Between::start(&folder, link, stop, stream_is)?)
+        }
     };
     let to = match case.fault {
         Fault::Refuses(refusal) if case.party == Party::ControlLink => match refusal {
@@ -186,8 +188,8 @@ fn go_on(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
             link.open();
             stream.open();
             std::thread::sleep(HANGS);
-            let source = scene.source;
-            scene.undo.now(source);
+            let hosts = [scene.source, scene.destination];
+            scene.undo.now(hosts);
         }
         (Party::Cli, Fault::Hung) => {
             link.open();
@@ -196,8 +198,8 @@ fn go_on(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
             while !runs(scene.destination) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(50));
             }
-            let source = scene.source;
-            scene.undo.now(source);
+            let hosts = [scene.source, scene.destination];
+            scene.undo.now(hosts);
         }
         _ => {
             link.open();

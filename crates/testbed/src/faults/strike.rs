@@ -22,15 +22,21 @@ pub(super) struct Undo {
 }
 
 impl Undo {
-    /// What hung goes on, what was scarce is there again.
-    pub(super) fn now(&mut self, source: &Host) {
+    /// What hung goes on, what was scarce is there again, at source and destination.
+    pub(super) fn now(&mut self, hosts: [&Host; 2]) {
         for pid in self.stopped.drain(..) {
             let _ = kill_process(pid, Signal::CONT);
         }
         for (pid, limit, was) in self.limited.drain(..) {
             let _ = prlimit(Some(pid), limit, was);
         }
+        for host in hosts {
+            if let Ok(disk) = host.small_disk() {
+                let _ = disk.clear();
+            }
+        }
         if std::mem::take(&mut self.paused) {
+            let [source, _] = hosts;
             let _ = source.vm.qmp().cont();
         }
     }
@@ -57,6 +63,10 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
                 | Refusal::NotAPeer,
             ),
         ) => {}
+        (Party::SourceHost, Fault::Without(Resource::Disk)) => scene.source.small_disk()?.fill()?,
+        (Party::DestinationHost, Fault::Without(Resource::Disk)) => {
+            scene.destination.small_disk()?.fill()?;
+        }
         (Party::SourceHost | Party::DestinationHost, _) => {
             let source = case.party == Party::SourceHost;
             scene.between()?.link.cut();
@@ -140,6 +150,8 @@ fn starve(pid: Pid, resource: Resource, scene: &mut Scene<'_>) -> Result<()> {
     let (limit, most) = match resource {
         Resource::Descriptors => (Limit::Nofile, lowest_free(pid)?),
         Resource::Memory => (Limit::As, 0),
+        Resource::FileSize => (Limit::Fsize, 0),
+        Resource::Disk => anyhow::bail!("a process has none"),
     };
     let none = Rlimit {
         current: Some(most),
