@@ -84,8 +84,8 @@ struct State {
     carry: Vec<Carry>,
     /// What is compared before the VM runs elsewhere.
     comparing: Comparing,
-    /// The guest of the VM that leaves was suspended to RAM when QEMU last told.
-    sleeps: bool,
+    /// What the guest of the VM that leaves was when QEMU last told.
+    guest: Wakefulness,
     logging: bool,
     /// A migration away from here was begun by [`Vm::begin_migration`].
     outgoing: bool,
@@ -99,6 +99,14 @@ struct State {
     unsettled: Option<Unsettled>,
     refusal: Option<String>,
     sidecar_connected: bool,
+}
+
+/// Whether a guest is suspended to RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Wakefulness {
+    #[default]
+    Awake,
+    Asleep,
 }
 
 /// Who has drivers start devices anew, of which only the configuration space goes over.
@@ -353,17 +361,21 @@ impl Vm {
     pub(crate) fn set_asleep(&self) {
         let mut state = self.lock();
         state.starter = Starter::WakeUp;
-        state.sleeps = true;
+        state.guest = Wakefulness::Asleep;
     }
 
     /// The guest has fallen asleep by itself, or was woken.
     pub(crate) fn note_sleep(&self, sleeps: bool) {
-        self.lock().sleeps = sleeps;
+        self.lock().guest = if sleeps {
+            Wakefulness::Asleep
+        } else {
+            Wakefulness::Awake
+        };
     }
 
     /// Whether the VM that leaves is one of a guest that sleeps.
     pub(crate) fn sleeps(&self) -> bool {
-        self.lock().sleeps
+        self.lock().guest == Wakefulness::Asleep
     }
 
     /// The VM runs at the destination: the guest is told there that it is over.
@@ -385,7 +397,7 @@ impl Vm {
         state.ending = None;
         state.carry = Vec::new();
         state.starter = Starter::default();
-        state.sleeps = false;
+        state.guest = Wakefulness::Awake;
         state.comparing = Comparing::default();
         state.unsettled = None;
         state.refusal = None;

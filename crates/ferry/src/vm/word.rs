@@ -134,7 +134,7 @@ mod tests {
     use endpoint::Endpoints;
     use qemu::Qmp;
     use qemu::migration::MigrationSettings;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::comparison::Comparison;
