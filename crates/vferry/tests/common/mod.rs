@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// The configuration of a VM with a NIC, whose sockets are in `folder`, and whose `[migration]` begins with
 /// these lines.
-pub fn configuration(folder: &Path, migration: &str) -> String {
+pub(crate) fn configuration(folder: &Path, migration: &str) -> String {
     let folder = folder.display();
     format!(
         r#"
@@ -33,6 +33,6 @@ uplink = "wire:{folder}/wire.sock"
 }
 
 /// Where its link is, as `[migration]` has it.
-pub fn link(folder: &Path) -> String {
+pub(crate) fn link(folder: &Path) -> String {
     format!("link = \"unix:{}/link.sock\"", folder.display())
 }
