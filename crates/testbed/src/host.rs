@@ -15,7 +15,7 @@ use qemu::Iommu;
 use vferry::control::Status;
 
 use crate::small_disk::SmallDisk;
-use crate::{Programs, load};
+use crate::{HostFiles, Programs, load};
 
 /// How long vferry may take until it serves its sockets.
 const START: Duration = Duration::from_secs(10);
@@ -79,8 +79,8 @@ pub struct HostOptions {
     /// How often a keeper starts another process when the one that serves the devices dies; there is none if
     /// `None`.
     pub deaths_per_minute: Option<u32>,
-    /// Its folder is a file system of its own.
-    pub small_disk: bool,
+    /// Where its own files are.
+    pub host_files: HostFiles,
 }
 
 /// A host among others that have certificates.
@@ -159,8 +159,10 @@ impl Host {
     ) -> Result<Self> {
         let folder = folder.join(name);
         fs::create_dir_all(&folder)?;
-        let small_disk = options.small_disk.then(|| SmallDisk::mount(&folder));
-        let small_disk = small_disk.transpose()?;
+        let small_disk = match options.host_files {
+            HostFiles::Together => None,
+            HostFiles::Apart => Some(SmallDisk::mount(&folder)?),
+        };
         let config = folder.join("vm.toml");
         let link = link(&folder, options)?;
         fs::write(&config, configuration(&folder, &link, options))?;
@@ -326,7 +328,7 @@ impl HostOptions {
             identity: Identity::default(),
             stream: None,
             deaths_per_minute: None,
-            small_disk: false,
+            host_files: HostFiles::Together,
         }
     }
 

@@ -32,7 +32,7 @@ pub use host::{GuestOptions, Host, HostOptions, Identity};
 pub use kills::{Kills, kill_worker, kill_workers, upgrade, upgrade_workers};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
-pub use options::{Between, Boot, Devices, Help, Options, Plug};
+pub use options::{Between, Boot, Devices, Help, HostFiles, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use processors::Processors;
 pub use programs::Programs;

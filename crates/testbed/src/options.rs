@@ -63,8 +63,8 @@ pub struct Options {
     /// How often a minute a keeper starts another process when the one that serves the devices dies; there is
     /// none if `None`.
     pub deaths_per_minute: Option<u32>,
-    /// Each host's folder is a file system of its own, which a fault may fill. It takes root.
-    pub small_disk: bool,
+    /// Where the hosts' files are.
+    pub host_files: HostFiles,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -110,6 +110,15 @@ pub enum Between {
     Sockets,
     /// TLS, for the link and for QEMU's stream; and vferry logs all that it can.
     Tls,
+}
+
+/// Where a host's sockets, logs and other files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostFiles {
+    /// In a folder beside those of the others.
+    Together,
+    /// In a small file system of its own, which a fault may fill. It takes root.
+    Apart,
 }
 
 /// What a device is plugged into.
@@ -160,7 +169,7 @@ impl Default for Options {
             strategy: None,
             quiesce_deadline: Duration::from_secs(1),
             deaths_per_minute: None,
-            small_disk: false,
+            host_files: HostFiles::Together,
             load: true,
             processors: None,
         }

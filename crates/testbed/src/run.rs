@@ -121,7 +121,7 @@ impl Testbed {
             dirty_log: dirty_log.into(),
             stream: stream.transpose()?,
             deaths_per_minute: options.deaths_per_minute,
-            small_disk: options.small_disk,
+            host_files: options.host_files,
             tls: match options.between {
                 Between::Sockets => None,
                 Between::Tls => Some(Arc::new(Authority::new()?)),

@@ -5,10 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::statvfs;
 
+/// How long others may write so much that it does not become full.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What fits otherwise.
 const ROOM: &str = "size=256m,nr_inodes=1k";
 
@@ -27,13 +30,18 @@ impl SmallDisk {
 
     /// There is no more room.
     pub(crate) fn fill(&self) -> Result<()> {
-        let now = statvfs(&self.0)?;
-        let bytes = (now.f_blocks - now.f_bfree) * now.f_frsize;
-        let files = now.f_files - now.f_ffree;
-        self.resize(&format!("size={bytes},nr_inodes={files}"))?;
-        let now = statvfs(&self.0)?;
-        ensure!(now.f_bfree == 0 && now.f_ffree == 0, "there is still room");
-        Ok(())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = statvfs(&self.0)?;
+            if now.f_bfree == 0 && now.f_ffree == 0 {
+                return Ok(());
+            }
+            // Others write and remove meanwhile: it may be too small by then, or not small enough.
+            ensure!(Instant::now() < deadline, "there is still room");
+            let bytes = (now.f_blocks - now.f_bfree) * now.f_frsize;
+            let files = now.f_files - now.f_ffree;
+            let _ = self.resize(&format!("size={bytes},nr_inodes={files}"));
+        }
     }
 
     /// There is room again.
@@ -81,10 +89,10 @@ mod tests {
         disk.fill().unwrap();
         let refused = fs::write(at("another"), "").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StorageFull);
-        let refused = fs::write(at("before"), [2; 50_000]).unwrap_err();
+        let refused = fs::write(at("before"), vec![2; 50_000]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StorageFull);
         disk.clear().unwrap();
-        fs::write(at("another"), [3; 50_000]).unwrap();
+        fs::write(at("another"), vec![3; 50_000]).unwrap();
         drop(disk);
         assert!(!at("before").exists());
     }

@@ -16,7 +16,7 @@ use super::scene::{Scene, migrate};
 use super::strike::Undo;
 use super::wire::Uplink;
 use super::{Runs, Verdict};
-use crate::{Devices, Help, Host, Options, Plug, Programs, Testbed};
+use crate::{Devices, Help, Host, HostFiles, Options, Plug, Programs, Testbed};
 
 const END: Duration = Duration::from_secs(20);
 /// A host that is none of these.
@@ -236,7 +236,10 @@ impl Bench {
                 With::Tls => crate::Between::Tls,
                 With::Nothing | With::Disk | With::SmallDisks => crate::Between::Sockets,
             },
-            small_disk: self.load.with == With::SmallDisks,
+            host_files: match self.load.with {
+                With::SmallDisks => HostFiles::Apart,
+                With::Nothing | With::Disk | With::Tls => HostFiles::Together,
+            },
             ..Options::default()
         };
         let testbed = Testbed::start(lab, self.programs.clone(), options)?;
