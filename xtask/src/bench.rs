@@ -38,7 +38,7 @@ others are compared with. Only the ratios say something about another machine, a
 one that is least disturbed by what else this one did.
 
 All are pinned alike: what serves (vferry, QEMU without its vCPUs, a server, the guest's peer) has the first processor, what
-is served (the vCPU, a client) the second. Guests that move have two vCPUs, one on each, and of their two hosts each has the
+is served (the vCPU, a driver) the second. Guests that move have two vCPUs, one on each, and of their two hosts each has the
 rest of its threads on one of them. All are warmed alike: a first round that does not count, or a guest that is booted anew for each and is
 under load before it moves.
 ";

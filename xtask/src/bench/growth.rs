@@ -36,7 +36,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
     let (times, sizes, rates) = if quick {
         (Times::QUICK, &SIZES[..2], &RATES[2..3])
     } else {
-        (Times { rounds: 3, legs: 2 }, &SIZES[..], &RATES[..])
+        (Times { rounds: 2, legs: 2 }, &SIZES[..], &RATES[..])
     };
     // With headers, to build the test device's driver.
     let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;

@@ -68,7 +68,7 @@ pub(super) fn compare(
     let (times, memory) = if quick {
         (Times::QUICK, 256 << 20)
     } else {
-        (Times { rounds: 5, legs: 2 }, 512 << 20)
+        (Times { rounds: 3, legs: 4 }, 512 << 20)
     };
     let guests = variants.iter().map(|&(name, by)| Mover {
         name,

@@ -1,7 +1,7 @@
 //! Which processors are whose.
 //!
 //! All that a benchmark compares has the same two processors, used alike. What serves (a server, a host's
-//! QEMU without its vCPUs, vferry, the guest's peer) has the first, what is served (a client, a guest's vCPUs) the second: so
+//! QEMU without its vCPUs, vferry, the guest's peer) has the first, what is served (a driver, a guest's vCPUs) the second: so
 //! nothing that is measured waits because the kernel has put two of its threads on one processor in one run
 //! and not in the next, and a device that is emulated in QEMU's own threads has as much as one that is not. Guests
 //! that move are two hosts' and have two vCPUs: each host's other threads have a processor, and each vCPU
@@ -36,11 +36,11 @@ pub(super) fn run_on(processor: usize) -> Result<()> {
 
 /// For a guest that stays on one host. This thread, and so the guest's peer, is with what serves.
 pub(super) fn serving() -> Result<Processors> {
-    let [serves, served] = two()?;
+    let [serves, guest] = two()?;
     run_on(serves)?;
     Ok(Processors {
         hosts: vec![serves],
-        vcpus: vec![served],
+        vcpus: vec![guest],
     })
 }
 

@@ -1,5 +1,7 @@
 //! The guest with its NICs, and the peer that all of them have.
 
+use std::cell::Cell;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -76,6 +78,9 @@ impl Measured {
 pub(super) struct Rig {
     host: Host,
     peer: Peer,
+    /// Whether vferry's system calls are to be counted in the next window, and how many a second there were.
+    counting: Cell<bool>,
+    calls: Cell<Option<f64>>,
     _folder: tempfile::TempDir,
 }
 
@@ -119,6 +124,8 @@ impl Rig {
         Ok(Self {
             host,
             peer,
+            counting: Cell::new(false),
+            calls: Cell::new(None),
             _folder: folder,
         })
     }
@@ -257,7 +264,7 @@ impl Rig {
         grown(count(&self.peer.report())?)?;
         std::thread::sleep(extent.warm_up);
         let (before, spent) = (self.peer.report(), Spent::by(&self.host)?);
-        std::thread::sleep(extent.window);
+        self.window(extent.window);
         grown(count(&before)?)?;
         let (after, shares) = (
             self.peer.report(),
@@ -268,6 +275,41 @@ impl Rig {
         #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
         let value = counted as f64 / Duration::from_nanos(nanos).as_secs_f64();
         Ok(Measured { value, shares })
+    }
+
+    /// vferry's system calls for each unit of what is measured; `None` if they cannot be counted here. What is
+    /// measured is disturbed by that.
+    pub(super) fn system_calls(
+        &self,
+        measure: impl FnOnce(&Self) -> Result<Measured>,
+    ) -> Result<Option<f64>> {
+        self.counting.set(true);
+        let measured = measure(self);
+        self.counting.set(false);
+        let calls = self.calls.take();
+        let value = measured?.value;
+        Ok(calls.map(|calls| calls / value))
+    }
+
+    fn window(&self, window: Duration) {
+        if !self.counting.get() {
+            std::thread::sleep(window);
+            return;
+        }
+        let (process, seconds) = (self.host.vferry_pid().to_string(), window.as_secs_f64());
+        let mut perf = Command::new("perf");
+        perf.args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p"])
+            .args([&process, "--", "sleep", &seconds.to_string()]);
+        // Not everywhere is a `perf`, or may it count.
+        let Ok(output) = perf.output() else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let calls = said
+            .split(',')
+            .next()
+            .and_then(|calls| calls.trim().parse::<f64>().ok());
+        self.calls.set(calls.map(|calls| calls / seconds));
     }
 
     fn shell(&self, command: &str) -> Result<String> {
