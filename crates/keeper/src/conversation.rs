@@ -22,6 +22,8 @@ use crate::peek;
 const PIECE: usize = 32 << 10;
 /// How long to wait for the rest of a message, of which a part has come.
 const REST: Duration = Duration::from_micros(200);
+/// How long a client may leave an answer unread, as QEMU waits for one.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// All that the kernel lets through in one message (`SCM_MAX_FD`).
 const MAX_FDS: usize = 253;
 
@@ -58,7 +60,7 @@ impl Conversation {
     }
 
     /// At the beginning, or wherever another process has left it: the reply that is under way is
-    /// sent. `stream` and the `pipe`'s ends are blocking.
+    /// sent. `stream` and the `pipe`'s ends are blocking; what is sent waits for 5 s, then fails by `EAGAIN`.
     ///
     /// # Errors
     /// When the journal cannot be gone on with, or the client is gone.
@@ -67,6 +69,8 @@ impl Conversation {
         pipe: (OwnedFd, OwnedFd),
         journal: Arc<Journal>,
     ) -> Result<Self, JournalError> {
+        // To `splice` as well.
+        stream.set_write_timeout(Some(PATIENCE))?;
         let mut conversation = Self {
             stream,
             pipe,
@@ -136,7 +140,7 @@ impl Conversation {
     /// Sends the reply to the message that was carried out last, if it has not been.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// When the client is gone, or does not read.
     pub fn answer(&self) -> io::Result<()> {
         self.send(0)
     }

@@ -267,6 +267,7 @@ impl Drop for Connection<'_> {
 fn end_of(error: &io::Error) -> End {
     match Errno::from_io_error(error) {
         Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => End::Ended(Ended::Disconnected),
+        Some(Errno::AGAIN) => ServeError::NotReading.into(),
         errno => ServeError::Socket(errno.unwrap_or(Errno::IO)).into(),
     }
 }

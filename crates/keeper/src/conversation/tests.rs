@@ -218,3 +218,22 @@ fn descriptors_come_again_until_their_message_is_carried_out() {
     let received = bench.worker().receive(&mut space).unwrap();
     assert_eq!((received.len, received.fds.len()), (4, 0));
 }
+
+#[test]
+fn a_reply_that_nobody_reads_fails_in_time() {
+    let bench = Bench::new();
+    let worker = bench.worker();
+    let limit = bench.stream.write_timeout().unwrap();
+    assert_eq!(limit, Some(PATIENCE));
+    // A test does not wait so long.
+    let limit = Some(Duration::from_millis(20));
+    bench.stream.set_write_timeout(limit).unwrap();
+    for _ in 0..1000 {
+        bench.carry_out(1, Some(&[7; 100_000]));
+        if let Err(error) = worker.answer() {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            return;
+        }
+    }
+    panic!("no socket has room for all that");
+}
