@@ -157,15 +157,16 @@ fn link(
 ) -> anyhow::Result<Box<dyn device::FrameLink>> {
     Ok(match uplink {
         Uplink::Tap(name) => Box::new(Attentive::new(tap(device, name, survival)?)),
-        Uplink::Wire(path) => Box::new(Attentive::new(wire(path)?)),
+        Uplink::Wire(path) => Box::new(Attentive::new(wire(path, survival)?)),
     })
 }
 
 /// Of a wire it is not known how far a frame came on it, so a successor plugs in another. If it cannot, the guest
 /// goes on with its link down, as where the other end has ended.
-fn wire(path: &Path) -> anyhow::Result<Wire> {
+fn wire(path: &Path, survival: Option<&Survival>) -> anyhow::Result<Wire> {
+    let is_successor = survival.is_some_and(|kept| !kept.is_first());
     match Wire::connect(path) {
-        Err(error) if keeper::Worker::deaths() > 0 => {
+        Err(error) if is_successor => {
             tracing::error!(%error, "the guest's link is down");
             Ok(Wire::unplugged())
         }
