@@ -41,6 +41,9 @@ pub trait Host: fmt::Debug {
     /// # Errors
     /// Why not, and nothing has arrived then.
     fn follow(&self, source: &Facts) -> Result<(), String>;
+
+    /// The VM runs here from now on, whatever becomes of the link.
+    fn has_vm(&self) {}
 }
 
 /// The destination's side.
@@ -238,6 +241,7 @@ impl Destination<'_> {
         })?;
         let running = Instant::now();
         self.vm.run_again();
+        self.host.has_vm();
         tracing::info!(phase = %Phase::Resume, "phase");
         let mut arrival = self.arrival(told, corrected);
         if then == Afterwards::Wake {

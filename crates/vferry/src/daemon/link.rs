@@ -1,10 +1,12 @@
 //! Other hosts' vferry processes: VMs that come here.
 
+use std::fmt;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use ferry::destination::Destination;
+use ferry::check::Facts;
+use ferry::destination::{self, Destination};
 use ferry::link::{Link, LinkError, Message};
 use ferry::resolve;
 use qemu::stream_tls::StreamSide;
@@ -97,6 +99,32 @@ fn see_to_late(shared: &Shared) {
     }
 }
 
+/// The host of a VM that is on its way.
+struct Arriving<'a>(&'a Shared);
+
+impl fmt::Debug for Arriving<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.host.fmt(f)
+    }
+}
+
+impl destination::Host for Arriving<'_> {
+    fn obstacles(&self) -> Vec<String> {
+        self.0.host.obstacles()
+    }
+
+    fn follow(&self, source: &Facts) -> Result<(), String> {
+        self.0.host.follow(source)
+    }
+
+    fn has_vm(&self) {
+        // Another process can go on with it, also while the source is still told.
+        if let Some(survival) = &self.0.survival {
+            survival.note_arrival(false, || runs(&self.0.vm));
+        }
+    }
+}
+
 type Received = Result<ferry::link::Arrival, ferry::destination::ReceiveError>;
 
 fn try_receive(
@@ -113,11 +141,12 @@ fn try_receive(
     {
         survival.note_arrival(true, || false);
     }
+    let host = Arriving(shared);
     let destination = Destination {
         vm: &shared.vm,
         qmp: &qmp,
         slots: &shared.slots,
-        host: &*shared.host,
+        host: &host,
         facts,
         uri: shared.config.incoming.to_string(),
         protection: shared.stream(peer, |_| StreamSide::Destination),
