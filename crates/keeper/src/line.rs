@@ -65,6 +65,18 @@ impl Line {
         worker.barrier()
     }
 
+    /// Has the keeper let go of what it holds as `name`: the conversation is over.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn let_go(name: &str, worker: &Worker) -> Result<(), WorkerError> {
+        // Without the first there is none.
+        for part in ["socket", "journal", "in", "out"] {
+            worker.let_go(&format!("{name}/{part}"))?;
+        }
+        Ok(())
+    }
+
     /// The journal.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use keeper::{Conversation, Held, Journal, Limits, Line, Message, Worker};
+use keeper::{Conversation, Held, Journal, Limits, Line, Message, Worker, WorkerError};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
@@ -85,11 +85,42 @@ impl Kept {
         Self::resume(line, worker)
     }
 
-    /// The one that another process has left, if one has.
-    pub(crate) fn find(held: &mut Held, worker: &Arc<Worker>) -> io::Result<Option<Self>> {
+    /// The one that another process has left, if one has, and what came along with what was said. All else of
+    /// the sidecar's that is held is let go of.
+    pub(crate) fn find(held: &mut Held, worker: &Arc<Worker>) -> io::Result<Option<(Self, Held)>> {
         let line = Line::find(NAME, held).map_err(io::Error::other)?;
-        line.map(|line| Self::resume(line, Arc::clone(worker)))
-            .transpose()
+        let kept = line
+            .map(|line| Self::resume(line, Arc::clone(worker)))
+            .transpose()?;
+        let names = held.keys().filter(|name| name.starts_with(PREFIX));
+        let names: Vec<_> = names.cloned().collect();
+        let mut fds: Held = names
+            .iter()
+            .filter_map(|name| held.remove_entry(name))
+            .collect();
+        // A process that dies has held what it has not come to say, or has not let go of yet what it has unsaid.
+        let needed = kept.as_ref().map(Self::names).unwrap_or_default();
+        for name in names.iter().filter(|name| !needed.contains(name)) {
+            worker.let_go(name).map_err(io::Error::other)?;
+            fds.remove(name);
+        }
+        Ok(kept.map(|kept| (kept, fds)))
+    }
+
+    /// The connection is over: nobody goes on with it.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        let gone = |error| io::Error::other::<WorkerError>(error);
+        Line::let_go(NAME, &self.worker).map_err(gone)?;
+        for name in self.names() {
+            self.worker.let_go(name).map_err(gone)?;
+        }
+        Ok(())
+    }
+
+    /// By which names what came along is held.
+    fn names(&self) -> Vec<&String> {
+        let messages = self.said.messages.values();
+        messages.flat_map(|once| &once.fds).collect()
     }
 
     fn resume(line: Line, worker: Arc<Worker>) -> io::Result<Self> {
@@ -124,7 +155,8 @@ impl Kept {
             act()?;
             drain(to)?;
         }
-        held.retain(|name, _| !name.starts_with(PREFIX));
+        // The device has its own.
+        held.clear();
         Ok(())
     }
 

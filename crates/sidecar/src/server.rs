@@ -111,8 +111,7 @@ impl Sidecar {
     /// # Errors
     /// When that one cannot be gone on with.
     pub fn keep(&mut self, worker: Arc<Worker>, held: &mut Held) -> Result<(), Error> {
-        let found = Kept::find(held, &worker)?;
-        let left = found.map(|kept| (kept, std::mem::take(held)));
+        let left = Kept::find(held, &worker)?;
         self.keeping = Some(Keeping { worker, left });
         Ok(())
     }
@@ -219,17 +218,30 @@ pub(crate) struct Connection<'a> {
 impl Connection<'_> {
     /// Serves until QEMU leaves or the sidecar is stopped.
     pub(crate) fn serve(mut self, hooks: &mut dyn Hooks) -> Result<(), Error> {
+        let mut kept = self.kept.take();
+        let result = self.serve_device(hooks, &mut kept);
+        if let Some((kept, _)) = &kept {
+            // Nobody is to go on with it.
+            kept.let_go()?;
+        }
+        result
+    }
+
+    fn serve_device(
+        &mut self,
+        hooks: &mut dyn Hooks,
+        kept: &mut Option<(Kept, Held)>,
+    ) -> Result<(), Error> {
         let stop = self.stopper.event.as_fd();
         let device = Device::new(hooks, self.config.clone(), Arc::clone(self.log), stop);
         let device = Arc::new(Mutex::new(device));
-        let mut kept = self.kept.take();
         // What the device reads is QEMU's socket, or another into which that is passed on.
         let (passed, stream) = match &kept {
             Some(_) => UnixStream::pair()?,
             None => (self.stream.try_clone()?, self.stream.try_clone()?),
         };
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-        if let Some((kept, held)) = &mut kept {
+        if let Some((kept, held)) = kept {
             lock(&device).catch_up(true);
             kept.say_again(&passed, held, || {
                 messages.handle_request().map_err(Error::Protocol)
@@ -237,7 +249,7 @@ impl Connection<'_> {
             lock(&device).catch_up(false);
         }
         loop {
-            if let Some((kept, _)) = &mut kept {
+            if let Some((kept, _)) = kept {
                 kept.rest()?;
             }
             let ready = self.wait(&lock(&device))?;
@@ -248,7 +260,7 @@ impl Connection<'_> {
                 lock(&device).serve(source);
             }
             if ready.message {
-                let handled = match &mut kept {
+                let handled = match kept {
                     None => messages.handle_request().map_err(Error::Protocol),
                     Some((kept, _)) => pass_on(kept, &passed, &mut messages),
                 };

@@ -11,11 +11,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use keeper::{Held, Worker};
 use sidecar::{Config, Error, Hooks, LogHandle, LogStart, Sidecar, Stop, Stopped, Stopper, Veto};
+use tempfile::TempDir;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection as Direction, VhostTransferStatePhase, VhostUserHeaderFlag,
 };
@@ -133,7 +136,7 @@ pub struct Served {
     pub stopper: Stopper,
     events: Receiver<Event>,
     thread: Option<JoinHandle<Result<(), Error>>>,
-    _dir: tempfile::TempDir,
+    _dir: TempDir,
 }
 
 impl Served {
@@ -144,7 +147,21 @@ impl Served {
     pub fn with(script: Script, config: Config) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("sidecar.sock");
-        let mut sidecar = Sidecar::bind(&path, config).expect("the path is free");
+        let sidecar = Sidecar::bind(&path, config).expect("the path is free");
+        Self::serve(sidecar, path, dir, script)
+    }
+
+    /// One whose connection outlives the process, and goes on with what is `held`.
+    pub fn kept(worker: &Arc<Worker>, held: &mut Held) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("sidecar.sock");
+        let mut sidecar = Sidecar::bind(&path, Config::default()).expect("the path is free");
+        let kept = sidecar.keep(Arc::clone(worker), held);
+        kept.expect("what is held can be gone on with");
+        Self::serve(sidecar, path, dir, Script::default())
+    }
+
+    fn serve(mut sidecar: Sidecar, path: PathBuf, dir: TempDir, script: Script) -> Self {
         let (sender, events) = mpsc::channel();
         let mut recorder = Recorder {
             events: sender,
