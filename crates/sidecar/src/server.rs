@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -81,8 +81,21 @@ impl Sidecar {
         };
         remove_stale(path)?;
         let listener = access.bind(path).map_err(failed)?;
+        Self::over(listener, path, config, access)
+    }
+
+    /// Goes on with a socket that another process has bound to `path`, and removes that at the end.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the process has no descriptor left.
+    pub fn over(
+        listener: UnixListener,
+        path: impl AsRef<Path>,
+        config: Config,
+        access: Access,
+    ) -> Result<Self, Error> {
         let mut sidecar = Self::from_listener(listener, config)?;
-        sidecar.path = Some(path.to_owned());
+        sidecar.path = Some(path.as_ref().to_owned());
         sidecar.access = access;
         Ok(sidecar)
     }
@@ -343,6 +356,13 @@ struct Ready {
     sources: Vec<Source>,
     /// Another QEMU wants to connect.
     other: bool,
+}
+
+impl AsFd for Sidecar {
+    /// Of the socket that listens.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 impl Drop for Sidecar {

@@ -89,23 +89,24 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let survival = survival.map(Arc::new);
     // Certificates may be about to be exchanged while the VM runs on.
-    if let Protection::Tls { folder, peers } = &config.protection
-        && survival.as_ref().is_none_or(|survival| survival.is_first())
-    {
-        tls::check(folder, peers).with_context(|| {
-            let (path, line) = (config.origin.path.display(), config.origin.link_line);
-            format!("{path}:{line}: the link cannot be protected by `tls`")
-        })?;
+    if survival.as_ref().is_none_or(|kept| kept.is_first()) {
+        check_certificates(&config)?;
     }
     let (ended, end) = mpsc::channel();
     // First: who has it is the one process that serves this VM.
     let access = Access {
         group: config.socket_group,
     };
-    let control = bind(&config.control, access)?;
+    let kept = survival.as_deref();
+    let control = Survival::listening(
+        kept,
+        "control",
+        |left| Ok(BoundSocket::over(left, &config.control, access)),
+        || bind(&config.control, access),
+    )?;
     keeper.take()?;
-    let (devices, guest) = devices::open(&config, access, survival.as_deref())?;
-    let mut sidecar = Sidecar::bind_for(&config.sidecar, sidecar::Config::default(), access)
+    let (devices, guest) = devices::open(&config, access, kept)?;
+    let mut sidecar = bind_sidecar(&config, access, kept)
         .with_context(|| format!("the sidecar's socket {}", config.sidecar.display()))?;
     if let Some(survival) = &survival {
         sidecar.keep(Arc::clone(survival.worker()), &mut survival.held())?;
@@ -123,8 +124,15 @@ pub(crate) fn run(
         controls,
     );
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
-    let link = Listener::bind(&config.link, access)
-        .with_context(|| format!("listening for other hosts at {}", config.link))?;
+    let link = Survival::listening(
+        kept,
+        "link",
+        |left| Ok(Listener::over(left, &config.link, access)),
+        || {
+            Listener::bind(&config.link, access)
+                .with_context(|| format!("listening for other hosts at {}", config.link))
+        },
+    )?;
     // All is open, and no thread of those that serve has been started.
     confinement.begin(&config)?;
     let shared = Arc::new(Shared {
@@ -319,6 +327,31 @@ impl Shared {
 
 fn bind(path: &Path, access: Access) -> anyhow::Result<BoundSocket> {
     BoundSocket::bind(path, access).with_context(|| format!("listening on {}", path.display()))
+}
+
+fn check_certificates(config: &Config) -> anyhow::Result<()> {
+    let Protection::Tls { folder, peers } = &config.protection else {
+        return Ok(());
+    };
+    tls::check(folder, peers).with_context(|| {
+        let (path, line) = (config.origin.path.display(), config.origin.link_line);
+        format!("{path}:{line}: the link cannot be protected by `tls`")
+    })
+}
+
+fn bind_sidecar(
+    config: &Config,
+    access: Access,
+    survival: Option<&Survival>,
+) -> anyhow::Result<Sidecar> {
+    let bounds = sidecar::Config::default;
+    let path = &config.sidecar;
+    Survival::listening(
+        survival,
+        "sidecar",
+        |left| Ok(Sidecar::over(left.into(), path, bounds(), access)?),
+        || Ok(Sidecar::bind_for(path, bounds(), access)?),
+    )
 }
 
 fn catch_signals(ended: Sender<End>) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ mod protected;
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,11 +92,28 @@ impl Listener {
         })
     }
 
+    /// Goes on with one that another process has bound.
+    pub(crate) fn over(listener: OwnedFd, at: &Endpoint, access: Access) -> Self {
+        match at {
+            Endpoint::Unix(path) => Self::Unix(BoundSocket::over(listener, path, access)),
+            Endpoint::Tcp(_) => Self::Tcp(listener.into()),
+        }
+    }
+
     pub(crate) fn try_clone(&self) -> io::Result<Acceptor> {
         Ok(match self {
             Self::Unix(bound) => Acceptor::Unix(bound.listener.try_clone()?, bound.access),
             Self::Tcp(listener) => Acceptor::Tcp(listener.try_clone()?),
         })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(bound) => bound.as_fd(),
+            Self::Tcp(listener) => listener.as_fd(),
+        }
     }
 }
 
@@ -155,6 +173,23 @@ impl BoundSocket {
             path: path.into(),
             access,
         })
+    }
+}
+
+impl BoundSocket {
+    /// Goes on with one that another process has bound.
+    pub(crate) fn over(listener: impl Into<UnixListener>, path: &Path, access: Access) -> Self {
+        Self {
+            listener: listener.into(),
+            path: path.into(),
+            access,
+        }
+    }
+}
+
+impl AsFd for BoundSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sockets to be found at, and serving who comes.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -106,6 +106,26 @@ impl Server {
         Ok(server)
     }
 
+    /// Goes on with a socket that another process has bound to `path`; it is removed when this is dropped.
+    ///
+    /// # Errors
+    /// [`BindError`] says what is in the way.
+    pub fn over(
+        listener: impl Into<OwnedFd>,
+        path: impl AsRef<Path>,
+        access: Access,
+    ) -> Result<Self, BindError> {
+        let path = path.as_ref();
+        // Where somebody has removed it, there is nothing to be removed.
+        let bound = Bound::new(path).ok();
+        let server = Self::from_listener(listener)?;
+        Ok(Self {
+            bound,
+            access,
+            ..server
+        })
+    }
+
     /// Listens on a socket that was made elsewhere, and stays when this is dropped.
     ///
     /// # Errors
@@ -204,6 +224,13 @@ impl Server {
         backend: &mut dyn Backend,
     ) -> Result<Ended, ServeError> {
         Connection::kept(conversation, resumed, &self.stop, &self.options).serve(backend)
+    }
+}
+
+impl AsFd for Server {
+    /// Of the socket that listens.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

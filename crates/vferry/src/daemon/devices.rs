@@ -65,7 +65,8 @@ pub(super) fn open(
         } else {
             Endpoint::without_log(&device.name, space, model)
         };
-        let mut bound = bind(place, access, config.iommu, endpoint?).with_context(context)?;
+        let mut bound =
+            bind(place, access, config.iommu, endpoint?, survival).with_context(context)?;
         if let Some(survival) = survival {
             let endpoint = &bound.slot.endpoint;
             bound.left = survival.take_over(endpoint).with_context(context)?;
@@ -83,7 +84,7 @@ pub(super) fn open(
     control.place(&root_port::locations(&slots, &[]))?;
     let place = (Place::MainBus(guest.address), guest.socket.as_path());
     let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
-    devices.push(bind(place, access, config.iommu, endpoint.clone()).with_context(context)?);
+    devices.push(bind(place, access, config.iommu, endpoint.clone(), None).with_context(context)?);
     let guest = ferry::Guest {
         control,
         endpoint,
@@ -122,8 +123,14 @@ fn bind(
     access: Access,
     iommu: Option<Iommu>,
     endpoint: Endpoint,
+    survival: Option<&Survival>,
 ) -> anyhow::Result<Device> {
-    let server = Server::bind_for(socket, access)?;
+    let server = Survival::listening(
+        survival,
+        &endpoint::kept::prefix(endpoint.name()),
+        |left| Ok(Server::over(left, socket, access)?),
+        || Ok(Server::bind_for(socket, access)?),
+    )?;
     Ok(Device {
         slot: Slot {
             endpoint,

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -61,7 +62,7 @@ impl Word {
 pub(crate) struct Halted;
 
 impl Survival {
-    /// Of this process, which a keeper has started; and the text of the configuration, that of the file at
+    /// Of this process, which a keeper has started, and the text of the configuration, that of the file at
     /// `path` at first.
     pub(crate) fn begin(path: &Path) -> anyhow::Result<(Self, String)> {
         let (worker, mut held) = Worker::start()?;
@@ -120,6 +121,27 @@ impl Survival {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What listens as `name`: what another process has left, with which `go_on` goes on, or else what `bind`
+    /// makes, which is held from here on, so that somebody who comes while nobody serves is served later.
+    pub(crate) fn listening<T: AsFd>(
+        survival: Option<&Self>,
+        name: &str,
+        go_on: impl FnOnce(OwnedFd) -> anyhow::Result<T>,
+        bind: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let Some(survival) = survival else {
+            return bind();
+        };
+        let name = format!("listening/{name}");
+        let left = survival.held().remove(&name);
+        if let Some(left) = left {
+            return go_on(left);
+        }
+        let bound = bind()?;
+        survival.worker.hold(&name, &bound)?;
+        Ok(bound)
     }
 
     /// Writes down whether the devices run, which `runs` looks at.
