@@ -1,12 +1,13 @@
 //! The keeper itself: holds, starts, starts again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -122,6 +123,8 @@ pub enum KeeperError {
 #[derive(Debug, Default)]
 pub struct Keeper {
     held: BTreeMap<String, OwnedFd>,
+    /// What it was to hold, and could not.
+    unheld: BTreeSet<String>,
     rate: Rate,
     recent: VecDeque<Instant>,
     deaths: u64,
@@ -147,6 +150,7 @@ impl Keeper {
         let room = self.held.len() < MAX_HELD || self.held.contains_key(name);
         let holds = room && wire::is_name(name);
         if holds {
+            self.unheld.remove(name);
             self.held.insert(name.into(), fd);
         }
         holds
@@ -347,10 +351,26 @@ impl Keeper {
             .collect()
     }
 
-    fn hold_or_say(&mut self, name: &str, fd: OwnedFd) {
-        if !self.hold(name, fd) {
-            tracing::error!(name, "not held: no name, or there are too many");
+    /// Whoever says it without a descriptor had one, which the system could not give to this process.
+    fn hold_or_say(&mut self, name: &str, fd: Option<OwnedFd>) {
+        if fd.is_some_and(|fd| self.hold(name, fd)) {
+            return;
         }
+        tracing::error!(name, "not held: no name, no room, or no descriptor left");
+        if self.unheld.len() < MAX_HELD {
+            self.unheld.insert(name.into());
+        }
+    }
+
+    /// Says into a barrier's pipe, which closes then, how many descriptors are not held, if any are not.
+    fn end_barrier(&self, pipe: &OwnedFd) {
+        if self.unheld.is_empty() {
+            return;
+        }
+        let count = self.unheld.len() as u64;
+        // Who leaves no room for it hears nothing.
+        let _ = rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK);
+        let _ = rustix::io::write(pipe, &count.to_le_bytes());
     }
 
     /// What is not understood is nothing.
@@ -358,10 +378,13 @@ impl Keeper {
         let has = |word: &str| words.lines().any(|line| line == word);
         let name = words.lines().find_map(|line| line.strip_prefix("FDNAME="));
         match (name, fds.pop()) {
-            (Some(name), Some(fd)) if has("FDSTORE=1") => self.hold_or_say(name, fd),
-            (Some(name), None) if has("FDSTOREREMOVE=1") => drop(self.held.remove(name)),
+            (Some(name), fd) if has("FDSTORE=1") => self.hold_or_say(name, fd),
+            (Some(name), None) if has("FDSTOREREMOVE=1") => {
+                self.unheld.remove(name);
+                self.held.remove(name);
+            }
             (None, None) if has(READY) => self.is_ready = true,
-            // A barrier: its pipe closes here.
+            (None, Some(pipe)) if has("BARRIER=1") => self.end_barrier(&pipe),
             _ => {}
         }
     }

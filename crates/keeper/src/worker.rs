@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
@@ -109,21 +108,30 @@ impl Worker {
         wire::send(self.socket.as_fd(), &words, None).map_err(WorkerError::NoKeeper)
     }
 
-    /// Waits until the keeper has done all that it was told: it closes a pipe then
-    /// (`sd_notify_barrier`).
+    /// Waits until the keeper has done all that it was told.
     ///
     /// # Errors
     /// When the keeper is gone.
     pub fn barrier(&self) -> Result<(), WorkerError> {
-        let wait = || -> io::Result<()> {
+        self.unheld().map(drop)
+    }
+
+    /// How many descriptors the keeper was to hold and does not, for want of room, once it has done all that it was
+    /// told: it closes a pipe then (`sd_notify_barrier`), and says so by that before.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn unheld(&self) -> Result<u64, WorkerError> {
+        let wait = || -> io::Result<u64> {
             let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             wire::send(self.socket.as_fd(), "BARRIER=1", Some(theirs.as_fd()))?;
             drop(theirs);
             loop {
-                let mut fds = [PollFd::new(&ours, PollFlags::empty())];
-                match poll(&mut fds, None) {
+                let mut count = [0; 8];
+                match rustix::io::read(&ours, &mut count) {
                     Err(Errno::INTR) => {}
-                    polled => return Ok(polled.map(drop)?),
+                    Ok(8) => return Ok(u64::from_le_bytes(count)),
+                    read => return Ok(read.map(|_| 0)?),
                 }
             }
         };

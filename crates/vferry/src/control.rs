@@ -113,6 +113,9 @@ pub struct Status {
     /// Why one of the next program did not, the last time that it was to.
     #[serde(default)]
     pub upgrade_refused: Option<String>,
+    /// Descriptors that the keeper was to hold and does not: no other process can go on without them.
+    #[serde(default)]
+    pub unheld: u64,
     /// Where its devices are in the life cycle.
     pub stage: String,
     /// Whether a migration is under way.

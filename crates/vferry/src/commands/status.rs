@@ -51,6 +51,12 @@ fn print_text(status: &Status) {
     if let Some(deaths @ 1..) = status.deaths {
         println!("  {deaths} processes that served it have died: see the log for why");
     }
+    if let unheld @ 1.. = status.unheld {
+        println!(
+            "  NOT SAFE FROM DEATH: {unheld} descriptors are not held beside it, for want of room (see the log, and \
+             LimitNOFILE= or `ulimit -n`): if the process that serves it dies, it is lost"
+        );
+    }
     if let Some(why) = &status.upgrade_refused {
         println!(
             "  the next program did not serve it when it was to ({why}): see the log for what it said"

@@ -126,6 +126,8 @@ fn status(shared: &Shared) -> Status {
         deaths: kept.map(|_| Worker::deaths()),
         version: env!("CARGO_PKG_VERSION").into(),
         upgrades: kept.map(|_| Worker::upgrades()),
+        // A keeper that is gone has taken this process along.
+        unheld: kept.map_or(0, |kept| kept.worker().unheld().unwrap_or(0)),
         upgrade_refused: kept.and_then(|_| Worker::refusal()),
         stage: shared.vm.stage_name().into(),
         migrating,
