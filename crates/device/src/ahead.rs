@@ -230,62 +230,10 @@ impl Word {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::FlatMemory;
-
-    /// Dies at the `left`th thing that is done: what comes after has no effect.
-    struct Mortal {
-        memory: FlatMemory,
-        left: RefCell<usize>,
-        stage: RefCell<Option<Stage>>,
-        put: RefCell<Vec<u8>>,
-    }
-
-    impl Mortal {
-        fn lives(&self) -> bool {
-            let mut left = self.left.borrow_mut();
-            let lives = *left > 0;
-            *left = left.saturating_sub(1);
-            lives
-        }
-    }
-
-    impl GuestMemory for Mortal {
-        fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
-            self.memory.read(iova, buf)
-        }
-        fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
-            self.memory.write(iova, data)
-        }
-        fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaError> {
-            if self.lives() {
-                self.memory.store_u64(iova, value)?;
-            }
-            Ok(())
-        }
-        fn store_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
-            if self.lives() {
-                self.memory.store_u32(iova, value)?;
-            }
-            Ok(())
-        }
-    }
-
-    impl Ledger for Mortal {
-        fn put(&self, _: &[u8], writes: &Writes) {
-            if self.lives() {
-                writes.encode(&mut self.put.borrow_mut());
-                *self.stage.borrow_mut() = Some(Stage::Begun);
-            }
-        }
-        fn set_stage(&self, stage: Stage) {
-            if self.lives() {
-                *self.stage.borrow_mut() = Some(stage);
-            }
-        }
-    }
+    use crate::{FlatMemory, Mortal};
 
     fn word(memory: &FlatMemory, at: u64) -> u64 {
         let mut bytes = [0; 8];
@@ -309,29 +257,27 @@ mod tests {
         for left in 0..=10 {
             // The driver refills what it has been told of, at once and before the successor is there.
             for driver_is_fast in [false, true] {
-                let mortal = Mortal {
-                    memory: FlatMemory::new(0, 128),
-                    left: RefCell::new(left),
-                    stage: RefCell::default(),
-                    put: RefCell::default(),
-                };
+                let memory = Arc::new(FlatMemory::new(0, 128));
+                let mortal = Mortal::new(Arc::clone(&memory), left);
                 writes().make(&mortal, Some(&mortal), b"").unwrap();
-                let memory = &mortal.memory;
+                let memory = &*memory;
                 let told = word(memory, 8) == 0x33;
                 if told && driver_is_fast {
                     memory.store_u64(0, 0x77).unwrap();
                     memory.store_u64(8, 0).unwrap();
                 }
-                if mortal.stage.borrow().is_none() {
+                let Some(entry) = mortal.entry() else {
                     assert_eq!((left, word(memory, 0)), (0, 0));
                     continue;
-                }
-                let found = Writes::decode(&mortal.put.borrow()).unwrap();
+                };
+                let mut put = Vec::new();
+                entry.writes.encode(&mut put);
+                let found = Writes::decode(&put).unwrap();
                 assert_eq!(found, writes());
                 // A first successor dies as well, at any moment; the second does not.
                 for left in [left % 7, 100] {
-                    mortal.left.replace(left);
-                    let stage = mortal.stage.borrow().unwrap();
+                    mortal.set_left(left);
+                    let stage = mortal.entry().unwrap().stage;
                     found.finish(&mortal, stage, &mortal).unwrap();
                 }
                 let expected = if told && driver_is_fast {

@@ -23,6 +23,7 @@ pub mod lifecycle;
 pub mod link;
 pub mod memory;
 pub mod model;
+pub mod mortal;
 pub mod state;
 
 pub use ahead::{Ledger, Stage, Writes};
@@ -36,4 +37,5 @@ pub use memory::{
     MemoryId, PAGE_SIZE,
 };
 pub use model::{Access, Claim, Model, Progress, Reset};
+pub use mortal::Mortal;
 pub use state::{State, StateError, StateRecord};

@@ -1,113 +1,46 @@
 //! A process dies at any moment, and another of the same host goes on with the function.
 
-use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use device::{
-    Access, DmaError, FlatMemory, GuestMemory, Ledger, ManualClock, Model, Stage, Writes,
-};
+use device::{Access, Ledger, ManualClock, Model, Mortal, Writes};
 
 use crate::frames::{pattern, udp, udp_to};
 use crate::machine::{MAC, Machine, Vectors};
 use crate::ring_driver::{Driver, Options};
 
-/// Memory and ledger as a process has them that dies after `left` of what it does to them: whatever comes
-/// after that does not happen.
-struct Mortal {
-    memory: Arc<FlatMemory>,
-    left: Cell<usize>,
-    state: RefCell<Vec<u8>>,
-    writes: RefCell<Writes>,
-    stage: Cell<Stage>,
+/// A process that dies after `left` of what it does to memory and ledger, where its state is.
+fn mortal(m: &Machine, left: usize) -> Mortal {
+    let mortal = Mortal::new(Arc::clone(&m.memory), usize::MAX);
+    let mut state = Vec::new();
+    assert!(m.vf.live(&mut state));
+    mortal.put(&state, &Writes::default());
+    mortal.set_left(left);
+    mortal
 }
 
-impl Mortal {
-    fn new(m: &Machine, left: usize) -> Self {
-        let mut state = Vec::new();
-        assert!(m.vf.live(&mut state));
-        Self {
-            memory: Arc::clone(&m.memory),
-            left: Cell::new(left),
-            state: RefCell::new(state),
-            writes: RefCell::default(),
-            stage: Cell::new(Stage::Done),
-        }
-    }
-
-    fn lives(&self) -> bool {
-        let lives = self.left.get() > 0;
-        self.left.set(self.left.get().saturating_sub(1));
-        lives
-    }
-
-    /// One call, and what its owner puts down after it.
-    fn call(&self, m: &mut Machine, act: impl FnOnce(&mut ixgbevf::Vf, &Access<'_>)) {
-        let access = Access {
-            memory: Some(self),
-            interrupts: &Vectors::default(),
-            clock: &ManualClock::default(),
-            ledger: Some(self),
-        };
-        act(&mut m.vf, &access);
-        let mut state = Vec::new();
-        m.vf.live(&mut state);
-        self.put(&state, &Writes::default());
-    }
-
-    /// Another process with what this one has left.
-    fn successor(&self) -> Machine {
-        let mut there = Machine::with_memory(Arc::clone(&self.memory));
-        there.vf.take_over(&self.state.borrow()).unwrap();
-        self.left.set(usize::MAX);
-        let writes = self.writes.borrow().clone();
-        writes.finish(self, self.stage.get(), self).unwrap();
-        there.resume();
-        there
-    }
+/// One call, and what its owner puts down after it.
+fn call(mortal: &Mortal, m: &mut Machine, act: impl FnOnce(&mut ixgbevf::Vf, &Access<'_>)) {
+    let access = Access {
+        memory: Some(mortal),
+        interrupts: &Vectors::default(),
+        clock: &ManualClock::default(),
+        ledger: Some(mortal),
+    };
+    act(&mut m.vf, &access);
+    let mut state = Vec::new();
+    m.vf.live(&mut state);
+    mortal.put(&state, &Writes::default());
 }
 
-impl GuestMemory for Mortal {
-    fn read(&self, iova: u64, buf: &mut [u8]) -> Result<(), DmaError> {
-        self.memory.read(iova, buf)
-    }
-
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
-        // What is in buffers counts only with the words that follow.
-        if self.left.get() > 0 {
-            self.memory.write(iova, data)?;
-        }
-        Ok(())
-    }
-
-    fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaError> {
-        if self.lives() {
-            self.memory.store_u64(iova, value)?;
-        }
-        Ok(())
-    }
-
-    fn store_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
-        if self.lives() {
-            self.memory.store_u32(iova, value)?;
-        }
-        Ok(())
-    }
-}
-
-impl Ledger for Mortal {
-    fn put(&self, state: &[u8], writes: &Writes) {
-        if self.lives() {
-            self.state.replace(state.to_vec());
-            self.writes.replace(writes.clone());
-            self.stage.set(Stage::Begun);
-        }
-    }
-
-    fn set_stage(&self, stage: Stage) {
-        if self.lives() {
-            self.stage.set(stage);
-        }
-    }
+/// Another process with what this one has left.
+fn successor(mortal: &Mortal, m: &Machine) -> Machine {
+    let mut there = Machine::with_memory(Arc::clone(&m.memory));
+    let left = mortal.entry().unwrap();
+    there.vf.take_over(&left.state).unwrap();
+    mortal.set_left(usize::MAX);
+    left.writes.finish(mortal, left.stage, mortal).unwrap();
+    there.resume();
+    there
 }
 
 /// More than what is done to memory and ledger in one call.
@@ -148,15 +81,15 @@ fn what_is_received_is_there_once_and_whole_or_not_at_all() {
                 m.settle();
                 assert!((0..2).any(|queue| driver.receive(&mut m, queue).is_some()));
             }
-            let mortal = Mortal::new(&m, left);
+            let mortal = mortal(&m, left);
             for count in 100..104 {
                 m.arrive(&frame(count));
             }
-            mortal.call(&mut m, |vf, access| {
+            call(&mortal, &mut m, |vf, access| {
                 let _ = vf.poll(access);
             });
             assert!(
-                left + 1 < STEPS || mortal.left.get() > 0,
+                left + 1 < STEPS || mortal.left() > 0,
                 "all moments are tried"
             );
             let mut seen = Vec::new();
@@ -172,7 +105,7 @@ fn what_is_received_is_there_once_and_whole_or_not_at_all() {
                 let mut nobody = Machine::with_memory(Arc::clone(&m.memory));
                 take(&mut nobody, &mut driver);
             }
-            let mut there = mortal.successor();
+            let mut there = successor(&mortal, &m);
             let tail = |there: &mut Machine, queue| there.read(0x1018 + 0x40 * queue);
             for queue in 0..2 {
                 let (next, at) = (driver.tail(queue as usize), tail(&mut there, queue));
@@ -205,7 +138,7 @@ fn what_is_sent_is_sent_and_reported_whenever_the_process_dies() {
             assert_eq!(driver.sent(&m, 0), 1);
         }
         m.sent();
-        let mortal = Mortal::new(&m, left);
+        let mortal = mortal(&m, left);
         let frames: Vec<_> = (0..6).map(|n| udp(&[n; 300])).collect();
         {
             let mut quiet = Machine::with_memory(Arc::clone(&m.memory));
@@ -214,12 +147,12 @@ fn what_is_sent_is_sent_and_reported_whenever_the_process_dies() {
             }
         }
         let tail = driver.tx_tail(0).to_le_bytes();
-        mortal.call(&mut m, |vf, access| {
+        call(&mortal, &mut m, |vf, access| {
             vf.write(0, 0x2018, &[tail[0], tail[1], 0, 0], access);
         });
         let mut sent = m.sent();
         let mut reported = driver.sent(&m, 0);
-        let mut there = mortal.successor();
+        let mut there = successor(&mortal, &m);
         // The message that it died over comes again.
         there.write(0x2018, driver.tx_tail(0).into());
         there.settle();
