@@ -206,12 +206,13 @@ impl Source<'_> {
         if let Err(why) = self.vm.hand_over(whole) {
             return Err(self.give_up(link, Phase::Copy, StepError::Other(why), sleep));
         }
-        progress(Progress::Phase {
-            phase: Phase::Resume,
-        });
         let then = self.afterwards(strategy, sleep);
         let recovers = matches!(then, Afterwards::Recover(_));
-        let arrival = match word::tell_to_run(link, &sent.functions, then) {
+        let said = || {
+            let phase = Phase::Resume;
+            progress(Progress::Phase { phase });
+        };
+        let arrival = match word::tell_to_run(link, &sent.functions, then, said) {
             Ok(arrival) => arrival,
             Err(NotRun::Certain(error)) => {
                 return Err(self.give_up(link, Phase::Resume, error.into(), sleep));

@@ -14,17 +14,19 @@ pub(super) enum NotRun {
     Unknown(LinkError),
 }
 
-/// The commit: the destination may run the VM as soon as this message is sent.
+/// The commit: the destination may run the VM as soon as this message is sent. `said` is called then, and not
+/// before, as the VM stands still.
 pub(super) fn tell_to_run(
     link: &mut Link,
     functions: &[Function],
     then: Afterwards,
+    said: impl FnOnce(),
 ) -> Result<Arrival, NotRun> {
     let word = Message::Run {
         functions: functions.to_vec(),
         then,
     };
-    let (heard, error) = match give(link, &word) {
+    let (heard, error) = match give(link, &word, said) {
         Ok(arrival) => return Ok(arrival),
         Err(failed) => failed,
     };
@@ -34,7 +36,11 @@ pub(super) fn tell_to_run(
     })
 }
 
-fn give(link: &mut Link, word: &Message) -> Result<Arrival, (Heard, LinkError)> {
+fn give(
+    link: &mut Link,
+    word: &Message,
+    said: impl FnOnce(),
+) -> Result<Arrival, (Heard, LinkError)> {
     // A host that has ended is known by that, though its system would take the word from here and
     // say only then that nobody is there.
     match link.look() {
@@ -45,6 +51,7 @@ fn give(link: &mut Link, word: &Message) -> Result<Arrival, (Heard, LinkError)> 
     // Half a message is none: the destination ends its QEMU when the link closes.
     link.send(word, ANSWER)
         .map_err(|error| (Heard::NotSent, error))?;
+    said();
     match link.receive(RUN) {
         Ok(Message::Running(arrival)) => Ok(arrival),
         Ok(other) => Err((Heard::Nothing, link::unexpected(&other))),
@@ -83,7 +90,7 @@ mod tests {
     fn told(answer: impl FnOnce(&mut Link) + Send + 'static) -> Result<Arrival, NotRun> {
         let (a, b) = UnixStream::pair().unwrap();
         let other = std::thread::spawn(move || answer(&mut link(b)));
-        let result = tell_to_run(&mut link(a), &[], Afterwards::Nothing);
+        let result = tell_to_run(&mut link(a), &[], Afterwards::Nothing, || {});
         other.join().unwrap();
         result
     }
@@ -131,7 +138,7 @@ mod tests {
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         drop(listener.accept().unwrap());
         let mut link = Link::agreed(Box::new(ours), NEWEST);
-        let said = tell_to_run(&mut link, &[], Afterwards::Nothing);
+        let said = tell_to_run(&mut link, &[], Afterwards::Nothing, || {});
         assert!(
             matches!(said, Err(NotRun::Certain(LinkError::Closed))),
             "{said:?}"
@@ -142,7 +149,7 @@ mod tests {
     fn a_word_that_could_not_be_sent_was_not_heard() {
         let (a, b) = UnixStream::pair().unwrap();
         drop(b);
-        let said = tell_to_run(&mut link(a), &[], Afterwards::Nothing);
+        let said = tell_to_run(&mut link(a), &[], Afterwards::Nothing, || {});
         assert!(matches!(said, Err(NotRun::Certain(LinkError::Closed))));
     }
 }
