@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::store::{self, Store, VARIABLES};
 use crate::wire::{self, MAX_HELD};
 use crate::worker::Held;
 
@@ -123,6 +124,8 @@ pub enum KeeperError {
 #[derive(Debug, Default)]
 pub struct Keeper {
     held: BTreeMap<String, OwnedFd>,
+    /// Who holds it all, too.
+    store: Option<Store>,
     /// What it was to hold, and could not.
     unheld: BTreeSet<String>,
     rate: Rate,
@@ -145,11 +148,26 @@ impl Keeper {
         }
     }
 
+    /// One that goes on with what `store` has `held`: the one before has died, or made room.
+    pub fn with_store(rate: Rate, store: Store, held: Held) -> Self {
+        Self {
+            rate,
+            deaths: (!held.is_empty()).into(),
+            held,
+            store: Some(store),
+            ..Self::default()
+        }
+    }
+
     /// Holds `fd` as `name`; whether there is room.
     pub fn hold(&mut self, name: &str, fd: OwnedFd) -> bool {
         let room = self.held.len() < MAX_HELD || self.held.contains_key(name);
         let holds = room && wire::is_name(name);
         if holds {
+            if let Some(store) = &mut self.store {
+                let stored = store.hold(name, fd.as_fd(), &self.held);
+                say_unless_stored(name, stored);
+            }
             self.unheld.remove(name);
             self.held.insert(name.into(), fd);
         }
@@ -236,6 +254,9 @@ impl Keeper {
         let (ours, theirs) = socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None)?;
         self.tell_history(&mut command, which);
         command.stdin(theirs);
+        for variable in VARIABLES {
+            command.env_remove(variable);
+        }
         let mut child = command.spawn()?;
         // It has a copy of the worker's end.
         drop(command);
@@ -324,6 +345,11 @@ impl Keeper {
 
     fn note_service(&mut self, which: Which) {
         self.has_served = true;
+        if self.store.is_some()
+            && let Err(error) = store::tell_service(self.deaths)
+        {
+            tracing::error!(%error, "the service manager is not told that this unit serves");
+        }
         if which == Which::Next {
             self.upgrades += 1;
             self.refusal = None;
@@ -381,7 +407,11 @@ impl Keeper {
             (Some(name), fd) if has("FDSTORE=1") => self.hold_or_say(name, fd),
             (Some(name), None) if has("FDSTOREREMOVE=1") => {
                 self.unheld.remove(name);
-                self.held.remove(name);
+                if self.held.remove(name).is_some()
+                    && let Some(store) = &mut self.store
+                {
+                    say_unless_stored(name, store.let_go(name));
+                }
             }
             (None, None) if has(READY) => self.is_ready = true,
             (None, Some(pipe)) if has("BARRIER=1") => self.end_barrier(&pipe),
@@ -392,6 +422,15 @@ impl Keeper {
 
 /// Why a worker of the next program is ended.
 const NOT_IN_TIME: &str = "it did not serve within 2 s";
+
+fn say_unless_stored(name: &str, stored: io::Result<()>) {
+    if let Err(error) = stored {
+        tracing::error!(
+            name, %error,
+            "the service manager does not hold it: if this process dies, nobody can go on from here"
+        );
+    }
+}
 
 fn time_left(until: Instant) -> Timespec {
     let left = until.saturating_duration_since(Instant::now());

@@ -46,10 +46,8 @@
 //! * Replies carry no descriptors.
 //! * A message must fit into what the socket holds, beside what has not been taken out yet.
 //! * A worker that hangs is not noticed, only one that ends.
-//! * It survives the death of a process, not that of the host, nor that of the keeper, which takes its
-//!   worker along.
-//! * Under systemd the worker's words go to `NOTIFY_SOCKET` as they are, but taking over what systemd
-//!   hands out (`LISTEN_FDS`) is not written.
+//! * It survives the death of a process, not that of the host; that of the keeper, which takes its worker along, only
+//!   where a service manager has a [`Store`].
 
 mod conversation;
 mod here;
@@ -58,6 +56,7 @@ mod keep;
 mod layout;
 mod line;
 mod peek;
+mod store;
 mod wire;
 mod worker;
 
@@ -66,5 +65,6 @@ pub use here::KeeperHere;
 pub use journal::{Journal, JournalError, Limits, Message};
 pub use keep::{Ended, Event, GIVEN_UP, HANDED_OVER, Keeper, KeeperError, Rate, Which};
 pub use line::Line;
+pub use store::Store;
 pub use wire::{MAX_HELD, MAX_NAME};
 pub use worker::{Held, Worker, WorkerError};

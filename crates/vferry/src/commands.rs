@@ -71,6 +71,9 @@ struct Run {
     /// What the keeper starts.
     #[arg(long, hide = true)]
     kept: bool,
+    /// What it holds outlives the keeper.
+    #[arg(long, hide = true)]
+    stored: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -279,7 +282,7 @@ impl Run {
 
     /// Serves as the worker of a keeper, by the configuration of the first one.
     fn run_kept(&self) -> ExitCode {
-        let begun = Survival::begin(&self.config).and_then(|(survival, text)| {
+        let begun = Survival::begin(&self.config, self.stored).and_then(|(survival, text)| {
             let config = Config::parse(&self.config, &text)?;
             Ok((survival, config))
         });

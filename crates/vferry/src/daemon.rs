@@ -174,6 +174,7 @@ pub(crate) fn run(
     let result = match end.recv().context("all threads ended")? {
         End::Signal(signal) => {
             tracing::info!(signal, "told to end");
+            upgrade::leave(&shared);
             Ok(())
         }
         End::QemuGone(device) => {

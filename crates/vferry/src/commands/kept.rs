@@ -6,9 +6,10 @@ use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use anyhow::Context as _;
 use clap::ValueEnum as _;
 use confine::Needs;
-use keeper::{Ended, Event, Keeper, Rate, Which};
+use keeper::{Ended, Event, Keeper, Rate, Store, Which};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use super::Run;
@@ -27,6 +28,10 @@ struct Serving {
 
 /// Has workers serve the VM until one ends of its own accord, or this process is told to.
 pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
+    let store = Store::find().context(
+        "the service manager that started this process (NOTIFY_SOCKET) cannot hold what outlives it",
+    )?;
+    let stored = store.is_some();
     // It starts programs, which need what it was started with; for itself it needs nothing.
     if !args.keep_privileges_for_debugging {
         confine::confine(&Needs {
@@ -41,7 +46,7 @@ pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
     let programs = RefCell::new(Programs::begin()?);
     let mut worker = |which: Which| {
         let command = programs.borrow_mut().command(which);
-        (!lock().told_to_end).then(|| with_arguments(command, args))
+        (!lock().told_to_end).then(|| with_arguments(command, args, stored))
     };
     let mut tell = |event| match event {
         Event::Started { pid } => {
@@ -56,7 +61,11 @@ pub(super) fn run(rate: Rate, args: &Run) -> anyhow::Result<ExitCode> {
         Event::Ended => lock().pid = None,
         Event::Died { .. } => {}
     };
-    match Keeper::new(rate).run(&mut worker, &mut tell)? {
+    let mut keeper = match store {
+        Some((store, held)) => Keeper::with_store(rate, store, held),
+        None => Keeper::new(rate),
+    };
+    match keeper.run(&mut worker, &mut tell)? {
         Ended::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         Ended::Unwanted => Ok(ExitCode::SUCCESS),
     }
@@ -75,14 +84,18 @@ fn room_for_descriptors() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn with_arguments(mut command: Command, args: &Run) -> Command {
+fn with_arguments(mut command: Command, args: &Run, stored: bool) -> Command {
     let Run {
         config,
         unsound_control,
         keep_privileges_for_debugging,
         kept: _,
+        stored: _,
     } = args;
     command.arg("run").arg("--kept");
+    if stored {
+        command.arg("--stored");
+    }
     if let Some(law) = unsound_control.and_then(|law| law.to_possible_value()) {
         command.args(["--unsound-control", law.get_name()]);
     }
@@ -93,7 +106,7 @@ fn with_arguments(mut command: Command, args: &Run) -> Command {
     command
 }
 
-/// Who is told to end has its worker end, which ends QEMU's connections in order.
+/// Who is told to end has its worker end, which ends QEMU's connections in order, unless somebody holds them.
 fn pass_signals_on(serving: &Arc<Mutex<Serving>>) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;

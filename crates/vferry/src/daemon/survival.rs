@@ -34,6 +34,7 @@ const CONFIGURATION: &str = "configuration";
 pub(crate) struct Survival {
     worker: Arc<Worker>,
     is_first: bool,
+    is_stored: bool,
     word: Mutex<Word>,
     held: Mutex<Held>,
 }
@@ -62,9 +63,9 @@ impl Word {
 pub(crate) struct Halted;
 
 impl Survival {
-    /// Of this process, which a keeper has started, and the text of the configuration, that of the file at
+    /// Of this process, which a keeper has started, which others outlive if it `is_stored`; and the text of the configuration, that of the file at
     /// `path` at first.
-    pub(crate) fn begin(path: &Path) -> anyhow::Result<(Self, String)> {
+    pub(crate) fn begin(path: &Path, is_stored: bool) -> anyhow::Result<(Self, String)> {
         let (worker, mut held) = Worker::start()?;
         let is_first = !held.contains_key(CONFIGURATION);
         let text = if let Some(left) = held.remove(CONFIGURATION) {
@@ -104,6 +105,7 @@ impl Survival {
         let survival = Self {
             worker: Arc::new(worker),
             is_first,
+            is_stored,
             word: Mutex::new(word),
             held: Mutex::new(held),
         };
@@ -113,6 +115,11 @@ impl Survival {
     /// Nobody has served this VM before.
     pub(crate) fn is_first(&self) -> bool {
         self.is_first
+    }
+
+    /// A process that is told to end is to leave QEMU's connections as they are: they outlive the keeper, too.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.is_stored
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -331,6 +338,7 @@ mod tests {
         Survival {
             worker: Arc::new(keeper::KeeperHere::new().worker().unwrap()),
             is_first: true,
+            is_stored: false,
             word: word(),
             held: Mutex::default(),
         }

@@ -1,7 +1,13 @@
 //! Making room for a process of another program.
 
+use std::thread;
+use std::time::Duration;
+
 use super::Shared;
 use crate::control::{HandsOver, Reply, Writer};
+
+/// How often the end of a migration is looked for.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Ends this process at a good moment, so that the keeper starts one of the next program. Returns only where
 /// that may not be.
@@ -9,6 +15,25 @@ pub(super) fn hand_over(shared: &Shared, writer: &mut Writer) -> Reply {
     Reply::Failed {
         why: try_hand_over(shared, writer).into(),
     }
+}
+
+/// The same where this process is told to end and a service manager holds what it leaves, for the one that it may be
+/// about to start. Waits for the end of a migration. Returns only where nobody can go on.
+pub(super) fn leave(shared: &Shared) {
+    let survival = shared.survival.as_ref().filter(|kept| kept.is_stored());
+    let Some(survival) = survival else {
+        return;
+    };
+    let guard = loop {
+        match shared.migrating.begin() {
+            Some(guard) => break guard,
+            None => thread::sleep(LOOK),
+        }
+    };
+    survival.leave(&shared.vm, || {
+        tracing::info!("what it serves is left to the service manager");
+    });
+    drop(guard);
 }
 
 fn try_hand_over(shared: &Shared, writer: &mut Writer) -> &'static str {
