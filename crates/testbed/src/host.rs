@@ -81,6 +81,8 @@ pub struct HostOptions {
     pub deaths_per_minute: Option<u32>,
     /// Where its own files are.
     pub host_files: HostFiles,
+    /// Where the service manager listens of which vferry is a unit; of none if `None`.
+    pub notify: Option<PathBuf>,
 }
 
 /// A host among others that have certificates.
@@ -172,6 +174,9 @@ impl Host {
         if let Some(law) = &options.unsound_control {
             run.args(["--unsound-control", law]);
         }
+        if let Some(socket) = &options.notify {
+            run.env("NOTIFY_SOCKET", socket);
+        }
         if options.tls.is_some() {
             run.env("VFERRY_LOG", "trace");
         }
@@ -255,6 +260,11 @@ impl Host {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
+    /// Where vferry logs.
+    pub(crate) fn log_file(&self) -> &Path {
+        &self.log
+    }
+
     /// What vferry has logged.
     pub fn log(&self) -> String {
         read(&self.log)
@@ -329,6 +339,7 @@ impl HostOptions {
             stream: None,
             deaths_per_minute: None,
             host_files: HostFiles::Together,
+            notify: None,
         }
     }
 

@@ -7,12 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::Guarded;
 use rustix::process::{Pid, Signal, kill_process};
 use uplink::peer::now_nanos;
 use vferry::control::Status;
 
 use crate::dice::Dice;
-use crate::{Host, Testbed};
+use crate::{Host, Manager, Testbed};
 
 /// How long another process may take to serve the devices: QEMU waits for 5 s.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -151,6 +152,32 @@ pub fn kill_worker(host: &Host) -> Result<()> {
     let before = host.status()?;
     kill(before.pid)?;
     wait_served(host, before.deaths.context("it has a keeper")? + 1)
+}
+
+/// Has the keeper of `testbed`'s devices, `process` or the first one, end by `signal` `times` times, as `manager` does
+/// it, and sees the one serve that goes on with what `manager` holds. Returns the last one, too.
+///
+/// # Errors
+/// As [`kill_workers`].
+pub fn restart_unit(
+    testbed: &Testbed,
+    manager: &Manager,
+    mut process: Option<Guarded>,
+    signal: Signal,
+    times: u64,
+    seed: u64,
+) -> Result<(Kills, Guarded)> {
+    let kills = replace(testbed, times, seed, &mut |host, _| {
+        let before = process.as_ref().unwrap_or_else(|| host.process());
+        let (ended, again) = manager.restart(host, before, signal)?;
+        ensure!(
+            ended.success() || signal == Signal::KILL,
+            "it ended with {ended}"
+        );
+        process = Some(again);
+        wait_served(host, 1)
+    })?;
+    Ok((kills, process.context("there was at least one")?))
 }
 
 fn kill(pid: u32) -> Result<()> {

@@ -27,9 +27,10 @@ mod small_disk;
 mod split;
 mod stock;
 mod summary;
+mod unit;
 
 pub use host::{GuestOptions, Host, HostOptions, Identity};
-pub use kills::{Kills, kill_worker, kill_workers, upgrade, upgrade_workers};
+pub use kills::{Kills, kill_worker, kill_workers, restart_unit, upgrade, upgrade_workers};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, HostFiles, Options, Plug};
@@ -40,3 +41,4 @@ pub use run::{GUEST_IP, PEER_IP, Testbed};
 pub use split::{RecoverySplit, Split};
 pub use stock::{Stock, StockMigration, StockTestbed};
 pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Spread, Summary, summarise};
+pub use unit::Manager;

@@ -65,6 +65,8 @@ pub struct Options {
     pub deaths_per_minute: Option<u32>,
     /// Where the hosts' files are.
     pub host_files: HostFiles,
+    /// Where the service manager listens of which vferry is a unit; of none if `None`.
+    pub notify: Option<PathBuf>,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -170,6 +172,7 @@ impl Default for Options {
             quiesce_deadline: Duration::from_secs(1),
             deaths_per_minute: None,
             host_files: HostFiles::Together,
+            notify: None,
             load: true,
             processors: None,
         }

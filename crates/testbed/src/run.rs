@@ -122,6 +122,7 @@ impl Testbed {
             stream: stream.transpose()?,
             deaths_per_minute: options.deaths_per_minute,
             host_files: options.host_files,
+            notify: options.notify.clone(),
             tls: match options.between {
                 Between::Sockets => None,
                 Between::Tls => Some(Arc::new(Authority::new()?)),

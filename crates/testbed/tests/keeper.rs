@@ -8,10 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::{Lab, progress_on_stderr};
-use testbed::{Options, Programs, Testbed, kill_worker, kill_workers, upgrade, upgrade_workers};
+use rustix::process::Signal;
+use testbed::{
+    Manager, Options, Programs, Testbed, kill_worker, kill_workers, restart_unit, upgrade,
+    upgrade_workers,
+};
 
 /// Kills of this bounded form; `cargo xtask kill-worker` has more.
 const TIMES: u64 = 20;
+/// How often the keeper ends, in each of two ways.
+const RESTARTS: u64 = 10;
 /// Programs that follow one another.
 const UPGRADES: u64 = 20;
 /// How long a migration may take to begin to copy.
@@ -101,6 +107,36 @@ fn a_new_program_takes_over_under_a_guest_under_load_and_one_that_cannot_does_no
     assert_eq!(upgrades.faults, [""; 0], "{upgrades:?}");
     let status = testbed.host.status()?;
     assert_eq!((status.upgrade_refused, status.deaths), (None, Some(3)));
+    Ok(())
+}
+
+#[test]
+fn a_guest_under_load_outlives_the_keeper_where_a_service_manager_holds_what_it_holds() -> Result<()>
+{
+    let lab = Lab::ensure(&progress_on_stderr)?;
+    let folder = tempfile::tempdir()?;
+    let manager = Manager::start(folder.path())?;
+    let options = Options {
+        notify: Some(manager.socket.clone()),
+        ..options()
+    };
+    let testbed = Testbed::start(lab, Programs::build()?, options)?;
+    assert_eq!(manager.status(), "serving");
+    let (killed, process) = restart_unit(&testbed, &manager, None, Signal::KILL, RESTARTS, 6)?;
+    println!("the keeper killed: {killed:?}");
+    assert_eq!(killed.faults, [""; 0], "{killed:?}");
+    assert!(
+        manager
+            .status()
+            .contains("1 processes that served have died")
+    );
+    let held = manager.stored();
+    // As `systemctl restart` does.
+    let process = Some(process);
+    let (ended, _process) = restart_unit(&testbed, &manager, process, Signal::TERM, RESTARTS, 7)?;
+    println!("the unit restarted: {ended:?}");
+    assert_eq!(ended.faults, [""; 0], "{ended:?}");
+    assert_eq!(manager.stored(), held, "nothing is held that is not needed");
     Ok(())
 }
 
