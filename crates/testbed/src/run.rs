@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use authority::Authority;
@@ -30,6 +30,8 @@ pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The guest's address, in a network of 24 bits.
 pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const END: Duration = Duration::from_secs(10);
+/// How long a guest may take to fall asleep.
+const ASLEEP: Duration = Duration::from_mins(1);
 /// The `NVMe` driver has a queue for each vCPU; this gives it two more, and tells reads from writes.
 const QUEUES: &str = "nvme.write_queues=2";
 /// Where the guest has its disk.
@@ -401,6 +403,20 @@ impl Testbed {
     /// When the guest cannot listen to it.
     pub fn listen_to_sleep_key(&self) -> Result<()> {
         self.shell(REACT_TO_KEY).map(drop)
+    }
+
+    /// The guest suspends itself to RAM, by its own wish. It sleeps when this returns.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn fall_asleep(&self) -> Result<()> {
+        self.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
+        let deadline = Instant::now() + ASLEEP;
+        while self.host.vm.qmp().run_status()?.status != RunState::Suspended {
+            ensure!(Instant::now() < deadline, "the guest does not sleep");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Moves a guest that is asked nothing, with no look at its load: no page may be stale, and the

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
 use qemu::system::RunState;
@@ -114,12 +114,7 @@ fn a_guest_that_sleeps_is_moved_asleep() -> Result<()> {
     let mut testbed = start(Options::default())?;
     testbed.shell(SET_UP)?;
     let configuration = testbed.settled(CONFIGURATION)?;
-    testbed.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
-    let deadline = Instant::now() + PATIENCE;
-    while testbed.host.vm.qmp().run_status()?.status != RunState::Suspended {
-        ensure!(Instant::now() < deadline, "the guest does not sleep");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    testbed.fall_asleep()?;
     let next = testbed.next_host()?;
     let report = testbed.run_migrate(&next)?;
     assert_eq!(report.stale_pages, Some(0), "{report:?}");

@@ -98,6 +98,9 @@ impl Bench {
             if case.by == Strategy::Sleep {
                 guest.testbed.listen_to_sleep_key()?;
             }
+            if case.with == With::Asleep {
+                guest.testbed.fall_asleep()?;
+            }
             bench.attempt(case, guest, verdict)
         })
     }
@@ -230,15 +233,15 @@ impl Bench {
             unsound_control: self.unsound_control.clone(),
             devices: match self.load.with {
                 With::Disk => Devices::NicAndDisk,
-                With::Nothing | With::SmallDisks | With::Tls => Devices::Nic,
+                With::Nothing | With::Asleep | With::SmallDisks | With::Tls => Devices::Nic,
             },
             between: match self.load.with {
                 With::Tls => crate::Between::Tls,
-                With::Nothing | With::Disk | With::SmallDisks => crate::Between::Sockets,
+                _ => crate::Between::Sockets,
             },
             host_files: match self.load.with {
                 With::SmallDisks => HostFiles::Apart,
-                With::Nothing | With::Disk | With::Tls => HostFiles::Together,
+                _ => HostFiles::Together,
             },
             ..Options::default()
         };

@@ -153,6 +153,8 @@ pub enum With {
     Tls,
     /// What the hosts write is in file systems of their own. It takes root.
     SmallDisks,
+    /// The guest sleeps, by its own wish.
+    Asleep,
 }
 
 /// Where the VM has to run afterwards.
@@ -397,6 +399,7 @@ pub const CASES: &[Case] = &[
     case(Word,     DestinationQemu,   Killed,                    Sleep,       Here, RUNS_ON),
     case(Word,     ControlLink,       Cut,                       Sleep,       ResolvedHere, RESOLVE),
     case(Running,  ControlLink,       Cut,                       Sleep,       ResolvedThere, RESOLVE),
+    case(Word,     DestinationQemu,   Killed,                    Transparent, Here, RUNS_ON).with(With::Asleep),
     // A disk, which only one host may have.
     case(Precopy,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
     case(Stopped,  Stream,            Cut,                       Transparent, Here, RUNS_ON).with(With::Disk),

@@ -53,9 +53,7 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
     let between = match case.with {
         // Nobody can be between hosts that know each other.
         With::Tls => None,
-        With::Nothing | With::Disk | With::SmallDisks => {
-            Some(Between::start(&folder, link, stop, stream_is)?)
-        }
+        _ => Some(Between::start(&folder, link, stop, stream_is)?),
     };
     let to = match case.fault {
         Fault::Refuses(refusal) if case.party == Party::ControlLink => match refusal {
