@@ -546,14 +546,20 @@ impl Source<'_> {
                 ),
             };
         }
-        if let Some(Err(why)) = sleep.map(Sleep::rouse) {
-            return MigrateError::Uncertain {
-                phase,
-                why: error.to_string(),
-                whereabouts: format!(
-                    "The VM is on this host, and its guest was not seen to wake: {why}"
-                ),
-            };
+        match sleep.map(Sleep::rouse) {
+            Some(Err(why)) => {
+                return MigrateError::Uncertain {
+                    phase,
+                    why: error.to_string(),
+                    whereabouts: format!(
+                        "The VM is on this host, and its guest was not seen to wake: {why}"
+                    ),
+                };
+            }
+            // QEMU resets the machine when it wakes it, and the sidecar with it, whose hook has halted the
+            // devices as at the end of a migration.
+            Some(Ok(())) => self.vm.run_again(),
+            None => {}
         }
         match error {
             StepError::Refused(refused) => MigrateError::Refused(refused),
