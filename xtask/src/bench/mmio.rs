@@ -3,7 +3,8 @@
 //! A bare vfio-user client reads a register of 32 bits over and over, and writes one by posted writes,
 //! as QEMU does for each access of a guest to a register that is trapped: of the `NVMe` controller as
 //! it is served, beside [`floor`], a socket at whose other end somebody answers to reads and does
-//! nothing else: what the kernel and two threads that wait for each other take. With `--libvfio-user`
+//! nothing else: what the kernel and two threads that wait for each other take; and of a network card, without and
+//! with a keeper beside it ([`kept`]). With `--libvfio-user`
 //! also beside that library's sample device. [`guest`] does the same from a guest, beside QEMU's own
 //! devices.
 //!
@@ -15,6 +16,7 @@
 
 mod floor;
 mod guest;
+mod kept;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,7 +91,17 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
     let mut ours = Client::connect(&serve(folder.path())?)?;
     ours.write(CONFIG, COMMAND, &ON.to_le_bytes())?;
     let floor = Client::connect(&floor::start(folder.path())?)?;
-    let mut clients = vec![(FLOOR, floor), (OURS, ours)];
+    let mut alone = Client::connect(&kept::serve_alone(folder.path())?)?;
+    let mut with_keeper = Client::connect(&kept::serve_kept(folder.path())?)?;
+    for card in [&mut alone, &mut with_keeper] {
+        card.write(CONFIG, COMMAND, &ON.to_le_bytes())?;
+    }
+    let mut clients = vec![
+        (FLOOR, floor),
+        (OURS, ours),
+        (kept::ENDS, alone),
+        (kept::KEPT, with_keeper),
+    ];
     let mut sample = None;
     if let Some(program) = libvfio_user {
         let (child, client) = start_sample(program, folder.path())?;
