@@ -229,7 +229,7 @@ fn a_reply_that_nobody_reads_fails_in_time() {
     let limit = Some(Duration::from_millis(20));
     bench.stream.set_write_timeout(limit).unwrap();
     for _ in 0..1000 {
-        bench.carry_out(1, Some(&[7; 100_000]));
+        bench.carry_out(1, Some(&vec![7; 100_000]));
         if let Err(error) = worker.answer() {
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             return;
