@@ -175,43 +175,60 @@ pub(crate) fn quickly() -> Result<()> {
     })
 }
 
+/// Each is printed once it is there. One that cannot run keeps no other from it.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let reports = match &bench.benchmark {
-        Benchmark::All => {
-            let all = [
-                Benchmark::Digest,
-                Benchmark::Doorbell,
-                Benchmark::Log,
-                Benchmark::Mmio { libvfio_user: None },
-                Benchmark::Net,
-                Benchmark::Blk,
-                Benchmark::Pause,
-                Benchmark::PauseNvme,
-                Benchmark::Growth,
-            ];
-            let reports: Result<_> = all.iter().map(|one| alone(one, bench.quick)).collect();
-            reports?
-        }
-        one => vec![alone(one, bench.quick)?],
+    let all = [
+        Benchmark::Digest,
+        Benchmark::Doorbell,
+        Benchmark::Log,
+        Benchmark::Mmio { libvfio_user: None },
+        Benchmark::Net,
+        Benchmark::Blk,
+        Benchmark::Pause,
+        Benchmark::PauseNvme,
+        Benchmark::Growth,
+    ];
+    let wanted = match &bench.benchmark {
+        Benchmark::All => &all[..],
+        one => std::slice::from_ref(one),
     };
+    if matches!((bench.report, &bench.benchmark), (Form::Md, Benchmark::All)) {
+        println!("{HEAD}");
+    }
+    let (mut reports, mut failures) = (Vec::new(), Vec::new());
+    for one in wanted {
+        match alone(one, bench.quick) {
+            Ok(report) => {
+                print(bench, &report)?;
+                reports.push(report);
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    if matches!(bench.report, Form::Html) {
+        print!("{}", report::html(&reports));
+    }
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
+    for error in &failures {
+        eprintln!("bench: {error:?}");
+    }
+    let count = failures.len() + 1;
+    Err(last.context(format!("{count} of {} did not run", wanted.len())))
+}
+
+fn print(bench: &Bench, report: &Report) -> Result<()> {
     match bench.report {
         Form::Md => {
-            if matches!(bench.benchmark, Benchmark::All) {
-                println!("{HEAD}");
-            }
-            for report in &reports {
-                let charts = bench.charts.as_deref();
-                let charts = charts.map(|folder| report::draw(report, folder));
-                let charts = charts.transpose()?.unwrap_or_default();
-                println!("{}", report::markdown(report, &charts));
-            }
+            let charts = bench.charts.as_deref();
+            let charts = charts.map(|folder| report::draw(report, folder));
+            let charts = charts.transpose()?.unwrap_or_default();
+            println!("{}", report::markdown(report, &charts));
         }
-        Form::Json => {
-            for report in &reports {
-                println!("{}", serde_json::to_string(report)?);
-            }
-        }
-        Form::Html => print!("{}", report::html(&reports)),
+        Form::Json => println!("{}", serde_json::to_string(report)?),
+        // A page is of all of them.
+        Form::Html => {}
     }
     Ok(())
 }
