@@ -386,7 +386,7 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
         }
     };
     let error = keeper.run(&mut worker, &mut tell).unwrap_err();
-    assert_eq!(lives, [(Some(1), 1), (Some(2), 2), (Some(3), 3)]);
+    assert_eq!(lives, [(Some(14), 1), (Some(15), 2), (Some(16), 3)]);
     assert!(
         matches!(error, KeeperError::TooOften { deaths: 4, .. }),
         "{error}"

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::Kernel;
+use lab::{Accelerator, Kernel};
 use testbed::Testbed;
 
 use crate::{
@@ -83,10 +83,35 @@ fn bind_again(testbed: &Testbed) -> Result<()> {
     testbed.wait_for_traffic()
 }
 
+/// What the kernel says (`exc_int3`) of a breakpoint that nobody has set.
+///
+/// Where it changes code that others run, it lays one over it for a moment (`smp_text_poke_batch_finish`), and
+/// has all processors serialise before and after. A guest of QEMU's translator was seen to run into it later all the
+/// same, when the kernel knew nothing of it any more.
+const STALE_BREAKPOINT: &str = "int3: 0000";
+
 /// Its hooks are in the middle of the traffic when it goes.
 #[test]
 fn it_can_go_while_it_tracks() -> Result<()> {
-    let testbed = start(Kernel::default(), STRICT, with_module(""))?;
+    let go = || {
+        let testbed = start(Kernel::default(), STRICT, with_module(""))?;
+        let stale = || testbed.host.vm.console().contains(STALE_BREAKPOINT);
+        let gone = goes_while_it_tracks(&testbed);
+        Ok::<_, anyhow::Error>((
+            Accelerator::detect() == Accelerator::Tcg && gone.is_err() && stale(),
+            gone,
+        ))
+    };
+    match go()? {
+        (true, Err(error)) => {
+            eprintln!("once more, as the translator ran a breakpoint that was gone: {error:#}");
+            go()?.1
+        }
+        (_, gone) => gone,
+    }
+}
+
+fn goes_while_it_tracks(testbed: &Testbed) -> Result<()> {
     testbed.shell("mount -t tracefs tracefs /sys/kernel/tracing")?;
     for _ in 0..WHILE_TRACKING {
         let mut rehearsal = testbed
@@ -97,22 +122,22 @@ fn it_can_go_while_it_tracks() -> Result<()> {
             .stderr(Stdio::null())
             .spawn()?;
         let deadline = Instant::now() + PATIENCE;
-        while !tracks(&testbed)? {
+        while !tracks(testbed)? {
             ensure!(Instant::now() < deadline, "it does not begin to track");
             std::thread::sleep(Duration::from_millis(20));
         }
         testbed.wait_for_traffic()?;
         testbed.shell("rmmod vferry")?;
-        ensure!(!tracks(&testbed)?, "it has left its hooks");
-        goes_on(&testbed)?;
+        ensure!(!tracks(testbed)?, "it has left its hooks");
+        goes_on(testbed)?;
         rehearsal.kill()?;
         rehearsal.wait()?;
         testbed.shell(&format!("insmod {MODULE}"))?;
-        bind_again(&testbed)?;
+        bind_again(testbed)?;
     }
-    let after = rehearse(&testbed)?;
+    let after = rehearse(testbed)?;
     ensure!(did_all(&after), "{after:?}");
-    goes_on(&testbed)
+    goes_on(testbed)
 }
 
 /// Whether the calls that packets take are hooked.
