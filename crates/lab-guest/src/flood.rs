@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use rustix::process::setpriority_process;
 
 use crate::options::{Peer, TcpOptions, Window};
 
@@ -48,6 +49,9 @@ const BATCH: usize = 64;
 /// Bytes that may wait for the NIC.
 const SEND_BUFFER: usize = 4 << 20;
 
+/// The highest priority (`nice`): a guest that is flooded has little time for its programs.
+const ABOVE_ALL: i32 = -20;
+
 /// What IPv4 and UDP leave of 64 KiB.
 const MAX_PAYLOAD: usize = 65_535 - 20 - 8;
 
@@ -61,6 +65,7 @@ pub(crate) fn run(options: &FloodOptions) -> Result<()> {
         Flow::TcpIn => take(connect()?),
         Flow::TcpOut => give(connect()?),
         Flow::UdpIn => {
+            setpriority_process(None, ABOVE_ALL).context("cannot have priority")?;
             let _port = socket(DISCARD)?;
             options.window.print(|| Ok((packets()?, 0)))
         }

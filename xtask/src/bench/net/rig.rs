@@ -176,8 +176,9 @@ impl Rig {
     /// flood does and above all others: a guest that is flooded by a NIC of QEMU's starts nothing in a minute.
     pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<Measured> {
         self.shell(&format!(
-            "nice -n -20 lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {} \
-             > /tmp/flood.log 2>&1 & until grep -q ':0009 ' /proc/net/udp; do usleep 10000; done",
+            "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {} > /tmp/flood.log 2>&1 & flood=$!; \
+             until grep -q ':0009 ' /proc/net/udp; do \
+             kill -0 $flood || {{ cat /tmp/flood.log; exit 1; }}; usleep 10000; done",
             extent.warm_up.as_millis(),
             extent.window.as_millis()
         ))?;
@@ -189,8 +190,9 @@ impl Rig {
         std::thread::sleep(extent.warm_up + extent.window + LATE);
         let shares = spent.shares_until(&Spent::by(&self.host)?);
         self.peer.set_load(Load::default());
-        let said =
-            self.shell("until [ -s /tmp/flood.log ]; do usleep 10000; done; cat /tmp/flood.log")?;
+        let said = self.shell(
+            "while grep -q ':0009 ' /proc/net/udp; do usleep 10000; done; cat /tmp/flood.log",
+        )?;
         let rate: Rate = serde_json::from_str(&said).context(said)?;
         ensure!(rate.done > 0, "no frame came");
         Ok(Measured {
