@@ -173,7 +173,8 @@ impl Rig {
     }
 
     /// Thousands of frames per second to the guest, as its IP counts them. The guest's program runs before the
-    /// flood does and above all others: a guest that is flooded by a NIC of QEMU's starts nothing in a minute.
+    /// flood does and above all others: a guest that is flooded by a NIC of QEMU's starts nothing in a minute. It may
+    /// not get a frame either.
     pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<Measured> {
         self.shell(&format!(
             "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {} > /tmp/flood.log 2>&1 & flood=$!; \
@@ -194,7 +195,6 @@ impl Rig {
             "while grep -q ':0009 ' /proc/net/udp; do usleep 10000; done; cat /tmp/flood.log",
         )?;
         let rate: Rate = serde_json::from_str(&said).context(said)?;
-        ensure!(rate.done > 0, "no frame came");
         Ok(Measured {
             value: rate.per_second() / 1e3,
             shares,
