@@ -377,7 +377,7 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
     let mut lives = Vec::new();
     let mut worker = |_| {
         let mut command = Command::new("sh");
-        command.args(["-c", "kill -$((KEEPER_RESTARTS + 1)) $$"]);
+        command.args(["-c", "kill -$((KEEPER_RESTARTS + 13)) $$"]);
         Some(command)
     };
     let mut tell = |event| {
@@ -386,7 +386,7 @@ fn a_worker_that_dies_too_often_is_given_up_with_an_error() {
         }
     };
     let error = keeper.run(&mut worker, &mut tell).unwrap_err();
-    assert_eq!(lives, [(Some(14), 1), (Some(15), 2), (Some(16), 3)]);
+    assert_eq!(lives, [(Some(13), 1), (Some(14), 2), (Some(15), 3)]);
     assert!(
         matches!(error, KeeperError::TooOften { deaths: 4, .. }),
         "{error}"
