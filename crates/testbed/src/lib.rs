@@ -35,7 +35,7 @@ pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, HostFiles, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
-pub use processors::Processors;
+pub use processors::{Processors, run_on};
 pub use programs::Programs;
 pub use run::{GUEST_IP, PEER_IP, Testbed};
 pub use split::{RecoverySplit, Split};

@@ -58,8 +58,11 @@ fn pick(processors: &[usize], number: u32) -> Result<usize> {
     picked.context("no processors to choose from")
 }
 
-/// `None` is the calling thread.
-fn run_on(thread: Option<Pid>, processor: usize) -> Result<()> {
+/// From now on a thread, and what it starts, runs on this one. `None` is the calling thread.
+///
+/// # Errors
+/// The kernel refuses, or there is no such processor.
+pub fn run_on(thread: Option<Pid>, processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor);
     sched_setaffinity(thread, &set)

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Accelerator, Kernel, Lab, progress_on_stderr};
 use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use testbed::{GUEST_IP, GuestOptions, Host, HostOptions, PEER_IP, Programs};
 use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
@@ -246,11 +245,9 @@ impl Rig {
 
 /// Has all threads of a process run on one processor, and those that they start.
 fn pin(process: u32, processor: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(processor);
     for task in fs::read_dir(format!("/proc/{process}/task"))? {
         let id: i32 = task?.file_name().to_string_lossy().parse()?;
-        sched_setaffinity(Pid::from_raw(id), &set)?;
+        testbed::run_on(Pid::from_raw(id), processor)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use testbed::Processors;
 
 /// Asked for once: a thread that has been put on one of them may use no other.
@@ -29,9 +29,7 @@ pub(super) fn two() -> Result<[usize; 2]> {
 
 /// From now on this thread, and what it starts, runs on this one.
 pub(super) fn run_on(processor: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(processor);
-    Ok(sched_setaffinity(None, &set)?)
+    testbed::run_on(None, processor)
 }
 
 /// For a guest that stays on one host. This thread, and so the guest's peer, is with what serves.
