@@ -65,6 +65,8 @@ struct Books {
     waiting: usize,
     /// What is to be sent from the next pass on.
     load: Option<Load>,
+    /// Nothing is to be sent unasked from the next pass on.
+    silent: bool,
 }
 
 /// Now, in nanoseconds of this host's `CLOCK_MONOTONIC`: the time line of all reports.
@@ -99,6 +101,7 @@ impl Peer {
                 switch: switch.report(),
                 waiting: 0,
                 load: None,
+                silent: false,
             }),
             progress: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -134,6 +137,13 @@ impl Peer {
     /// From now on sends this instead of what it sends, and no longer looks at TCP's content.
     pub fn set_load(&self, load: Load) {
         self.shared.books().load = Some(load);
+        self.shared.wake();
+    }
+
+    /// Sends nothing unasked while `silent`, as of the next pass, and takes TCP's segments for lost; then goes
+    /// on where it was.
+    pub fn set_silent(&self, silent: bool) {
+        self.shared.books().silent = silent;
         self.shared.wake();
     }
 
@@ -267,6 +277,7 @@ fn run(shared: &Shared, mut switch: Switch, mut host: Host) {
         if let Some(load) = books.load.take() {
             host.set_load(load, now);
         }
+        host.set_silent(books.silent);
         switch.turn(|frame| host.receive(frame, now, &mut books.ledger));
         host.advance(now, &mut books.ledger);
         if let Some(port) = host.guest_mac().and_then(|mac| switch.port_of(mac)) {

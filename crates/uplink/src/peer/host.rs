@@ -29,6 +29,8 @@ pub(crate) struct Host {
     transfer: Transfer,
     /// Bytes of payload.
     flood: Option<usize>,
+    /// Nothing is sent unasked.
+    silent: bool,
     outgoing: Frames,
 }
 
@@ -62,6 +64,7 @@ impl Host {
             ask: Pacer::new(ASKS_PER_SECOND, now_nanos),
             transfer: Transfer::new(&config, now_nanos),
             flood: None,
+            silent: false,
             outgoing: Frames::default(),
             config,
         }
@@ -76,6 +79,9 @@ impl Host {
 
     /// Sends what is due.
     pub(crate) fn advance(&mut self, now_nanos: u64, ledger: &mut Ledger) {
+        if self.silent {
+            return;
+        }
         let Some(route) = self.route_to_guest() else {
             if self.ask.due(now_nanos) > 0 {
                 let everyone = Route {
@@ -127,9 +133,14 @@ impl Host {
         self.flood = load.flood;
     }
 
+    /// While `silent`, it answers ARP and echo requests, and sends nothing else.
+    pub(super) fn set_silent(&mut self, silent: bool) {
+        self.silent = silent;
+    }
+
     /// Whether it would like to send more at any time.
     pub(super) fn floods(&self) -> bool {
-        self.flood.is_some() && self.guest_mac.is_some()
+        !self.silent && self.flood.is_some() && self.guest_mac.is_some()
     }
 
     /// Sends a burst of what it [floods](Self::floods) the guest with.
@@ -151,6 +162,9 @@ impl Host {
 
     /// When [`advance`](Self::advance) has something to do next.
     pub(crate) fn next_due(&self) -> u64 {
+        if self.silent {
+            return u64::MAX;
+        }
         if self.guest_mac.is_none() {
             return self.ask.next_due();
         }
@@ -226,6 +240,8 @@ impl Host {
         match ip.next_header() {
             IpProtocol::Udp => self.udp(ip.payload(), now_nanos, ledger),
             IpProtocol::Icmp => self.icmp(ip.payload(), now_nanos, ledger),
+            // It would only be collected.
+            IpProtocol::Tcp if self.silent => Some(()),
             IpProtocol::Tcp => {
                 self.transfer.receive(packet);
                 Some(())

@@ -123,6 +123,23 @@ fn it_asks_for_the_guest_answers_its_question_and_then_sends() {
 }
 
 #[test]
+fn a_silent_host_answers_and_asks_nothing() {
+    let (mut host, mut ledger) = (Host::new(config(), 0), Ledger::new(0));
+    host.receive(&arp_from_guest(), 0, &mut ledger);
+    drained(&mut host);
+    host.set_silent(true);
+    host.advance(10_000_000, &mut ledger);
+    assert!(drained(&mut host).is_empty());
+    assert_eq!(host.next_due(), u64::MAX, "it has nothing to wake up for");
+    host.receive(&arp_from_guest(), 0, &mut ledger);
+    assert_eq!(drained(&mut host).len(), 1, "the answer");
+    host.set_silent(false);
+    assert!(host.next_due() <= 10_000_000, "it is late");
+    host.advance(10_000_000, &mut ledger);
+    assert!(!drained(&mut host).is_empty());
+}
+
+#[test]
 fn an_echo_request_is_answered_with_its_own_data() {
     let mut host = Host::new(config(), 0);
     let mut ledger = Ledger::new(0);
