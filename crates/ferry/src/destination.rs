@@ -87,6 +87,9 @@ pub enum ReceiveError {
         "the VM is complete here, but QEMU did not say whether it runs ({0}): ask it by QMP `query-status`, and end it if the source shall run the VM"
     )]
     Uncertain(String),
+    /// The source has only looked.
+    #[error("the source has asked whether this VM could come here, and no more")]
+    OnlyLooked,
     /// The devices or QEMU are not where they should be.
     #[error("nothing arrived: {0}")]
     Other(String),
@@ -116,6 +119,8 @@ impl Destination<'_> {
         });
         let asked = match asked {
             Ok(asked) => asked,
+            // It does not wait for an answer.
+            Err(error @ ReceiveError::OnlyLooked) => return Err(error),
             Err(error) => return Err(tell(link, error)),
         };
         let arrived = self
@@ -422,6 +427,7 @@ fn asked(link: &mut Link) -> Result<Asked, ReceiveError> {
             verify,
             compare,
         }),
+        Message::Goodbye => Err(ReceiveError::OnlyLooked),
         other => Err(link::unexpected(&other).into()),
     }
 }

@@ -5,6 +5,7 @@ mod flow;
 mod looks;
 mod outcome;
 pub(crate) mod precopy;
+mod prospect;
 mod verify;
 mod word;
 
@@ -15,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use qemu::migration::{MigrationInfo, MigrationSettings};
 use qemu::system::RunState;
-use qemu::{Iommu, Qmp, QmpError};
+use qemu::{Qmp, QmpError};
 
-use crate::check::{self, Facts, Refused};
+use crate::check::{Facts, Refused};
 use crate::commit::Other;
 use crate::comparison::{self, Compared, Comparison, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
@@ -31,6 +32,7 @@ use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
 use precopy::NotSeen;
+pub use prospect::{DeviceProspect, Prospect};
 use word::NotRun;
 
 /// How long the other side may take for an answer that needs no work.
@@ -315,103 +317,6 @@ impl Source<'_> {
         by
     }
 
-    fn check(&self, link: &mut Link, options: &Options) -> Result<Strategy, StepError> {
-        let state = self.qmp.run_status()?.status;
-        let mut reasons = check::source(&self.facts, &state, &self.qmp.virtual_iommu()?);
-        if let Err(error) = self.qmp.refuse_unsound_capabilities() {
-            reasons.push(error.to_string());
-        }
-        if !self.vm.is_sidecar_connected() {
-            reasons.push(
-                "QEMU has no vhost-user-fs device connected to vferry, through which it tells of \
-                 a migration: start it with the arguments of `vferry qemu-args`"
-                    .into(),
-            );
-        }
-        for slot in self
-            .slots
-            .iter()
-            .filter(|slot| !slot.endpoint.is_connected())
-        {
-            reasons.push(format!(
-                "device `{}` is not connected to QEMU",
-                slot.endpoint.name()
-            ));
-        }
-        reasons.extend(self.without_guest(options));
-        // One that runs here has what only one host may have, if that was possible at all.
-        if matches!(state, RunState::Running | RunState::Suspended)
-            && let Err(error) = self.vm.start_here()
-        {
-            reasons.push(error.to_string());
-        }
-        if options.strategy == Some(Strategy::Recovery)
-            && options.comparison == Comparison::Never
-            && let Some((_, name)) = self.vm.without_log().first()
-        {
-            reasons.push(format!(
-                "device `{name}` keeps no log of what it writes, so memory has to be compared: use \
-                 --compare if-needed, or --strategy cooperative"
-            ));
-        }
-        if options.strategy != Some(Strategy::Recovery) && self.vm.has_late() {
-            reasons.push(
-                "the guest has yet to recover a device with which it came here: use --strategy \
-                 recovery again"
-                    .into(),
-            );
-        }
-        if options.strategy == Some(Strategy::Sleep) && !self.qmp.can_suspend()? {
-            reasons.push("this machine cannot be woken once its guest is suspended to RAM".into());
-        }
-        // QEMU resets it when it wakes the guest, and `virtio_iommu_drv` in Linux has no `restore`.
-        if options.strategy == Some(Strategy::Sleep) && self.facts.iommu == Some(Iommu::Virtio) {
-            reasons.push(
-                "a guest that is woken does not set its virtio-iommu up again, and all devices \
-                 behind it would be dead: use another strategy, or intel-iommu"
-                    .into(),
-            );
-        }
-        let question = Message::Check {
-            facts: Box::new(self.facts.clone()),
-        };
-        let mut left = self.without_state();
-        match link.ask(&question, ANSWER) {
-            Ok(Message::Check { facts }) => {
-                reasons.extend(check::compare(&self.facts, &facts));
-                left.extend(check::states_not_taken(&self.facts, &facts));
-            }
-            Ok(other) => return Err(link::unexpected(&other).into()),
-            Err(LinkError::Aborted(reason)) => reasons.push(reason),
-            Err(error) => return Err(error.into()),
-        }
-        let strategy = self.choose(options.strategy, &left);
-        reasons.extend(choice::unreadable(strategy, &left));
-        if reasons.is_empty() {
-            Ok(strategy)
-        } else {
-            Err(Refused(reasons).into())
-        }
-    }
-
-    /// What needs a control device where the VM has none.
-    fn without_guest(&self, options: &Options) -> Option<String> {
-        if self.vm.guest().is_some() {
-            return None;
-        }
-        if options.strategy == Some(Strategy::Cooperative) {
-            return Some(
-                "the VM has no control device through which its guest could help: add a [guest] \
-                 section to the configurations of both hosts, and start the VM with it"
-                    .into(),
-            );
-        }
-        let (_, name) = self.vm.without_log().into_iter().next()?;
-        let not_known = self.vm.unknown_writer().is_some();
-        (not_known && options.comparison == Comparison::Never)
-            .then(|| NoHelp::untold(self.vm, name).to_string())
-    }
-
     /// `None` if the guest shall not sleep, or does so already.
     fn prepare_sleep<'o>(
         &'o self,
@@ -484,14 +389,9 @@ impl Source<'_> {
         if self.qmp.run_status()?.status == RunState::Suspended {
             self.vm.set_asleep();
         }
-        let control = self.vm.guest().map(|guest| guest.endpoint.name());
-        let of_guest = |index: usize| {
-            let slot = self.slots.get(index);
-            slot.is_some_and(|slot| Some(slot.endpoint.name()) != control)
-        };
         let without_state = self.vm.without_state();
         let all = strategy == Strategy::Recovery;
-        let wanted = |index| of_guest(index) && (all || without_state.contains(&index));
+        let wanted = |index| self.is_device(index) && (all || without_state.contains(&index));
         match recovery::prepare(self.qmp, self.slots, wanted) {
             Ok(devices) => self.vm.set_to_recover(devices),
             Err(why) if all => return Err(why.into()),

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod check;
 mod kept;
 mod migrate;
 mod programs;
@@ -40,6 +41,8 @@ enum Command {
     QemuArgs(QemuArgs),
     /// Move a running VM to another host.
     Migrate(Migrate),
+    /// Tell whether a VM could be moved to another host now, and how it would be. Touches nothing.
+    Check(Check),
     /// Have the guest do its part of a migration without one: devices stop and start again.
     Rehearse(Rehearse),
     /// A migration ended without it being known which host runs the VM: tell what can be done.
@@ -142,6 +145,24 @@ struct Migrate {
 }
 
 #[derive(Debug, Args)]
+struct Check {
+    /// The configuration file of the VM on this host.
+    config: PathBuf,
+    /// The `link` of the destination's configuration: `unix:PATH` or `tcp:ADDRESS:PORT`.
+    #[arg(long)]
+    to: String,
+    /// As for `migrate`.
+    #[arg(long, value_enum, default_value_t = Compare::IfNeeded)]
+    compare: Compare,
+    /// As for `migrate`.
+    #[arg(long)]
+    strategy: Option<Strategy>,
+    /// As one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Rehearse {
     /// The VM's configuration file.
     config: PathBuf,
@@ -220,6 +241,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(run) => &run.config,
         Command::QemuArgs(args) => &args.config,
         Command::Migrate(migrate) => &migrate.config,
+        Command::Check(check) => &check.config,
         Command::Rehearse(rehearse) => &rehearse.config,
         Command::Resolve(resolve) => &resolve.config,
         Command::Status(status) => &status.config,
@@ -240,6 +262,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::GiveBackRecord(args) => return args.run(),
         Command::QemuArgs(args) => qemu_args::print(&config, args.incoming, args.json),
         Command::Migrate(migrate) => migrate::migrate(&config, &migrate),
+        Command::Check(check) => check::check(&config, &check),
         Command::Rehearse(rehearse) => rehearse::rehearse(&config, &rehearse),
         Command::Resolve(resolve) => resolve::resolve(&config, &resolve),
         Command::Status(status) => status::print(&config, status.json),

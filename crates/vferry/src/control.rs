@@ -10,6 +10,7 @@ use crate::resolution::Resolution;
 use ferry::commit::Way;
 use ferry::comparison::Comparison;
 use ferry::report::Progress;
+use ferry::source::Prospect;
 use ferry::vm::Unsettled;
 use ferry::{Report, Strategy};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -36,6 +37,15 @@ pub enum Request {
         strategy: Option<Strategy>,
         /// Instead of the configuration's.
         downtime_limit_ms: Option<u64>,
+    },
+    /// Look whether a migration would be refused, on both hosts, and touch nothing; then `Prospect` or `Failed`.
+    Check {
+        /// As for a migration.
+        to: String,
+        /// As for a migration.
+        compare: Comparison,
+        /// As for a migration.
+        strategy: Option<Strategy>,
     },
     /// Give up the migration asked for on this connection.
     Cancel,
@@ -69,6 +79,8 @@ pub enum Reply {
         /// How it went.
         report: Report,
     },
+    /// The answer to `Check`, if nothing stands against the migration.
+    Prospect(Prospect),
     /// The answer to `Rehearse`.
     Rehearsed(Rehearsal),
     /// The answer to `Upgrade`: the process ends now.

@@ -40,6 +40,13 @@ impl Command {
         Self::spawn(command)
     }
 
+    /// Asks whether that would be refused.
+    pub(crate) fn look(host: &Host, link: &str) -> Result<Self> {
+        let mut command = host.command("check");
+        command.args(["--json", "--to", link]);
+        Self::spawn(command)
+    }
+
     pub(crate) fn spawn(mut command: std::process::Command) -> Result<Self> {
         let mut child = command
             .stdout(Stdio::piped())

@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ferry::Strategy;
 use lab::{Lab, progress_on_stderr};
-use qemu::migration::MigrationSettings;
+use qemu::migration::{MigrationSettings, MigrationStatus};
+use qemu::system::RunState;
 use rustix::process::{Pid, Signal, kill_process};
 use testbed::{GUEST_IP, Host, HostOptions, Options, PEER_IP, Programs, Testbed};
 use uplink::{Peer, PeerConfig};
@@ -41,6 +43,7 @@ fn the_vm_runs_on_after_every_obstacle_and_migrates_later() -> Result<()> {
         eprintln!("{obstacle:?}: {:.1} s", began.elapsed().as_secs_f64());
     }
     let next = testbed.next_host()?;
+    a_look_touches_nothing(&testbed, &next)?;
     let mut migration = Command::migrate(&testbed.host, &next.link)?;
     migration.wait_precopy(testbed.host.vm.qmp())?;
     let_go(&testbed.host)?;
@@ -81,6 +84,23 @@ fn vferry_ends_in_order_when_told_to() -> Result<()> {
     );
     assert_eq!(sockets(&host.config)?, [""; 0]);
     Ok(())
+}
+
+/// `vferry check` tells what would be done, and both hosts are as they were.
+fn a_look_touches_nothing(testbed: &Testbed, next: &Host) -> Result<()> {
+    let outcome = Command::look(&testbed.host, &next.link)?.wait()?;
+    let Some(Reply::Prospect(prospect)) = &outcome.last else {
+        anyhow::bail!("{outcome:?}")
+    };
+    ensure!(outcome.status.success(), "{outcome:?}");
+    assert_eq!(prospect.strategy, Strategy::Transparent);
+    let known_by = prospect.devices.iter().map(|device| &*device.dirty_log);
+    assert_eq!(known_by.collect::<Vec<_>>(), ["device"]);
+    let waiting = next.vm.qmp().run_status()?.status;
+    assert_eq!(waiting, RunState::InMigrate);
+    let migration = testbed.host.vm.qmp().migration()?;
+    assert_ne!(migration.status, MigrationStatus::Active);
+    runs_here(testbed)
 }
 
 /// The vCPUs run, the devices run, all traffic flows, and nothing is under way.

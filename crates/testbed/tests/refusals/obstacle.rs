@@ -121,9 +121,12 @@ fn other_devices(testbed: &mut Testbed) -> Result<()> {
 /// Refused because of the destination or the source; both are as before.
 fn refused_untouched(testbed: &mut Testbed, options: &HostOptions, words: &[&str]) -> Result<()> {
     let destination = testbed.another_host(options, true)?;
+    let look = Command::look(&testbed.host, &destination.link)?.wait()?;
     let outcome = Command::migrate(&testbed.host, &destination.link)?.wait()?;
-    outcome.refused(words)?;
-    outcome.refused(&[UNTOUCHED])?;
+    for outcome in [look, outcome] {
+        outcome.refused(words)?;
+        outcome.refused(&[UNTOUCHED])?;
+    }
     let qmp = destination.vm.qmp();
     ensure!(qmp.run_status()?.status == RunState::InMigrate);
     ensure!(qmp.migration()?.status == MigrationStatus::None);

@@ -38,7 +38,11 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
                 anyhow::bail!("{why}");
             }
             Some(
-                Reply::Status(_) | Reply::Rehearsed(_) | Reply::HandsOver(_) | Reply::Resolve(_),
+                Reply::Status(_)
+                | Reply::Prospect(_)
+                | Reply::Rehearsed(_)
+                | Reply::HandsOver(_)
+                | Reply::Resolve(_),
             ) => {}
             None => {
                 display.end();

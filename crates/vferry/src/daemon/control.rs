@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ferry::link::Link;
 use ferry::root_port;
-use ferry::source::{Options, Source};
+use ferry::source::{MigrateError, Options, Source};
 use keeper::Worker;
 use local_socket::Access;
 use qemu::Place;
@@ -85,6 +85,18 @@ fn answer(shared: &Shared, mut control: Control) {
                 options.settings.downtime_limit = Some(Duration::from_millis(ms));
             }
             migrate(shared, &to, &options, control, &mut writer)
+        }
+        Ok(Some(Request::Check {
+            to,
+            compare,
+            strategy,
+        })) => {
+            let options = Options {
+                comparison: compare,
+                strategy,
+                ..Options::default()
+            };
+            look(shared, &to, &options)
         }
         Ok(Some(Request::Rehearse {
             hold_ms,
@@ -195,27 +207,12 @@ fn migrate(
     let cancel = Arc::new(AtomicBool::new(false));
     let listening = listen_for_cancel(control, &cancel);
     let result = listening.and_then(|()| {
-        // Before it is forgotten where that one went.
-        shared.vm.refuse_unsettled()?;
-        let qmp = shared.monitor()?;
-        let facts = shared.facts(&qmp)?;
-        let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
-        let there = connect(&to, &shared.config)?;
-        let mut link = Link::greet(there.stream, GREETING)
-            .with_context(|| format!("refused by the vferry at {to}, nothing was touched"))?;
-        shared.set_went_to(&to);
-        let source = Source {
-            vm: &shared.vm,
-            qmp: &qmp,
-            slots: &shared.slots,
-            facts,
-            protection: shared.stream(there.peer.as_ref(), StreamSide::Source),
-            cancel,
-        };
-        let report = source.migrate(&mut link, options, &mut |progress| {
-            let _ = writer.send(&Reply::Progress(progress));
-        })?;
-        Ok(report)
+        as_source(shared, to, cancel, |source, link, to| {
+            shared.set_went_to(to);
+            source.migrate(link, options, &mut |progress| {
+                let _ = writer.send(&Reply::Progress(progress));
+            })
+        })
     });
     shared.note_stage();
     match result {
@@ -231,6 +228,48 @@ fn migrate(
             Reply::Failed { why: told(&error) }
         }
     }
+}
+
+/// Looks whether [`migrate`] would be refused.
+fn look(shared: &Shared, to: &str, options: &Options) -> Reply {
+    let Some(_guard) = shared.migrating.begin() else {
+        return Reply::Failed {
+            why: "a migration of this VM is under way".into(),
+        };
+    };
+    let looked = as_source(shared, to, Arc::default(), |source, link, _| {
+        source.look(link, options)
+    });
+    match looked {
+        Ok(prospect) => Reply::Prospect(prospect),
+        Err(error) => Reply::Failed { why: told(&error) },
+    }
+}
+
+/// Has the VM and the vferry at `to` for `act`.
+fn as_source<R>(
+    shared: &Shared,
+    to: &str,
+    cancel: Arc<AtomicBool>,
+    act: impl FnOnce(Source<'_>, &mut Link, &Endpoint) -> Result<R, MigrateError>,
+) -> anyhow::Result<R> {
+    // Before it is forgotten where that one went.
+    shared.vm.refuse_unsettled()?;
+    let qmp = shared.monitor()?;
+    let facts = shared.facts(&qmp)?;
+    let to: Endpoint = to.parse().map_err(anyhow::Error::msg)?;
+    let there = connect(&to, &shared.config)?;
+    let mut link = Link::greet(there.stream, GREETING)
+        .with_context(|| format!("refused by the vferry at {to}, nothing was touched"))?;
+    let source = Source {
+        vm: &shared.vm,
+        qmp: &qmp,
+        slots: &shared.slots,
+        facts,
+        protection: shared.stream(there.peer.as_ref(), StreamSide::Source),
+        cancel,
+    };
+    Ok(act(source, &mut link, &to)?)
 }
 
 fn listen_for_cancel(mut control: Control, cancel: &Arc<AtomicBool>) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use ferry::check::Facts;
-use ferry::destination::{self, Destination};
+use ferry::destination::{self, Destination, ReceiveError};
 use ferry::link::{Link, LinkError, Message};
 use ferry::resolve;
 use qemu::stream_tls::StreamSide;
@@ -69,6 +69,7 @@ fn converse(shared: &Shared, host: Connected) -> Result<(), LinkError> {
     };
     match result {
         Ok(Ok(arrival)) => tracing::info!(?arrival, "the VM has arrived"),
+        Ok(Err(looked @ ReceiveError::OnlyLooked)) => tracing::info!("{looked}"),
         Ok(Err(error)) => tracing::error!("{error}"),
         Err(error) => {
             let why = told(&error);
@@ -125,7 +126,7 @@ impl destination::Host for Arriving<'_> {
     }
 }
 
-type Received = Result<ferry::link::Arrival, ferry::destination::ReceiveError>;
+type Received = Result<ferry::link::Arrival, ReceiveError>;
 
 fn try_receive(
     shared: &Shared,
