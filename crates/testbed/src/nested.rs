@@ -13,6 +13,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferry::source::Prospect;
 use ferry::{Report, Strategy};
 use lab::{
     Accelerator, Cable, Guest, HostOptions, Initrd, Lab, SHARE, StandsStill, progress_on_stderr,
@@ -319,6 +320,14 @@ impl Nested {
     /// As there.
     pub fn leave(&mut self, strategy: Option<Strategy>) -> Result<Migration> {
         let next = self.prepare_next()?;
+        self.leave_to(next, strategy)
+    }
+
+    /// The same, with the one that [waits](Self::prepare_next) for the guest.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn leave_to(&mut self, next: Guest, strategy: Option<Strategy>) -> Result<Migration> {
         self.wait_for_traffic()?;
         let since = now_nanos();
         let report = self.run_migrate(strategy)?;
@@ -334,15 +343,21 @@ impl Nested {
         })
     }
 
-    /// Stops the guest's vCPUs, and its devices not, while `f` looks at its host.
+    /// Stops the guest's vCPUs, and its devices not, while `f` looks at its host. The peer says nothing
+    /// from before that on, and the guest has taken all that came: so its function's ring has room.
     ///
     /// # Errors
-    /// Those of `f`, or when QEMU does not answer.
+    /// Those of `f`, or when the guest or QEMU does not answer.
     pub fn while_stopped<T>(&self, f: impl FnOnce(&NestedHost) -> Result<T>) -> Result<T> {
         let here = self.here();
-        here.tell_monitor("stop")?;
-        let seen = f(here);
-        here.tell_monitor("cont")?;
+        self.peer.set_silent(true);
+        let seen = here.wait_guest_answers().and_then(|()| {
+            here.stop()?;
+            let seen = f(here);
+            here.tell_monitor("cont")?;
+            seen
+        });
+        self.peer.set_silent(false);
         seen
     }
 
@@ -350,6 +365,23 @@ impl Nested {
     fn arrived(&mut self, guest: Guest) {
         self.at = 1 - self.at;
         self.guest = Some(guest);
+    }
+
+    /// Runs `vferry check` for the other host, and gives what it prints; its error says why not.
+    ///
+    /// # Errors
+    /// When nothing can be said, or that the VM could not be migrated.
+    pub fn look(&self) -> Result<Prospect> {
+        let to = format!("tcp:{}:7800", self.there().address());
+        let look = format!("{SHARE}/vferry check {SHARE}/vm.toml --json --to {to}");
+        // What it refuses, it prints too.
+        let host = &self.here().host;
+        let said = host.shell(&format!("chroot /r {look} 2> /dev/null || true"))?;
+        match serde_json::from_str(&said).with_context(|| said.clone())? {
+            Reply::Prospect(prospect) => Ok(prospect),
+            Reply::Failed { why } => bail!("{why}"),
+            other => bail!("it said {other:?}"),
+        }
     }
 
     /// Runs `vferry migrate` to the other host.

@@ -39,13 +39,36 @@ fn stock_guest_recovers() -> Result<()> {
     assert!(nested.while_stopped(NestedHost::is_memory_written)?);
     nested.wait_for_traffic()?;
     assert!(!nested.there().has_mac()?, "nobody has set it there");
-    let migration = nested.leave(None)?;
+    let next = nested.prepare_next()?;
+    it_is_told_beforehand(&nested)?;
+    let migration = nested.leave_to(next, None)?;
     arrived_by(Strategy::Recovery, &migration);
     assert!(nested.here().has_mac()?, "it has followed");
     assert!(migration.report.compared.is_some(), "{migration:?}");
     assert!(!nested.there().is_memory_written()?, "it was halted");
     nested.there().end()?;
     nested.content_is_right()
+}
+
+/// How it will go, and that it would not to a host whose card is switched off.
+fn it_is_told_beforehand(nested: &Nested) -> Result<()> {
+    let there = nested.there();
+    there.switch_card(false)?;
+    let refused = nested.look().unwrap_err().to_string();
+    let untouched = refused.contains("nothing was touched");
+    let cause = refused.contains("at the destination") && refused.contains("eth0 is switched off");
+    assert!(
+        untouched && cause && refused.contains("`ip link set eth0 up`"),
+        "{refused}"
+    );
+    there.switch_card(true)?;
+    let prospect = nested.look()?;
+    assert_eq!(prospect.strategy, Strategy::Recovery);
+    let [device] = &prospect.devices[..] else {
+        panic!("{prospect:?}");
+    };
+    assert_eq!(device.dirty_log, "comparison");
+    Ok(())
 }
 
 /// The guest's table of DMA pages is all that tells what the function wrote.

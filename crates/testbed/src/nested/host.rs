@@ -9,7 +9,7 @@ use lab::{Function, Guest, Host, HostOptions, Initrd, Lab, SHARE};
 
 use super::{LOOK, MAC, MEMORY, NestedOptions, Way};
 use crate::options::Help;
-use crate::{Programs, host};
+use crate::{GUEST_IP, Programs, host};
 
 /// A host boots in 15 s on two idle processors under emulation, and a guest of it in as many.
 pub(super) const BOOT: Duration = Duration::from_mins(4);
@@ -19,8 +19,9 @@ const NO_MAC: &str = "00:00:00:00:00:00";
 const BOOTS: usize = 3;
 /// Where vferry and QEMU have their sockets, in each host.
 const FOLDER: &str = "/tmp";
-/// How long a guest that is emulated twice may take to stop its device, and to begin to track.
-const QUIESCE: Duration = Duration::from_secs(5);
+/// How long a guest that is emulated twice may take to stop its device, and to begin to track: a second or two, and
+/// more where the machine has other work.
+const QUIESCE: Duration = Duration::from_secs(20);
 /// The monitor of each QEMU: a pipe's two ends.
 const MONITOR: &str = "/tmp/monitor";
 /// An address on the guest's network that nobody has.
@@ -137,17 +138,42 @@ impl NestedHost {
     /// Waits until QEMU, which has just been started, answers.
     pub(super) fn wait_answers(&self) -> Result<()> {
         self.tell_monitor("info status")?;
+        self.wait_said("VM status")
+    }
+
+    /// Waits until QEMU's monitor has said `what`.
+    fn wait_said(&self, what: &str) -> Result<()> {
         let deadline = Instant::now() + BOOT;
-        while !self.monitor_said().contains("VM status") {
+        while !self.monitor_said().contains(what) {
             self.host.alive().with_context(|| self.said())?;
             ensure!(
                 Instant::now() < deadline,
-                "QEMU does not answer: {}",
+                "QEMU does not say `{what}`, but:\n{}\n{}",
+                self.monitor_said(),
                 self.said()
             );
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// Asks the guest who it is until it answers, which it does after it has taken all that came before.
+    pub(super) fn wait_guest_answers(&self) -> Result<()> {
+        let answer = self.host.shell(&format!(
+            "arping -q -f -w {} -I eth0 {GUEST_IP}",
+            BOOT.as_secs()
+        ));
+        let answer = answer.context("the guest answers nothing that comes by its function");
+        answer.map(drop).with_context(|| self.said())
+    }
+
+    /// Stops the guest's vCPUs, of whom none runs any more when this returns.
+    pub(super) fn stop(&self) -> Result<()> {
+        // What it said of earlier stops is not of this one.
+        self.host.shell(&format!(": > /r{SHARE}/{MONITOR_LOG}"))?;
+        self.tell_monitor("stop")?;
+        self.tell_monitor("info status")?;
+        self.wait_said("VM status: paused")
     }
 
     /// Whether the guest's address is set for its function here.
@@ -157,6 +183,23 @@ impl NestedHost {
     pub fn has_mac(&self) -> Result<bool> {
         let settings = self.host.run("/sbin/ip link show eth0")?;
         Ok(settings.contains(MAC))
+    }
+
+    /// Switches the card off whose function a guest here has, or on, and waits until it has its link.
+    ///
+    /// # Errors
+    /// When the host cannot, or there is no link.
+    pub fn switch_card(&self, on: bool) -> Result<()> {
+        let command = if on {
+            "ip link set eth0 up
+            for try in $(seq 200); do
+                grep -q up /sys/class/net/eth0/operstate && exit
+                usleep 100000
+            done; exit 1"
+        } else {
+            "ip link set eth0 down"
+        };
+        self.host.shell(command).map(drop)
     }
 
     /// Starts `vferry run`, and waits until it serves its sockets.
