@@ -1,4 +1,4 @@
-//! Who had the processors while something was measured.
+//! Who had the processors while something was measured, and how often.
 
 use std::fs;
 use std::time::Instant;
@@ -16,40 +16,120 @@ pub(super) const VCPU: usize = 0;
 /// Percent of one processor, for each of [`WHO`].
 pub(super) type Shares = [f64; WHO.len()];
 
-/// Nanoseconds that each of [`WHO`] has run since it was started.
+/// What each of [`WHO`] has run since it was started.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spent {
     at: Instant,
-    nanos: [u64; WHO.len()],
+    ran: [Ran; WHO.len()],
+}
+
+/// Of one or several threads.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ran {
+    nanos: u64,
+    /// How often they went to sleep, and so were woken.
+    sleeps: u64,
+}
+
+/// What each of [`WHO`] did in a second.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rates {
+    /// Microseconds that it ran.
+    pub(super) micros: [f64; WHO.len()],
+    /// How often it was woken.
+    pub(super) wakes: [f64; WHO.len()],
 }
 
 impl Spent {
     pub(super) fn by(host: &Host) -> Result<Self> {
         let vcpus = host.vm.qmp().vcpu_threads()?;
         let qemu = host.vm.pid();
-        let mut of_vcpus = 0;
+        let mut of_vcpus = Ran::default();
         for thread in vcpus {
-            of_vcpus += ran(&format!("/proc/{qemu}/task/{thread}"))?;
+            of_vcpus = of_vcpus.with(Ran::of(&format!("/proc/{qemu}/task/{thread}"))?);
         }
-        let nanos = [
+        let ran = [
             of_vcpus,
-            processor_time(qemu)?.saturating_sub(of_vcpus),
-            processor_time(host.vferry_pid())?,
-            processor_time(std::process::id())?,
+            Ran::of_process(qemu)?.without(of_vcpus),
+            Ran::of_process(host.vferry_pid())?,
+            Ran::of_process(std::process::id())?,
         ];
         let at = Instant::now();
-        Ok(Self { at, nanos })
+        Ok(Self { at, ran })
     }
 
     /// What each has had since.
     pub(super) fn shares_until(&self, later: &Self) -> Shares {
+        self.rates_until(later).micros.map(|micros| micros / 1e4)
+    }
+
+    /// What each did in a second since.
+    pub(super) fn rates_until(&self, later: &Self) -> Rates {
         let seconds = later.at.duration_since(self.at).as_secs_f64();
-        let share = |who: usize| {
-            let nanos = later.nanos[who].saturating_sub(self.nanos[who]);
-            let ran = std::time::Duration::from_nanos(nanos).as_secs_f64();
-            100.0 * ran / seconds
+        let since = |who: usize| later.ran[who].without(self.ran[who]);
+        #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+        let wakes = |who: usize| since(who).sleeps as f64 / seconds;
+        let micros = |who: usize| {
+            let ran = std::time::Duration::from_nanos(since(who).nanos);
+            1e6 * ran.as_secs_f64() / seconds
         };
-        std::array::from_fn(share)
+        Rates {
+            micros: std::array::from_fn(micros),
+            wakes: std::array::from_fn(wakes),
+        }
+    }
+}
+
+impl Ran {
+    /// All threads of a process (`/proc/PID/schedstat` is its first thread's).
+    fn of_process(process: u32) -> Result<Self> {
+        let mut sum = Self::default();
+        for task in fs::read_dir(format!("/proc/{process}/task"))? {
+            // A thread may end meanwhile.
+            sum = sum.with(Self::of(&task?.path().to_string_lossy()).unwrap_or_default());
+        }
+        Ok(sum)
+    }
+
+    /// A thread, by its folder.
+    fn of(task: &str) -> Result<Self> {
+        let text = fs::read_to_string(format!("{task}/schedstat"))?;
+        let nanos = text.split(' ').next().context("an empty schedstat")?;
+        let text = fs::read_to_string(format!("{task}/status"))?;
+        let sleeps = text
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        Ok(Self {
+            nanos: nanos.parse()?,
+            sleeps: sleeps.context("no count of sleeps")?.trim().parse()?,
+        })
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            nanos: self.nanos + other.nanos,
+            sleeps: self.sleeps + other.sleeps,
+        }
+    }
+
+    fn without(self, other: Self) -> Self {
+        Self {
+            nanos: self.nanos.saturating_sub(other.nanos),
+            sleeps: self.sleeps.saturating_sub(other.sleeps),
+        }
+    }
+}
+
+impl Rates {
+    /// For each of so many a second, without what is done anyway.
+    pub(super) fn for_each(&self, per_second: f64, anyway: &Self) -> Self {
+        let less = |of: [f64; WHO.len()], anyway: [f64; WHO.len()]| {
+            std::array::from_fn(|who| ((of[who] - anyway[who]) / per_second).max(0.0))
+        };
+        Self {
+            micros: less(self.micros, anyway.micros),
+            wakes: less(self.wakes, anyway.wakes),
+        }
     }
 }
 
@@ -69,19 +149,7 @@ pub(super) fn breakdown(what: &str, rows: Vec<(String, Vec<Shares>)>) -> Breakdo
     }
 }
 
-/// Nanoseconds that all threads of a process ran (`/proc/PID/schedstat` is its first thread's).
+/// Nanoseconds that all threads of a process ran.
 pub(super) fn processor_time(process: u32) -> Result<u64> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        // A thread may end meanwhile.
-        sum += ran(&task?.path().to_string_lossy()).unwrap_or(0);
-    }
-    Ok(sum)
-}
-
-/// The same of one thread, by its folder.
-fn ran(task: &str) -> Result<u64> {
-    let text = fs::read_to_string(format!("{task}/schedstat"))?;
-    let ran = text.split(' ').next().context("an empty schedstat")?;
-    Ok(ran.parse()?)
+    Ok(Ran::of_process(process)?.nanos)
 }

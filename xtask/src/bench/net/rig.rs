@@ -13,7 +13,7 @@ use uplink::{Load, Peer, PeerConfig};
 
 use super::Extent;
 use crate::bench::pinned;
-use crate::bench::spent::{Shares, Spent};
+use crate::bench::spent::{Rates, Shares, Spent};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -70,6 +70,8 @@ pub(super) const NICS: [Nic; 4] = [
 pub(super) struct Measured {
     pub(super) value: f64,
     pub(super) shares: Shares,
+    /// What each did for one, if that was one after the other: an echo.
+    pub(super) for_each: Option<Rates>,
 }
 
 impl Measured {
@@ -176,13 +178,17 @@ impl Rig {
     /// flood does and above all others: a guest that is flooded by a NIC of QEMU's starts nothing in a minute. It may
     /// not get a frame either.
     pub(super) fn frames_to(&self, payload: usize, extent: Extent) -> Result<Measured> {
-        self.shell(&format!(
-            "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {} > /tmp/flood.log 2>&1 & flood=$!; \
-             until grep -q ':0009 ' /proc/net/udp; do \
-             kill -0 $flood || {{ cat /tmp/flood.log; exit 1; }}; usleep 10000; done",
-            extent.warm_up.as_millis(),
-            extent.window.as_millis()
-        ))?;
+        // One that was over before it was seen, in a guest that had much left to do, has seen nothing of the flood.
+        let start = || {
+            self.shell(&format!(
+                "lab-guest flood udp-in --peer {PEER_IP} --warm-up-ms {} --ms {} > /tmp/flood.log 2>&1 & flood=$!; \
+                 until grep -q ':0009 ' /proc/net/udp; do \
+                 kill -0 $flood || {{ cat /tmp/flood.log; exit 1; }}; usleep 10000; done",
+                extent.warm_up.as_millis(),
+                extent.window.as_millis()
+            ))
+        };
+        start().or_else(|_| start()).or_else(|_| start())?;
         let spent = Spent::by(&self.host)?;
         self.peer.set_load(Load {
             flood: Some(payload),
@@ -198,6 +204,7 @@ impl Rig {
         Ok(Measured {
             value: rate.per_second() / 1e3,
             shares,
+            for_each: None,
         })
     }
 
@@ -208,14 +215,19 @@ impl Rig {
         Ok(self.flood(&flow, Load::default(), extent, count)?.over(1e3))
     }
 
-    /// Microseconds of an echo, on average.
+    /// Microseconds of an echo, on average; and what each did for one, beyond what all do while nothing flows.
     pub(super) fn echo(&self, load: Load, extent: Extent) -> Result<Measured> {
+        std::thread::sleep(extent.warm_up);
+        let rest = Spent::by(&self.host)?;
+        std::thread::sleep(extent.window);
+        let anyway = rest.rates_until(&Spent::by(&self.host)?);
         self.peer.set_load(load);
         std::thread::sleep(extent.warm_up);
         self.peer.reset();
         let before = Spent::by(&self.host)?;
         std::thread::sleep(extent.window);
         let after = Spent::by(&self.host)?;
+        let rates = before.rates_until(&after);
         let deadline = Instant::now() + PATIENCE;
         let echoes = loop {
             if let Some(echoes) = self.peer.report().icmp.round_trips {
@@ -231,6 +243,7 @@ impl Rig {
         Ok(Measured {
             value: Duration::from_nanos(echoes.mean_nanos).as_secs_f64() * 1e6,
             shares: before.shares_until(&after),
+            for_each: Some(rates.for_each(load.icmp_per_second.into(), &anyway)),
         })
     }
 
@@ -282,7 +295,11 @@ impl Rig {
         let counted = count(&after)?.saturating_sub(count(&before)?);
         #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
         let value = counted as f64 / Duration::from_nanos(nanos).as_secs_f64();
-        Ok(Measured { value, shares })
+        Ok(Measured {
+            value,
+            shares,
+            for_each: None,
+        })
     }
 
     /// vferry's system calls for each unit of what is measured; `None` if they cannot be counted here. What is
