@@ -42,6 +42,8 @@ pub(crate) struct Work {
     pub(crate) nic: bool,
     /// Its disk, if that is.
     pub(crate) disk: Option<&'static str>,
+    /// KiB of one operation on it at most.
+    pub(crate) disk_max_kib: u32,
     /// MiB of guest memory that a program writes over and over, and how many of them per second.
     pub(crate) dirty: (u32, u32),
 }
@@ -60,6 +62,7 @@ impl Load<'_> {
         let Work {
             nic,
             disk,
+            disk_max_kib: kib,
             dirty: (mib, rate),
         } = self.work;
         let nic = if nic {
@@ -68,7 +71,10 @@ impl Load<'_> {
             String::new()
         };
         let disk = disk.map_or(String::new(), |node| {
-            format!("--disk {node} --disk-workers {DISK_WORKERS} --disk-mib-per-second {DISK_RATE}")
+            format!(
+                "--disk {node} --disk-workers {DISK_WORKERS} --disk-mib-per-second {DISK_RATE} \
+                 --disk-max-kib {kib}"
+            )
         });
         let load = format!("load --dirty-mib {mib} --dirty-mib-per-second {rate} {nic} {disk}");
         // The load outlives the shell that starts it.

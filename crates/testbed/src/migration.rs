@@ -19,6 +19,8 @@ pub struct Migration {
     /// The VM's pause as both QEMUs tell of it, in milliseconds: from when the source's began to stop it
     /// until the destination's had it run. `None` where nobody heard them.
     pub pause_ms: Option<f64>,
+    /// Of that, what came after the source's QEMU had completed; below zero if the VM ran before. `None` as there.
+    pub word_ms: Option<f64>,
     /// Longest time without a completed operation of the guest's disk, if it has one: see
     /// [`DiskSummary::outage_ms`](crate::DiskSummary::outage_ms).
     pub disk_outage_ms: Option<f64>,

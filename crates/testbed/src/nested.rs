@@ -339,6 +339,7 @@ impl Nested {
             window,
             interrupts: Interrupts::default(),
             pause_ms: None,
+            word_ms: None,
             disk_outage_ms: None,
         })
     }

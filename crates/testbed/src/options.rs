@@ -67,6 +67,9 @@ pub struct Options {
     pub host_files: HostFiles,
     /// Where the service manager listens of which vferry is a unit; of none if `None`.
     pub notify: Option<PathBuf>,
+    /// KiB that one operation on the guest's disk is for at most. The load's pace is in bytes, so where they are
+    /// small it is silent for less long by itself.
+    pub disk_max_kib: u32,
     /// Start the load; else the guest is left idle with its interface up, and the peer sends
     /// nothing by itself.
     pub load: bool,
@@ -173,6 +176,7 @@ impl Default for Options {
             deaths_per_minute: None,
             host_files: HostFiles::Together,
             notify: None,
+            disk_max_kib: 1024,
             load: true,
             processors: None,
         }

@@ -8,6 +8,15 @@ use qemu::{Event, Events, Qmp, QmpError};
 /// How long the destination's word may take once the guest is seen to run there.
 const TELL: Duration = Duration::from_secs(5);
 
+/// How long a VM stood still, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pause {
+    /// All of it: see [`Migration::pause_ms`](crate::Migration::pause_ms).
+    pub(crate) all_ms: f64,
+    /// From the source's completion on: see [`Migration::word_ms`](crate::Migration::word_ms).
+    pub(crate) word_ms: f64,
+}
+
 /// What both QEMUs say, from before the migration on.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -23,11 +32,11 @@ impl Watch {
         }
     }
 
-    /// The pause, once the VM runs there, in milliseconds: from when the source's QEMU began to stop
+    /// The pause, once the VM runs there: from when the source's QEMU began to stop
     /// it until the destination's had it run. The source tells what it took until its completion
     /// (`downtime`), in which all is that it has the devices do when they stop, and both tell when
     /// they did what, by the clock of the one machine that they run on.
-    pub(crate) fn pause_ms(mut self, source: &Qmp) -> Result<f64> {
+    pub(crate) fn pause(mut self, source: &Qmp) -> Result<Pause> {
         let deadline = Instant::now() + TELL;
         let is_over = |event: &Event| event.data["status"] == "completed";
         let completed = wait(&mut self.from, "MIGRATION", is_over, deadline);
@@ -40,7 +49,11 @@ impl Watch {
         let until_completed = until_completed.context("QEMU does not tell how long it took")?;
         // It may have told that it is done after the other one had the VM run.
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        Ok(ms(until_completed) + ms(runs) - ms(completed))
+        let word_ms = ms(runs) - ms(completed);
+        Ok(Pause {
+            all_ms: ms(until_completed) + word_ms,
+            word_ms,
+        })
     }
 }
 

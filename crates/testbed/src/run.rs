@@ -23,6 +23,7 @@ use crate::migration::{Interrupts, Migration};
 use crate::options::{Between, Boot, Help, Options, Plug};
 use crate::pause::Watch;
 use crate::processors::start_on;
+use crate::still::Still;
 use crate::{GuestOptions, Host, HostOptions, Programs};
 
 /// The peer's address.
@@ -210,6 +211,7 @@ impl Testbed {
             work: Work {
                 nic: self.options.devices.nic(),
                 disk: disk.then_some(DISK_NODE),
+                disk_max_kib: self.options.disk_max_kib,
                 dirty: self.options.dirty,
             },
         }
@@ -257,6 +259,15 @@ impl Testbed {
         start_on(processors, self.hosts, start, |host| &host.vm)
     }
 
+    /// What the guest's devices are silent for while it stays where it is. What both ends of the load have counted
+    /// is forgotten.
+    ///
+    /// # Errors
+    /// When nothing flows, or the guest or QEMU does not answer.
+    pub fn still(&self) -> Result<Still> {
+        Still::of(&self.load())
+    }
+
     /// Moves the guest to a new host, under load, and ends the old one.
     ///
     /// # Errors
@@ -283,19 +294,20 @@ impl Testbed {
         // Traffic flows again: this is the end of the outage, and the guest is alive.
         self.wait_for_traffic()?;
         let window = self.peer.window(since, now_nanos());
-        let pause_ms = watch.pause_ms(old.vm.qmp())?;
+        let pause = watch.pause(old.vm.qmp())?;
         let before = self.host.status()?;
         self.wait_for_traffic()?;
         let interrupts = Interrupts::of(&before, &self.host.status()?);
         let disk = disk_before.zip(self.load().disk_report()?);
         let silence = disk.map(|(before, after)| load::disk_silence_ms(&before, &after));
-        let disk_outage_ms = silence.map(|ms| ms + pause_ms);
+        let disk_outage_ms = silence.map(|ms| ms + pause.all_ms);
         old.end(END)?;
         Ok(Migration {
             report,
             window,
             interrupts,
-            pause_ms: Some(pause_ms),
+            pause_ms: Some(pause.all_ms),
+            word_ms: Some(pause.word_ms),
             disk_outage_ms,
         })
     }

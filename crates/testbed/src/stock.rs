@@ -18,6 +18,7 @@ use crate::migration::ms;
 use crate::options::Options;
 use crate::pause::Watch;
 use crate::processors::start_on;
+use crate::still::Still;
 use crate::{HostOptions, Programs};
 
 /// The same as that of vferry's NIC.
@@ -68,6 +69,8 @@ pub struct StockTestbed {
 pub struct StockMigration {
     /// The VM's pause: see [`Migration::pause_ms`](crate::Migration::pause_ms).
     pub pause_ms: f64,
+    /// See [`Migration::word_ms`](crate::Migration::word_ms).
+    pub word_ms: f64,
     /// What QEMU tells of it.
     pub info: MigrationInfo,
     /// The longest silence of the guest's NIC either way, if it has one.
@@ -123,6 +126,14 @@ impl StockTestbed {
         Ok(this)
     }
 
+    /// See [`Testbed::still`](crate::Testbed::still).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn still(&self) -> Result<Still> {
+        Still::of(&self.load())
+    }
+
     /// Moves the guest to another QEMU by QMP, under load, and ends the old one.
     ///
     /// # Errors
@@ -150,16 +161,17 @@ impl StockTestbed {
         let without_function_ms = unplugged.map(|at| at.elapsed().as_secs_f64() * 1e3);
         self.load().wait().with_context(|| self.vm.evidence())?;
         let window = self.peer.window(since, now_nanos());
-        let pause_ms = watch.pause_ms(old.qmp())?;
+        let pause = watch.pause(old.qmp())?;
         let disk = disk_before.zip(self.load().disk_report()?);
         let silence = disk.map(|(before, after)| load::disk_silence_ms(&before, &after));
         old.quit(END)?;
         let silent = |silence: Silence| ms(&silence);
         Ok(StockMigration {
-            pause_ms,
+            pause_ms: pause.all_ms,
+            word_ms: pause.word_ms,
             info,
             silence_ms: window.outage().filter(|_| self.stock.is_nic()).map(silent),
-            disk_outage_ms: silence.map(|ms| ms + pause_ms),
+            disk_outage_ms: silence.map(|ms| ms + pause.all_ms),
             without_function_ms,
         })
     }
@@ -212,6 +224,7 @@ impl StockTestbed {
             work: Work {
                 nic: self.stock.is_nic(),
                 disk: (!self.stock.is_nic()).then_some("/dev/vda"),
+                disk_max_kib: self.options.disk_max_kib,
                 dirty: self.options.dirty,
             },
         }

@@ -32,11 +32,17 @@ const RATES: [(u32, &str); 4] = [
     (100_000, "100k pages a second"),
 ];
 
+const WHOLE: Times = Times {
+    rounds: 2,
+    legs: 2,
+    still: false,
+};
+
 pub(super) fn run(quick: bool) -> Result<Report> {
     let (times, sizes, rates) = if quick {
         (Times::QUICK, &SIZES[..2], &RATES[2..3])
     } else {
-        (Times { rounds: 2, legs: 2 }, &SIZES[..], &RATES[..])
+        (WHOLE, &SIZES[..], &RATES[..])
     };
     // With headers, to build the test device's driver.
     let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;

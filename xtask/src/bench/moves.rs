@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use ferry::{Phase, Strategy};
 use lab::{Accelerator, Lab};
 use testbed::{
-    Devices, Migration, Options, Processors, Programs, Stock, StockMigration, StockTestbed, Testbed,
+    Devices, Migration, Options, Processors, Programs, Still, Stock, StockMigration, StockTestbed,
+    Testbed,
 };
 
 use super::{Table, Variant, pinned, variants_of};
@@ -21,10 +22,16 @@ pub(super) struct Times {
     pub(super) rounds: usize,
     /// Migrations of a guest in its turn: there, or there and back.
     pub(super) legs: usize,
+    /// Before each it is seen what the guest is silent for where it is.
+    pub(super) still: bool,
 }
 
 impl Times {
-    pub(super) const QUICK: Self = Self { rounds: 1, legs: 1 };
+    pub(super) const QUICK: Self = Self {
+        rounds: 1,
+        legs: 1,
+        still: false,
+    };
 }
 
 /// A guest that takes turns with others.
@@ -47,6 +54,8 @@ pub(super) enum By {
 pub(super) struct Move {
     /// The VM's pause.
     pub(super) pause: f64,
+    /// Of that, what came after the source's QEMU had completed; below zero if the VM ran before.
+    pub(super) word: f64,
     /// The longest time in which its device did nothing for it.
     pub(super) outage: f64,
     /// The pause as the source's QEMU has it (`downtime`).
@@ -57,10 +66,12 @@ pub(super) struct Move {
     pub(super) phases: Option<[f64; PHASES.len()]>,
     /// Pages that vferry's devices wrote and marked: while the VM ran, and after their halt.
     pub(super) marked: Option<[f64; 2]>,
+    /// What the guest was silent for before, where it was.
+    pub(super) still: Option<Still>,
 }
 
 /// Those phases.
-const PHASES: [Phase; 5] = [
+pub(super) const PHASES: [Phase; 5] = [
     Phase::Halt,
     Phase::Mark,
     Phase::Copy,
@@ -73,17 +84,18 @@ pub(super) fn compare(
     benchmark: &str,
     lab: &Lab,
     guests: &[Mover],
-    Times { rounds, legs }: Times,
+    times: Times,
 ) -> Result<Vec<Vec<Move>>> {
     let programs = Programs::build()?;
     let processors = pinned::moving()?;
     let mut all = vec![Vec::new(); guests.len()];
+    let rounds = times.rounds;
     for round in 1..=rounds {
         for turn in 0..guests.len() {
             // None is always the one that follows the same other.
             let which = (round + turn) % guests.len();
             let mover = &guests[which];
-            for seen in mover.turn(lab, &programs, &processors, legs)? {
+            for seen in mover.turn(lab, &programs, &processors, times)? {
                 let name = mover.name;
                 eprintln!("bench {benchmark}: round {round} of {rounds}, {name}: {seen:.1?}");
                 all[which].push(seen);
@@ -132,7 +144,7 @@ impl Mover {
         lab: &Lab,
         programs: &Programs,
         processors: &Processors,
-        legs: usize,
+        Times { legs, still, .. }: Times,
     ) -> Result<Vec<Move>> {
         let (lab, programs) = (lab.clone(), programs.clone());
         let options = Options {
@@ -148,20 +160,26 @@ impl Mover {
                     ..options
                 };
                 let mut testbed = Testbed::start(lab, programs, options)?;
-                let moves = (0..legs).map(|_| Move::by_vferry(&testbed.migrate()?));
-                moves.collect()
+                let leg = |_| {
+                    let still = still.then(|| testbed.still()).transpose()?;
+                    Move::by_vferry(&testbed.migrate()?, still)
+                };
+                (0..legs).map(leg).collect()
             }
             By::Qemu(stock) => {
                 let mut testbed = StockTestbed::start(lab, programs, stock, options)?;
-                let moves = (0..legs).map(|_| Move::by_qemu(&testbed.migrate()?));
-                moves.collect()
+                let leg = |_| {
+                    let still = still.then(|| testbed.still()).transpose()?;
+                    Move::by_qemu(&testbed.migrate()?, still)
+                };
+                (0..legs).map(leg).collect()
             }
         }
     }
 }
 
 impl Move {
-    fn by_vferry(migration: &Migration) -> Result<Self> {
+    fn by_vferry(migration: &Migration, still: Option<Still>) -> Result<Self> {
         let Migration { report, .. } = migration;
         let phase = |phase| report.phases_ms.get(&phase).copied().unwrap_or(0.0);
         let outage = migration.disk_outage_ms.or_else(|| migration.outage_ms());
@@ -171,17 +189,20 @@ impl Move {
         };
         Ok(Self {
             pause: migration.pause_ms.context("no pause was seen")?,
+            word: migration.word_ms.context("no pause was seen")?,
             outage: outage.context("no outage was seen")?,
             downtime: report.vm_pause_ms,
             without_function: None,
             phases: Some(PHASES.map(phase)),
             marked: Some([sum(|marks| marks.precopy)?, sum(|marks| marks.at_halt)?]),
+            still,
         })
     }
 
-    fn by_qemu(migration: &StockMigration) -> Result<Self> {
+    fn by_qemu(migration: &StockMigration, still: Option<Still>) -> Result<Self> {
         let StockMigration {
             pause_ms,
+            word_ms,
             info,
             silence_ms,
             disk_outage_ms,
@@ -191,11 +212,13 @@ impl Move {
         let outage = silence_ms.or(*disk_outage_ms);
         Ok(Self {
             pause: *pause_ms,
+            word: *word_ms,
             outage: outage.context("no outage was seen")?,
             downtime: downtime.as_secs_f64() * 1e3,
             without_function: *without_function_ms,
             phases: None,
             marked: None,
+            still,
         })
     }
 

@@ -1,9 +1,10 @@
 //! `cargo xtask bench pause-nvme`
 //!
 //! As [`pause`](super::pause), of a disk: a guest with vferry's `NVMe` controller beside one with QEMU's
-//! virtio-blk, each on a file that both hosts see, written and read by six programs. An outage is the
+//! virtio-blk, each on a file that both hosts see, written and read by six programs, 4 KiB at a time. An outage is the
 //! longest time in which no operation was completed, by the guest's clock and with the pause, in which
-//! that clock stands still; the load rests now and then by itself, with either.
+//! that clock stands still; the load rests now and then by itself, with either, for as long as the report says.
+//! Operations of up to 1 MiB, which at the same rate are far fewer, would leave longer rests.
 //!
 //! In vferry's pause are two durable writes, of the lease by which one host at a time has the disk: the
 //! source's that gives it up, and then the destination's that takes it. QEMU has no such thing. How long
