@@ -18,6 +18,7 @@ mod pause;
 mod pause_nvme;
 mod pinned;
 mod report;
+mod scatter;
 mod spent;
 
 use std::fs;
