@@ -1,5 +1,6 @@
 //! What a device model is.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -75,6 +76,12 @@ pub trait Model: Send {
     fn acquire(&mut self, claim: Claim<'_>) -> io::Result<()> {
         let _ = claim;
         Ok(())
+    }
+
+    /// The files among that, each opened once more, for reading: what is written back there, or forgotten of it, by
+    /// somebody else beforehand need not be in [`release`](Self::release) or [`acquire`](Self::acquire).
+    fn files(&self) -> Vec<File> {
+        Vec::new()
     }
 
     /// Makes durable what it wrote to that, and lets go of it for the host at the other end of this

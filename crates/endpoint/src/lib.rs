@@ -20,6 +20,7 @@ mod presence;
 mod real;
 mod vectors;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -340,6 +341,11 @@ impl Endpoint {
     fn release(&self, migration: &str) -> Result<(), EndpointError> {
         let released = self.lock_model().release(migration);
         released.map_err(|error| self.hold_error(error))
+    }
+
+    /// What only one host may have of it, as far as these are files: see [`Model::files`].
+    pub fn files(&self) -> Vec<File> {
+        self.lock_model().files()
     }
 
     fn hold_error(&self, error: std::io::Error) -> EndpointError {

@@ -14,6 +14,7 @@
 //! ```
 
 mod drain;
+mod files;
 mod hooks;
 mod late;
 mod logs;
@@ -443,6 +444,7 @@ impl Vm {
             Vec::new()
         };
         let ram = Arc::new(ram);
+        self.forget_files();
         let mut state = self.lock();
         state.ending = None;
         state.stage.wait_for_arrival()?;

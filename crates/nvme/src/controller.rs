@@ -1,5 +1,6 @@
 //! The controller as its owner drives it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -321,6 +322,11 @@ impl Model for Controller {
         self.drained = false;
         self.work_left = true;
         Ok(())
+    }
+
+    fn files(&self) -> Vec<File> {
+        let files = self.backings.iter();
+        files.filter_map(|backing| backing.apart()).collect()
     }
 
     fn release(&mut self, migration: &str) -> io::Result<()> {

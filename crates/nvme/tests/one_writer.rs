@@ -227,6 +227,24 @@ fn what_was_cached_of_an_image_before_it_came_is_forgotten() {
     assert!(!cached());
 }
 
+/// Somebody else may have a disk written back, or forgotten, by a descriptor of its own: before it is taken here, and
+/// while it is.
+#[test]
+fn a_file_that_is_opened_apart_is_in_nobodys_way() {
+    let shared = Shared::new();
+    let before = shared.backing().apart().unwrap();
+    let first = shared.started();
+    first.write(0, b"x").unwrap();
+    let (meanwhile, mut byte) = (first.apart().unwrap(), [0]);
+    meanwhile.sync_data().unwrap();
+    meanwhile.read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(byte, *b"x");
+    assert!(meanwhile.write_at(b"y", 0).is_err(), "it is for reading");
+    drop((before, meanwhile));
+    assert!(is_locked(&shared.path("disk")), "its end ends no lock");
+    assert_eq!(shared.controller().files().len(), 2);
+}
+
 #[test]
 fn what_nobody_took_is_taken_back_and_cannot_be_taken_then() {
     let shared = Shared::new();

@@ -70,7 +70,9 @@ pub(super) fn run(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sent, (Phase, StepError)> {
     let mut phase = Phase::Precopy;
+    let write_back = source.vm.write_back();
     let sent = send(source, link, uri, cooperation, sleep, progress, &mut phase);
+    drop(write_back);
     sent.map_err(|error| (phase, error))
 }
 

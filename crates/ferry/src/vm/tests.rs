@@ -1,5 +1,6 @@
 //! What becomes of real devices' logs in a migration.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ fn secret() -> Secret {
 struct Real {
     has_state: bool,
     log: Arc<Log>,
+    file: Option<File>,
 }
 
 #[derive(Default)]
@@ -54,6 +56,12 @@ impl Model for Real {
     }
     fn has_state(&self) -> bool {
         self.has_state
+    }
+    fn files(&self) -> Vec<File> {
+        let file = self.file.as_ref();
+        file.and_then(|file| file.try_clone().ok())
+            .into_iter()
+            .collect()
     }
     fn save(&self) -> Result<StateRecord, StateError> {
         Err(StateError::NotReadable("real"))
@@ -124,10 +132,39 @@ fn real(has_state: bool) -> (Endpoint, Arc<Log>) {
     let model = Real {
         has_state,
         log: Arc::clone(&log),
+        file: None,
     };
+    (endpoint_of(model), log)
+}
+
+fn endpoint_of(model: Real) -> Endpoint {
     let space = ConfigSpace::of(&control_device::spec::pci::LAYOUT);
-    let endpoint = Endpoint::new("real", space, Box::new(model)).unwrap();
-    (endpoint, log)
+    Endpoint::new("real", space, Box::new(model)).unwrap()
+}
+
+/// The thread that does has the VM as long.
+#[test]
+fn files_are_written_back_until_nobody_wants_it() {
+    let has_thread = |vm: &Vm| Arc::strong_count(&vm.0) > 2;
+    let without = vm(vec![real(false).0]);
+    let write_back = without.write_back();
+    assert!(!has_thread(&without), "there is nothing to write back");
+    drop(write_back);
+    let model = Real {
+        file: Some(tempfile::tempfile().unwrap()),
+        ..Real::default()
+    };
+    let vm = vm(vec![endpoint_of(model)]);
+    let write_back = vm.write_back();
+    assert!(has_thread(&vm));
+    drop(write_back);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Arc::strong_count(&vm.0) > 1 {
+        assert!(Instant::now() < deadline, "it goes on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // As an arriving VM's host does.
+    vm.forget_files();
 }
 
 #[test]

@@ -292,6 +292,10 @@ impl Backing for FileBacking {
         Ok(())
     }
 
+    fn apart(&self) -> Option<File> {
+        File::open(&self.path).ok()
+    }
+
     fn name(&self) -> String {
         self.path.display().to_string()
     }

@@ -4,6 +4,7 @@ mod file;
 mod lease;
 mod lock;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -57,6 +58,11 @@ pub trait Backing: Send {
     fn release(&mut self, migration: &str) -> io::Result<()> {
         let _ = migration;
         Ok(())
+    }
+
+    /// The file that it is, if it is one, opened once more for reading. See [`device::Model::files`].
+    fn apart(&self) -> Option<File> {
+        None
     }
 
     /// What operators know it by.
