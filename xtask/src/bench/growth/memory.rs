@@ -159,11 +159,17 @@ fn grows(whole: &Breakdown, phases: &Breakdown) -> String {
         return String::new();
     };
     format!(
-        "For each GiB vferry's pause is {our_pause:.0} us longer and virtio-net's {their_pause:.0} us; what grows most \
-         of vferry's is `{name}`, by {most:.0} us. What comes after its pause is {} us {}.",
-        rest.abs().round(),
-        if *rest < 0.0 { "shorter" } else { "longer" }
+        "For each GiB vferry's pause is {} and virtio-net's {}; what grows most of vferry's is `{name}`, by {most:.0} \
+         us. What comes after its pause is {}.",
+        longer(*our_pause),
+        longer(*their_pause),
+        longer(*rest),
     )
+}
+
+fn longer(micros: f64) -> String {
+    let which = if micros < 0.0 { "shorter" } else { "longer" };
+    format!("{:.0} us {which}", micros.abs())
 }
 
 #[cfg(test)]
@@ -208,7 +214,7 @@ mod tests {
         assert_eq!(last(&whole), [500.0, -100.0, 400.0]);
         assert_eq!(last(&phases), [0.0, 50.0, 400.0, 0.0, 50.0]);
         let text = grows(&whole, &phases);
-        assert!(text.contains("vferry's pause is 500 us longer and virtio-net's 250 us"));
+        assert!(text.contains("vferry's pause is 500 us longer and virtio-net's 250 us longer;"));
         assert!(text.contains("`copy`, by 400 us"), "{text}");
         assert!(text.contains("100 us shorter"), "{text}");
     }
