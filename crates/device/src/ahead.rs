@@ -12,6 +12,8 @@
 //! | `Done` | all | does nothing |
 //!
 //! What is put there before is no sign to the driver, and nothing that it would write there by itself.
+//! Where the driver never writes, and reads a word only once (a queue of completions), the word itself can be
+//! stored again, and is no [signal](Writes::signal_u64).
 
 use crate::memory::{DmaError, GuestMemory};
 
@@ -53,17 +55,28 @@ struct Word {
 
 /// Bytes of a word in [`Writes::encode`].
 const WORD: usize = 24;
-/// No model tells of more at once.
-const MAX_WORDS: usize = 256;
 
 impl Writes {
+    /// No model tells of more at once.
+    pub const MAX_WORDS: usize = 256;
+
+    /// How many words there are.
+    pub fn len(&self) -> usize {
+        self.plain.len() + self.signals.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// None.
     pub fn clear(&mut self) {
         self.plain.clear();
         self.signals.clear();
     }
 
-    /// Eight bytes that tell the driver nothing by themselves.
+    /// Eight bytes that tell the driver nothing by themselves, or can be stored again.
     pub fn store_u64(&mut self, address: u64, value: u64) {
         self.plain.push(Word {
             address,
@@ -189,7 +202,7 @@ impl Writes {
         let count = |at| {
             usize::try_from(number(at)?)
                 .ok()
-                .filter(|n| *n <= MAX_WORDS)
+                .filter(|n| *n <= Self::MAX_WORDS)
         };
         let (plain, signals) = (count(0)?, count(8)?);
         let word = |index: usize| {
@@ -208,6 +221,34 @@ impl Writes {
             plain: first.iter().map(|(_, word)| *word).collect(),
             signals: rest.to_vec(),
         })
+    }
+}
+
+/// What a driver is about to be told, and the state that comes of it; kept to be used again.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    /// What is to be written.
+    pub writes: Writes,
+    state: Vec<u8>,
+}
+
+impl Ahead {
+    /// Makes the writes, after the state that comes of them, which `live` writes, was put into the ledger, if
+    /// there is one.
+    ///
+    /// # Errors
+    /// See [`Writes::make`].
+    pub fn make(
+        &mut self,
+        live: impl FnOnce(&mut Vec<u8>),
+        memory: &dyn GuestMemory,
+        ledger: Option<&dyn Ledger>,
+    ) -> Result<(), DmaError> {
+        self.state.clear();
+        if ledger.is_some() {
+            live(&mut self.state);
+        }
+        self.writes.make(memory, ledger, &self.state)
     }
 }
 

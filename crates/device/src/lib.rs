@@ -24,9 +24,10 @@ pub mod link;
 pub mod memory;
 pub mod model;
 pub mod mortal;
+pub mod plain;
 pub mod state;
 
-pub use ahead::{Ledger, Stage, Writes};
+pub use ahead::{Ahead, Ledger, Stage, Writes};
 pub use bus_master::{BusMaster, Look};
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use hardware::{Hardware, LogSource, Mappable, Run};
@@ -38,4 +39,5 @@ pub use memory::{
 };
 pub use model::{Access, Claim, Model, Progress, Reset};
 pub use mortal::Mortal;
+pub use plain::{PlainReader, PlainWriter};
 pub use state::{State, StateError, StateRecord};

@@ -3,7 +3,7 @@
 //! Written after every call, so it is plain bytes, in order and without names; [`saved`](crate::saved) is what
 //! travels and keeps. It is read only by a program that knows the same version of it.
 
-use device::{DmaError, GuestMemory, Ledger, StateError, Writes};
+use device::{PlainReader, PlainWriter, StateError};
 
 use crate::saved::v1;
 use crate::spec::descriptors::TxContext;
@@ -12,29 +12,6 @@ use crate::state::{Admin, BitTable, Filter, InterruptState, Mailbox, Ring, Stati
 
 /// Changes with every change of the form.
 const VERSION: u32 = 1;
-
-/// What the driver is about to be told, and where it is put down before; kept from frame to frame.
-#[derive(Debug, Default)]
-pub(crate) struct Ahead {
-    pub(crate) writes: Writes,
-    state: Vec<u8>,
-}
-
-impl Ahead {
-    /// Makes the writes, of which `state` comes.
-    pub(crate) fn make(
-        &mut self,
-        state: &VfState,
-        memory: &dyn GuestMemory,
-        ledger: Option<&dyn Ledger>,
-    ) -> Result<(), DmaError> {
-        if ledger.is_some() {
-            self.state.clear();
-            write(state, &mut self.state);
-        }
-        self.writes.make(memory, ledger, &self.state)
-    }
-}
 
 /// Appends `state` to `bytes`.
 pub(crate) fn write(state: &VfState, bytes: &mut Vec<u8>) {
@@ -49,10 +26,10 @@ pub(crate) fn write(state: &VfState, bytes: &mut Vec<u8>) {
         statistics,
         link_up,
     } = state;
-    let mut out = Out(bytes);
+    let mut out = PlainWriter::new(bytes);
     out.u32(VERSION);
-    out.0.extend(mac);
-    out.0.push(*queue_pairs);
+    out.bytes(mac);
+    out.u8(*queue_pairs);
     out.flag(*link_up);
     out.u32(*psrtype);
     out.words(&mailbox.memory);
@@ -78,16 +55,16 @@ pub(crate) fn write(state: &VfState, bytes: &mut Vec<u8>) {
     out.words(throttle);
     out.words(&[*ivar_misc, *unsent, *awaiting_rearm]);
     out.words(&[filter.mode.word(), filter.max_frame]);
-    out.0.push(filter.macvlan_count);
-    out.0.extend(filter.macvlans.as_flattened());
+    out.u8(filter.macvlan_count);
+    out.bytes(filter.macvlans.as_flattened());
     out.words(&filter.multicast.0);
     out.words(&filter.vlans.0);
     for queue in rx {
-        out.ring(&queue.ring);
+        write_ring(&mut out, &queue.ring);
         out.u32(queue.srrctl);
     }
     for queue in tx {
-        out.ring(&queue.ring);
+        write_ring(&mut out, &queue.ring);
         out.u64(queue.head_write_back);
         for context in &queue.contexts {
             let TxContext {
@@ -118,166 +95,114 @@ pub(crate) fn read(bytes: &[u8]) -> Result<VfState, StateError> {
         name: <v1::Vf as device::State>::NAME,
         why: why.into(),
     };
-    let mut from = From(bytes);
+    let mut from = PlainReader::new(bytes);
     if from.u32() != Some(VERSION) {
         return Err(damaged("another version of vferry left it"));
     }
-    let state = from.state().filter(|_| from.0.is_empty());
+    let state = read_state(&mut from).filter(|_| from.is_empty());
     let state = state.ok_or_else(|| damaged("it is cut short"))?;
     // What no function can be in is refused there.
     let saved = v1::Vf::from(&state);
     VfState::try_from(&saved).map_err(|why| damaged(&why.to_string()))
 }
 
-struct Out<'a>(&'a mut Vec<u8>);
-
-impl Out<'_> {
-    fn u32(&mut self, value: u32) {
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn u64(&mut self, value: u64) {
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn flag(&mut self, value: bool) {
-        self.0.push(value.into());
-    }
-
-    fn words(&mut self, values: &[u32]) {
-        self.0
-            .extend(values.iter().flat_map(|word| word.to_le_bytes()));
-    }
-
-    fn ring(&mut self, ring: &Ring) {
-        self.u64(ring.base);
-        self.u32(ring.len);
-        self.u32(u32::from(ring.head) | u32::from(ring.tail) << 16);
-        self.u32(ring.control);
-        self.u32(ring.dca);
-    }
+fn write_ring(out: &mut PlainWriter<'_>, ring: &Ring) {
+    out.u64(ring.base);
+    out.u32(ring.len);
+    out.u32(u32::from(ring.head) | u32::from(ring.tail) << 16);
+    out.u32(ring.control);
+    out.u32(ring.dca);
 }
 
-struct From<'a>(&'a [u8]);
-
-impl From<'_> {
-    fn state(&mut self) -> Option<VfState> {
-        let mac = self.bytes()?;
-        let [queue_pairs] = self.bytes()?;
-        let link_up = self.flag()?;
-        let mut state = VfState::new(Admin { mac, queue_pairs }, link_up);
-        state.psrtype = self.u32()?;
-        state.mailbox = Mailbox {
-            memory: self.words()?,
-            events: self.u32()?,
-            owned_by_vf: self.flag()?,
-            unread: self.flag()?,
-            clear_to_send: self.flag()?,
-            link_change_due: self.flag()?,
-            api: Api::from_word(self.u32()?)?,
-        };
-        let [causes, enabled, auto_clear, auto_mask] = self.words()?;
-        let (ivar, throttle) = (self.words()?, self.words()?);
-        let [ivar_misc, unsent, awaiting_rearm] = self.words()?;
-        state.interrupts = InterruptState {
-            causes,
-            enabled,
-            auto_clear,
-            auto_mask,
-            ivar,
-            ivar_misc,
-            throttle,
-            unsent,
-            awaiting_rearm,
-        };
-        state.filter = self.filter()?;
-        for queue in &mut state.rx {
-            queue.ring = self.ring()?;
-            queue.srrctl = self.u32()?;
+fn read_state(from: &mut PlainReader<'_>) -> Option<VfState> {
+    let mac = from.bytes()?;
+    let [queue_pairs] = from.bytes()?;
+    let link_up = from.flag()?;
+    let mut state = VfState::new(Admin { mac, queue_pairs }, link_up);
+    state.psrtype = from.u32()?;
+    state.mailbox = Mailbox {
+        memory: from.words()?,
+        events: from.u32()?,
+        owned_by_vf: from.flag()?,
+        unread: from.flag()?,
+        clear_to_send: from.flag()?,
+        link_change_due: from.flag()?,
+        api: Api::from_word(from.u32()?)?,
+    };
+    let [causes, enabled, auto_clear, auto_mask] = from.words()?;
+    let (ivar, throttle) = (from.words()?, from.words()?);
+    let [ivar_misc, unsent, awaiting_rearm] = from.words()?;
+    state.interrupts = InterruptState {
+        causes,
+        enabled,
+        auto_clear,
+        auto_mask,
+        ivar,
+        ivar_misc,
+        throttle,
+        unsent,
+        awaiting_rearm,
+    };
+    state.filter = read_filter(from)?;
+    for queue in &mut state.rx {
+        queue.ring = read_ring(from)?;
+        queue.srrctl = from.u32()?;
+    }
+    for queue in &mut state.tx {
+        queue.ring = read_ring(from)?;
+        queue.head_write_back = from.u64()?;
+        for context in &mut queue.contexts {
+            let [vlan_macip_lens, type_tucmd, mss_l4len_idx] = from.words()?;
+            *context = TxContext {
+                vlan_macip_lens,
+                type_tucmd,
+                mss_l4len_idx,
+            };
         }
-        for queue in &mut state.tx {
-            queue.ring = self.ring()?;
-            queue.head_write_back = self.u64()?;
-            for context in &mut queue.contexts {
-                let [vlan_macip_lens, type_tucmd, mss_l4len_idx] = self.words()?;
-                *context = TxContext {
-                    vlan_macip_lens,
-                    type_tucmd,
-                    mss_l4len_idx,
-                };
-            }
-            queue.segments_sent = self.u32()?;
-            queue.discarding = self.flag()?;
-        }
-        let [rx_frames, rx_multicast, tx_frames] = self.words()?;
-        state.statistics = Statistics {
-            rx_frames,
-            rx_bytes: self.u64()?,
-            rx_multicast,
-            tx_frames,
-            tx_bytes: self.u64()?,
-        };
-        Some(state)
+        queue.segments_sent = from.u32()?;
+        queue.discarding = from.flag()?;
     }
+    let [rx_frames, rx_multicast, tx_frames] = from.words()?;
+    state.statistics = Statistics {
+        rx_frames,
+        rx_bytes: from.u64()?,
+        rx_multicast,
+        tx_frames,
+        tx_bytes: from.u64()?,
+    };
+    Some(state)
+}
 
-    fn filter(&mut self) -> Option<Filter> {
-        let [mode, max_frame] = self.words()?;
-        let [macvlan_count] = self.bytes()?;
-        let mut filter = Filter {
-            mode: XcastMode::from_word(mode)?,
-            max_frame,
-            macvlan_count,
-            ..Filter::default()
-        };
-        if usize::from(macvlan_count) > filter.macvlans.len() {
-            return None;
-        }
-        for mac in &mut filter.macvlans {
-            *mac = self.bytes()?;
-        }
-        filter.multicast = BitTable(self.words()?);
-        filter.vlans = BitTable(self.words()?);
-        Some(filter)
+fn read_filter(from: &mut PlainReader<'_>) -> Option<Filter> {
+    let [mode, max_frame] = from.words()?;
+    let [macvlan_count] = from.bytes()?;
+    let mut filter = Filter {
+        mode: XcastMode::from_word(mode)?,
+        max_frame,
+        macvlan_count,
+        ..Filter::default()
+    };
+    if usize::from(macvlan_count) > filter.macvlans.len() {
+        return None;
     }
+    for mac in &mut filter.macvlans {
+        *mac = from.bytes()?;
+    }
+    filter.multicast = BitTable(from.words()?);
+    filter.vlans = BitTable(from.words()?);
+    Some(filter)
+}
 
-    fn ring(&mut self) -> Option<Ring> {
-        let (base, [len, indices, control, dca]) = (self.u64()?, self.words()?);
-        Some(Ring {
-            base,
-            len,
-            head: (indices & 0xffff) as u16,
-            tail: (indices >> 16) as u16,
-            control,
-            dca,
-        })
-    }
-
-    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (bytes, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.bytes().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.bytes().map(u64::from_le_bytes)
-    }
-
-    fn flag(&mut self) -> Option<bool> {
-        let [byte] = self.bytes()?;
-        (byte <= 1).then_some(byte != 0)
-    }
-
-    fn words<const N: usize>(&mut self) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        for word in &mut words {
-            *word = self.u32()?;
-        }
-        Some(words)
-    }
+fn read_ring(from: &mut PlainReader<'_>) -> Option<Ring> {
+    let (base, [len, indices, control, dca]) = (from.u64()?, from.words()?);
+    Some(Ring {
+        base,
+        len,
+        head: (indices & 0xffff) as u16,
+        tail: (indices >> 16) as u16,
+        control,
+        dca,
+    })
 }
 
 #[cfg(test)]

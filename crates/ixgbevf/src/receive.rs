@@ -4,10 +4,10 @@
 //! the link until its descriptors are written back, so a call leaves it either there or complete
 //! in the guest, never in between.
 
-use device::{DmaError, FrameLink, GuestMemory, Ledger, RxFrame, Writes};
+use device::{Ahead, DmaError, FrameLink, GuestMemory, Ledger, RxFrame, Writes};
 
 use crate::budget::Budget;
-use crate::live::Ahead;
+use crate::live;
 use crate::packet::{ETHERNET_LEN, Packet, Protocol, VLAN_LEN, VLAN_OFFSET, Verdict, vlan_tag};
 use crate::spec::descriptors::{RxWriteBack, rx_buffer, rx_packet_type, rx_status};
 use crate::spec::registers::{QUEUES, rxdctl, srrctl, vfpsrtype};
@@ -98,7 +98,9 @@ impl Receive<'_> {
         let len = layout.len();
         let multicast = frame.bytes[0] & 1 != 0 && !frame.bytes.starts_with(&[0xff; 6]);
         self.state.statistics.received(len, multicast);
-        let made = self.ahead.make(self.state, self.memory, self.ledger);
+        let state = &*self.state;
+        let live = |bytes: &mut Vec<u8>| live::write(state, bytes);
+        let made = self.ahead.make(live, self.memory, self.ledger);
         if made.is_err() {
             self.state.rx[number].ring = before;
             self.state.statistics = statistics;

@@ -6,10 +6,10 @@
 //! frame is gathered again at each try, so nothing of it is kept between calls but the number of
 //! segments that are already gone.
 
-use device::{DmaError, FrameLink, GuestMemory, Ledger, Sent, TxFrame, TxOffload};
+use device::{Ahead, DmaError, FrameLink, GuestMemory, Ledger, Sent, TxFrame, TxOffload};
 
 use crate::budget::Budget;
-use crate::live::Ahead;
+use crate::live;
 use crate::offload::{self, MAX_FRAME, Segments, Work};
 use crate::packet::{ETHERNET_LEN, VLAN_LEN};
 use crate::spec::descriptors::{
@@ -284,7 +284,9 @@ impl Transmit<'_> {
                 }
             }
         }
-        self.ahead.make(self.state, self.memory, self.ledger)
+        let state = &*self.state;
+        self.ahead
+            .make(|bytes| live::write(state, bytes), self.memory, self.ledger)
     }
 
     fn queue(&self) -> &TxQueue {

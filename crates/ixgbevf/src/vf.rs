@@ -3,12 +3,12 @@
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 
-use device::{Access, FrameLink, Model, Progress, Reset, StateError, StateRecord};
+use device::{Access, Ahead, FrameLink, Model, Progress, Reset, StateError, StateRecord};
 
 use crate::budget::Budget;
 use crate::filter::is_unicast;
 use crate::interrupts::Throttle;
-use crate::live::{self, Ahead};
+use crate::live;
 use crate::receive::{Receive, Received};
 use crate::reminder::Reminder;
 use crate::saved;
