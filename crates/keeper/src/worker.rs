@@ -4,12 +4,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::keep::{READY, REFUSAL, RESTARTS, UPGRADES};
 use crate::wire;
+
+/// By which name a worker's own process is held.
+const PROCESS: &str = "worker";
+/// How long the process before may take to be gone: who waits for an answer may do so for 5 s.
+const GONE: Timespec = Timespec {
+    tv_sec: 3,
+    tv_nsec: 0,
+};
 
 /// What the keeper held, by name.
 pub type Held = BTreeMap<String, OwnedFd>;
@@ -20,6 +30,12 @@ pub enum WorkerError {
     /// No keeper started this process, or it is gone.
     #[error("there is no keeper at this process's standard input: {0}")]
     NoKeeper(io::Error),
+    /// The process before is still there.
+    #[error(
+        "the process before this one has not ended within 3 s, and the two must not serve side by side: \
+         what it has begun, as on a disk, may still take place"
+    )]
+    StillThere,
     /// The name is too long, or has characters that systemd does not take.
     #[error(
         "`{0}` is no name of a descriptor: 1 to 255 printable characters, none of them a colon"
@@ -34,7 +50,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The keeper that has started this process, and what it held.
+    /// The keeper that has started this process, and what it held. The process before has ended by then, and with it
+    /// whatever the kernel did in its name.
     ///
     /// # Errors
     /// When there is none.
@@ -53,9 +70,16 @@ impl Worker {
             };
             match (words.strip_prefix("FDNAME="), fds.pop()) {
                 (Some(name), Some(fd)) => drop(held.insert(name.into(), fd)),
-                _ => return Ok((Self { socket }, held)),
+                _ => break,
             }
         }
+        let worker = Self { socket };
+        if let Some(before) = held.remove(PROCESS) {
+            wait_for_end(&before, GONE)?;
+        }
+        let own = pidfd_open(getpid(), PidfdFlags::empty());
+        worker.hold(PROCESS, own.map_err(|e| WorkerError::NoKeeper(e.into()))?)?;
+        Ok((worker, held))
     }
 
     /// One whose keeper is at the other end of `socket`.
@@ -139,6 +163,23 @@ impl Worker {
     }
 }
 
+/// A keeper starts no worker before the one before has ended. But where that keeper itself was killed, another may be
+/// there sooner than its worker is gone.
+///
+/// A process is told to have ended when all its threads have, and a thread that ends waits for what it has begun by
+/// `io_uring` (`io_uring_files_cancel`, called by `do_exit` before `exit_notify`), as for a call that it is in.
+fn wait_for_end(before: &OwnedFd, most: Timespec) -> Result<(), WorkerError> {
+    let mut fds = [PollFd::new(before, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, Some(&most)) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return Err(WorkerError::StillThere),
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(WorkerError::NoKeeper(errno.into())),
+        }
+    }
+}
+
 fn number(variable: &str) -> u64 {
     let number = std::env::var(variable).ok();
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
@@ -149,4 +190,35 @@ fn check(name: &str) -> Result<(), WorkerError> {
         return Ok(());
     }
     Err(WorkerError::Name(name.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::Pid;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_runs_is_waited_for_and_no_longer_than_it_may_take() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let before = pidfd_open(pid.unwrap(), PidfdFlags::empty()).unwrap();
+        let short = Timespec {
+            tv_sec: 0,
+            tv_nsec: 1_000_000,
+        };
+        let waited = wait_for_end(&before, short);
+        assert!(matches!(waited, Err(WorkerError::StillThere)));
+        let waiting = std::thread::spawn(move || {
+            wait_for_end(&before, GONE).unwrap();
+            // Nobody has asked how it ended yet.
+            before
+        });
+        child.kill().unwrap();
+        let before = waiting.join().unwrap();
+        child.wait().unwrap();
+        wait_for_end(&before, short).unwrap();
+    }
 }
