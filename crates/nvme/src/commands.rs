@@ -1,15 +1,25 @@
 //! The way of a command: taken from its queue, worked on in steps, completed.
 
-use device::GuestMemory;
+use device::{GuestMemory, Ledger, Writes};
 
 use crate::budget::Budget;
 use crate::controller::Controller;
 use crate::engine::Operation;
 use crate::flights::Owner;
+use crate::live;
 use crate::spec::commands::{Completion, admin, low};
 use crate::spec::registers::QUEUES;
 use crate::spec::status::Status;
-use crate::state::{COMMANDS, Command, ControllerState, Shutdown};
+use crate::state::{COMMANDS, Command, ControllerState, EVENT_REQUESTS, Shutdown};
+
+/// Words of completions that are not kept waiting for the end of a call.
+const MANY: usize = 64;
+/// Words of the completions that one turn of all commands and queues adds: each command may abort a request.
+const MOST: usize = 2 * (COMMANDS + QUEUES + EVENT_REQUESTS);
+const _: () = assert!(
+    MANY + MOST <= Writes::MAX_WORDS,
+    "all that is told at once fits"
+);
 
 /// What giving back a range is counted as, in bytes: the file system has work with it.
 const RANGE_COST: usize = 32 << 10;
@@ -38,12 +48,15 @@ pub(crate) struct Notes {
 
 impl Controller {
     /// Works as far as the call's budget allows; says whether there is more to do at once.
-    pub(crate) fn work(&mut self, memory: &dyn GuestMemory) -> bool {
+    pub(crate) fn work(&mut self, memory: &dyn GuestMemory, ledger: Option<&dyn Ledger>) -> bool {
         let mut budget = Budget::default();
         while self.is_working() && !budget.is_used_up() {
             let landed = self.land(memory);
             let went_on = self.go_on(memory, &mut budget);
             let took = self.take_commands(memory, &mut budget);
+            if self.ahead.writes.len() >= MANY {
+                self.tell(memory, ledger);
+            }
             if !landed && !went_on && !took {
                 break;
             }
@@ -73,7 +86,7 @@ impl Controller {
             {
                 match self.landed(slot, &mut command, &landed, memory) {
                     Ok(()) => self.state.commands[slot] = Some(command),
-                    Err(status) => self.fail(slot, status, memory),
+                    Err(status) => self.fail(slot, status),
                 }
                 self.flights.recycle(landed.buffer);
             } else {
@@ -144,16 +157,16 @@ impl Controller {
             Ok(Step::Held) => self.state.commands[slot] = None,
             Ok(Step::Done(result)) => {
                 self.state.commands[slot] = None;
-                self.complete(&command, Status::SUCCESS, result, memory);
+                self.complete(&command, Status::SUCCESS, result);
             }
-            Err(status) => self.fail(slot, status, memory),
+            Err(status) => self.fail(slot, status),
         }
         true
     }
 
-    fn fail(&mut self, slot: usize, status: Status, memory: &dyn GuestMemory) {
+    fn fail(&mut self, slot: usize, status: Status) {
         if let Some(command) = self.state.commands[slot].take() {
-            self.complete(&command, status, 0, memory);
+            self.complete(&command, status, 0);
         }
     }
 
@@ -187,14 +200,8 @@ impl Controller {
         Ok(self.flights.has_place())
     }
 
-    /// Completes a command that is in no slot any more.
-    pub(crate) fn complete(
-        &mut self,
-        command: &Command,
-        status: Status,
-        result: u32,
-        memory: &dyn GuestMemory,
-    ) {
+    /// Completes a command that is in no slot any more. The driver is [told](Self::tell) later.
+    pub(crate) fn complete(&mut self, command: &Command, status: Status, result: u32) {
         if command.sq == 0 {
             self.counters.admin_commands += 1;
         } else {
@@ -205,8 +212,23 @@ impl Controller {
             self.state.command_error(command.sq, &command.entry, status);
         }
         let (sq, cid) = (command.sq, command.entry.cid());
-        self.state
-            .post(memory, sq, cid, status, result, &mut self.raised);
+        let (writes, raised) = (&mut self.ahead.writes, &mut self.raised);
+        self.state.post(sq, cid, status, result, writes, raised);
+    }
+
+    /// Writes the completions that there are, once the state that comes of them is put down: a driver is never
+    /// ahead of that. What of them a process that dies has not written, its successor writes.
+    pub(crate) fn tell(&mut self, memory: &dyn GuestMemory, ledger: Option<&dyn Ledger>) {
+        if self.ahead.writes.is_empty() {
+            return;
+        }
+        let (state, failed) = (&self.state, self.flights.failures());
+        let live = |bytes: &mut Vec<u8>| live::write(state, failed, bytes);
+        if self.ahead.make(live, memory, ledger).is_err() {
+            // A driver that never hears of its command: nothing but a reset helps (9.5).
+            self.state.registers.fatal = true;
+        }
+        self.ahead.writes.clear();
     }
 }
 
@@ -261,14 +283,14 @@ impl ControllerState {
         self.completion.get(usize::from(cq))?.as_ref()
     }
 
-    /// Writes a completion for a command of `sq`, and notes the vector to be raised.
+    /// Adds a completion for a command of `sq` to `writes`, and its vector to those to be raised.
     pub(crate) fn post(
         &mut self,
-        memory: &dyn GuestMemory,
         sq: u16,
         cid: u16,
         status: Status,
         result: u32,
+        writes: &mut Writes,
         raised: &mut u32,
     ) {
         // A queue that is gone takes its commands with it.
@@ -286,11 +308,12 @@ impl ControllerState {
             status,
             phase: false,
         };
-        if cq.room() == 0 || cq.post(memory, completion).is_err() {
-            // A driver that never hears of its command: nothing but a reset helps (9.5).
+        if cq.room() == 0 {
+            // As in `tell`.
             self.registers.fatal = true;
             return;
         }
+        cq.post(completion, writes);
         if let Some(vector) = cq.vector {
             *raised |= 1 << vector;
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use device::{Access, Claim, Model, Progress, Reset, StateError, StateRecord};
+use device::{Access, Ahead, Claim, Model, Progress, Reset, StateError, StateRecord};
 
 use crate::backing::Backing;
 use crate::commands::Notes;
@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::engine::{self, Engine, Operation};
 use crate::flights::{Flights, Owner};
 use crate::identity::{ConfigError, ControllerConfig};
+use crate::live::{self, Live};
 use crate::prp::Pieces;
 use crate::saved;
 use crate::spec::logs::Event;
@@ -49,6 +50,8 @@ pub struct Controller {
     flushed: usize,
     /// Nothing is begun: the state is to be saved. Until the guest runs again.
     drained: bool,
+    /// Completions that are due, and the state that comes of them. None is left when a call returns.
+    pub(crate) ahead: Ahead,
     /// Vectors whose message is due, one bit for each. None is left when a call returns.
     pub(crate) raised: u32,
     /// The queue whose turn it is.
@@ -87,6 +90,7 @@ impl Controller {
             notes: [Notes::default(); COMMANDS],
             flushed: 0,
             drained: false,
+            ahead: Ahead::default(),
             raised: 0,
             next_queue: 0,
             next_command: 0,
@@ -157,6 +161,18 @@ impl Controller {
             self.flights.begin(owner, flush, Vec::new(), on);
             self.flights.submit();
         }
+    }
+
+    /// Has another state, in which commands may be under way.
+    fn go_on_from(&mut self, state: ControllerState) {
+        let reissued = state.commands.iter().flatten().count();
+        self.counters = Counters {
+            reissued: reissued as u64,
+            ..Counters::default()
+        };
+        self.state = state;
+        self.forget_flights();
+        self.work_left = true;
     }
 
     /// What was under way is forgotten, by a reset or for another state.
@@ -271,8 +287,10 @@ impl Model for Controller {
         let mut more = false;
         if let Some(memory) = access.memory {
             self.drained = false;
-            more = self.work(memory);
-            self.state.report_events(memory, &mut self.raised);
+            more = self.work(memory, access.ledger);
+            let (writes, raised) = (&mut self.ahead.writes, &mut self.raised);
+            self.state.report_events(writes, raised);
+            self.tell(memory, access.ledger);
         }
         let wait = self.shut_down(access.memory.is_some());
         let submitted = self.flights.submit();
@@ -369,14 +387,28 @@ impl Model for Controller {
             backing.measure().map_err(|error| saved::body(&error))?;
         }
         saved::fits(&state, &self.backings).map_err(|unfit| saved::body(&unfit))?;
-        let reissued = state.commands.iter().flatten().count();
-        self.counters = Counters {
-            reissued: reissued as u64,
-            ..Counters::default()
-        };
-        self.state = state;
-        self.forget_flights();
-        self.work_left = true;
+        self.go_on_from(state);
+        Ok(())
+    }
+
+    fn live(&self, state: &mut Vec<u8>) -> bool {
+        live::write(&self.state, self.flights.failures(), state);
+        true
+    }
+
+    /// The process before has ended, and with it all that the system had of it: an operation that was under way is
+    /// done again, and nothing old comes to lie over what is written from here on. A file that has become shorter
+    /// meanwhile is one that fails, as it would be if that process had lived.
+    fn take_over(&mut self, live: &[u8]) -> Result<(), StateError> {
+        let Live { state, failed } = live::read(live)?;
+        saved::are_as_many(&state, &self.backings).map_err(|unfit| saved::body(&unfit))?;
+        for (index, backing) in self.backings.iter_mut().enumerate() {
+            if failed & 1 << index != 0 || backing.has_failed_unseen() {
+                self.flights.keep_failure(index);
+            }
+        }
+        self.go_on_from(state);
+        self.acquired = self.backings.iter().all(|backing| backing.is_acquired());
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What a controller reports without being asked (section 5.2), and its error log.
 
-use device::GuestMemory;
+use device::Writes;
 
 use crate::spec::commands::{Submission, io};
 use crate::spec::features::NAMESPACE_ATTRIBUTE_NOTICES;
@@ -23,7 +23,7 @@ impl ControllerState {
     }
 
     /// Completes outstanding requests with the events that are due.
-    pub(crate) fn report_events(&mut self, memory: &dyn GuestMemory, raised: &mut u32) {
+    pub(crate) fn report_events(&mut self, writes: &mut Writes, raised: &mut u32) {
         for event in Event::ALL {
             let masked = self.events.masked >> event.kind().number() & 1 != 0;
             if self.events.pending & bit(event) == 0 || masked || !self.has_room(0) {
@@ -35,7 +35,7 @@ impl ControllerState {
             };
             self.events.pending &= !bit(event);
             self.events.masked |= 1 << event.kind().number();
-            self.post(memory, 0, cid, Status::SUCCESS, event.result(), raised);
+            self.post(0, cid, Status::SUCCESS, event.result(), writes, raised);
         }
     }
 

@@ -173,6 +173,11 @@ impl Flights {
         self.flush_failed |= 1 << backing;
     }
 
+    /// Backings with such a failure, one bit for each.
+    pub(crate) fn failures(&self) -> u32 {
+        self.flush_failed
+    }
+
     /// Whether there is such a failure that the guest does not know of.
     pub(crate) fn has_failure(&self, backing: usize) -> bool {
         self.flush_failed & 1 << backing != 0

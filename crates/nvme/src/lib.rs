@@ -53,6 +53,7 @@ mod flights;
 pub mod fuzz;
 mod identity;
 mod io;
+mod live;
 mod prp;
 mod queue;
 pub mod saved;

@@ -1,7 +1,7 @@
 //! The arithmetic of queues (section 4.1). Indices are below the number of entries: doorbells with
 //! others are refused when they are written.
 
-use device::{DmaError, GuestMemory};
+use device::{DmaError, GuestMemory, Writes};
 
 use crate::spec::commands::{COMPLETION_LEN, Completion, SUBMISSION_LEN, Submission};
 use crate::state::{CompletionQueue, SubmissionQueue};
@@ -82,12 +82,10 @@ impl CompletionQueue {
         Ok(())
     }
 
-    /// Writes an entry; its phase tag becomes visible after all the rest.
-    pub(crate) fn post(
-        &mut self,
-        memory: &dyn GuestMemory,
-        completion: Completion,
-    ) -> Result<(), DmaError> {
+    /// An entry that is to be written: its phase tag becomes visible after all the rest. Either half may be
+    /// written again as long as the controller has not heard that the driver has taken it: the driver never writes there,
+    /// and does not look at an entry a second time.
+    pub(crate) fn post(&mut self, completion: Completion, writes: &mut Writes) {
         let offset = u64::from(self.tail) * COMPLETION_LEN as u64;
         let address = self.base.wrapping_add(offset);
         let (first, second) = Completion {
@@ -95,11 +93,10 @@ impl CompletionQueue {
             ..completion
         }
         .halves();
-        memory.store_u64(address, first)?;
-        memory.store_u64(address.wrapping_add(8), second)?;
+        writes.store_u64(address, first);
+        writes.store_u64(address.wrapping_add(8), second);
         self.tail = next(self.tail, self.entries);
         self.phase ^= self.tail == 0;
-        Ok(())
     }
 }
 
@@ -152,11 +149,10 @@ mod tests {
 
     #[test]
     fn a_head_may_not_pass_the_tail() {
-        let memory = FlatMemory::new(0, 4096);
         let mut queue = CompletionQueue::new(0, 4, None);
         assert_eq!(queue.ring(1), Err(InvalidValue));
         for _ in 0..3 {
-            queue.post(&memory, completion()).unwrap();
+            queue.post(completion(), &mut Writes::default());
         }
         assert_eq!(queue.room(), 0);
         assert_eq!(queue.ring(2), Ok(()));
@@ -170,7 +166,9 @@ mod tests {
         let mut queue = CompletionQueue::new(0, 2, None);
         let mut phases = Vec::new();
         for slot in [0, 1, 0, 1] {
-            queue.post(&memory, completion()).unwrap();
+            let mut writes = Writes::default();
+            queue.post(completion(), &mut writes);
+            writes.make(&memory, None, b"").unwrap();
             let mut status = [0; 2];
             memory.read(16 * slot + 14, &mut status).unwrap();
             phases.push(status[0] & 1);

@@ -46,7 +46,7 @@ impl Controller {
             admin::CREATE_SQ => self.state.create_submission(entry)?,
             admin::DELETE_CQ => self.state.delete_completion(entry)?,
             admin::DELETE_SQ => return self.state.delete_submission(entry),
-            admin::ABORT => self.abort(entry, memory),
+            admin::ABORT => self.abort(entry),
             admin::ASYNC_EVENT_REQUEST => return self.hold_request(entry),
             _ => return Err(Status::INVALID_OPCODE),
         };
@@ -93,7 +93,7 @@ impl Controller {
 
     /// Abort (5.1): the result is 0 if the command was aborted, and 1 if it was not found or
     /// cannot be: what the disk does is not to be stopped.
-    fn abort(&mut self, entry: &Submission, memory: &dyn GuestMemory) -> u32 {
+    fn abort(&mut self, entry: &Submission) -> u32 {
         let (sq, cid) = (low(entry.cdw(10)), high(entry.cdw(10)));
         let named = |command: &Command| {
             let itself = command.sq == 0 && command.entry == *entry;
@@ -105,7 +105,7 @@ impl Controller {
                 return 1;
             }
             if let Some(command) = self.state.commands[slot].take() {
-                self.complete(&command, Status::ABORT_REQUESTED, 0, memory);
+                self.complete(&command, Status::ABORT_REQUESTED, 0);
             }
             return 0;
         }
@@ -116,7 +116,8 @@ impl Controller {
         if let Some(request) = found {
             *request = None;
             let (status, raised) = (Status::ABORT_REQUESTED, &mut self.raised);
-            self.state.post(memory, 0, cid, status, 0, raised);
+            let writes = &mut self.ahead.writes;
+            self.state.post(0, cid, status, 0, writes, raised);
             return 0;
         }
         1

@@ -13,6 +13,7 @@ use device::Claim;
 use rustix::fs::{Access, Advice, FallocateFlags, access, fadvise, fallocate};
 use rustix::io::Errno;
 
+use super::kept::{Keep, Left, Part, has_failed, open_witness};
 use super::lease::{HoldError, Holder, Lease, system};
 use super::lock;
 use super::{Backing, OpenFile};
@@ -36,6 +37,8 @@ pub struct FileBacking {
     /// Whom a lease names.
     holder: Holder,
     len: u64,
+    /// Who holds it for another process, if anybody does.
+    keep: Option<Box<dyn Keep>>,
     /// Others have it too while an operation is under way.
     held: Option<Arc<Held>>,
 }
@@ -46,6 +49,8 @@ struct Held {
     // In the order in which they go: the last to be locked is the first to be unlocked.
     lease: Option<Lease>,
     image: Image,
+    /// If it is to outlive the process.
+    witness: Option<File>,
 }
 
 /// An image that is open and locked.
@@ -112,16 +117,12 @@ impl FileBacking {
             let is_file = path.metadata()?.file_type().is_file();
             let len = length(&path)?;
             access(&path, Access::READ_OK | Access::WRITE_OK)?;
-            let beside = || {
-                let mut name = path.clone().into_os_string();
-                name.push(LEASE_SUFFIX);
-                is_file.then(|| name.into())
-            };
             Ok(Self {
-                lease: lease.or_else(beside),
+                lease: lease.or_else(|| is_file.then(|| beside(&path))),
                 path,
                 holder: Holder::new()?,
                 len,
+                keep: None,
                 held: None,
             })
         };
@@ -136,6 +137,67 @@ impl FileBacking {
                 source,
             })?;
         }
+        Ok(backing)
+    }
+
+    /// The same, of which `keep` holds what another process needs to go on with it.
+    #[must_use]
+    pub fn kept(self, keep: Box<dyn Keep>) -> Self {
+        Self {
+            keep: Some(keep),
+            ..self
+        }
+    }
+
+    /// The file at `path` as another process has left it, with that lease, and still held by `keep`. What lies at
+    /// `path` by now is of no account.
+    ///
+    /// # Errors
+    /// When the system refuses, or its lease is not among what was left, and somebody else has it by now.
+    pub fn left(
+        path: &Path,
+        lease: Option<PathBuf>,
+        left: Left,
+        keep: Box<dyn Keep>,
+    ) -> io::Result<Self> {
+        // It may have no name any more.
+        let path = path.canonicalize().unwrap_or_else(|_| path.into());
+        let image = File::from(left.image);
+        // It is, by this very descriptor.
+        if !lock::lock(&image).map_err(system("lock", &path))? {
+            return Err(HoldError::Locked { path }.into());
+        }
+        let image = Image(image);
+        let is_file = image.0.metadata()?.file_type().is_file();
+        let mut backing = Self {
+            lease: lease.or_else(|| is_file.then(|| beside(&path))),
+            path,
+            holder: Holder::new()?,
+            len: (&image.0).seek(SeekFrom::End(0))?,
+            keep: Some(keep),
+            held: None,
+        };
+        let lease = match (&backing.lease, left.lease) {
+            (Some(at), Some(left)) => Some(Lease::left(left.into(), at)?),
+            // The keeper had no room for it. Whoever took it since, by its lock, is in the way here.
+            (Some(at), None) => {
+                let (image, me) = (&backing.path, backing.holder);
+                Some(Lease::take(at, image, me, Claim::Start)?)
+            }
+            (None, _) => None,
+        };
+        if let Some(holder) = lease.as_ref().and_then(Lease::holder) {
+            backing.holder = holder;
+        }
+        let witness = left.witness.map(File::from);
+        let held = Held {
+            lease,
+            image,
+            witness: witness.or_else(|| open_witness(&backing.path).ok()),
+        };
+        // All, as not all may have been.
+        backing.keep(&held)?;
+        backing.held = Some(Arc::new(held));
         Ok(backing)
     }
 
@@ -197,14 +259,53 @@ impl FileBacking {
             let _ = lease.hand_over(migration);
             return Err(system("forget what is cached of", path)(error));
         }
-        let image = Image(file);
-        Ok((Held { lease, image }, len))
+        let witness = self.keep.as_ref().map(|_| open_witness(path));
+        let held = Held {
+            lease,
+            image: Image(file),
+            witness: witness.transpose().map_err(system("open", path))?,
+        };
+        self.keep(&held).map_err(system("keep", path))?;
+        Ok((held, len))
+    }
+
+    /// Has all parts held for another process.
+    fn keep(&self, held: &Held) -> io::Result<()> {
+        let Some(keep) = &self.keep else {
+            return Ok(());
+        };
+        let parts = [
+            (Part::Image, Some(&held.image.0)),
+            (Part::Lease, held.lease.as_ref().map(Lease::file)),
+            (Part::Witness, held.witness.as_ref()),
+        ];
+        let parts = parts
+            .iter()
+            .filter_map(|(part, file)| Some((*part, (*file)?)));
+        parts
+            .map(|(part, file)| keep.hold(part, file.as_fd()))
+            .collect()
+    }
+
+    /// Nobody holds it for another process any more.
+    fn let_go(&self) -> io::Result<()> {
+        let Some(keep) = &self.keep else {
+            return Ok(());
+        };
+        Part::ALL.iter().try_for_each(|part| keep.let_go(*part))
     }
 
     fn file(&self) -> io::Result<&File> {
         let closed = || io::Error::new(io::ErrorKind::NotConnected, "the file is not held here");
         Ok(&self.held.as_ref().ok_or_else(closed)?.image.0)
     }
+}
+
+/// Where the lease of an image is, unless it is told.
+fn beside(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(LEASE_SUFFIX);
+    name.into()
 }
 
 /// Whether a lease could be had here, as far as can be seen without touching it.
@@ -288,12 +389,24 @@ impl Backing for FileBacking {
             .into());
         };
         lease.hand_over(migration)?;
+        // With it go the locks, also those of the descriptors that are held for another process.
         self.held = None;
+        // A keeper that is gone takes this process along, and the descriptors with it.
+        let _ = self.let_go();
         Ok(())
     }
 
     fn apart(&self) -> Option<File> {
         File::open(&self.path).ok()
+    }
+
+    fn is_acquired(&self) -> bool {
+        self.held.is_some()
+    }
+
+    fn has_failed_unseen(&mut self) -> bool {
+        let witness = self.held.as_ref().and_then(|held| held.witness.as_ref());
+        witness.is_some_and(has_failed)
     }
 
     fn name(&self) -> String {

@@ -10,7 +10,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -259,8 +259,8 @@ fn taken(image: &Path, migration: &str) -> HoldError {
 pub(super) struct Lease {
     file: File,
     path: PathBuf,
-    /// What it says.
-    record: Record,
+    /// What it says; `None` if that is nothing that this VM has written.
+    record: Option<Record>,
     /// What it said before, if it came by a migration.
     before: Option<Record>,
 }
@@ -294,9 +294,36 @@ impl Lease {
         Ok(Self {
             file,
             path: path.into(),
-            record,
+            record: Some(record),
             before: before.filter(|_| matches!(claim, Claim::Arrive(_))),
         })
+    }
+
+    /// One that another process has left, locked.
+    pub(super) fn left(mut file: File, path: &Path) -> Result<Self, HoldError> {
+        if !lock::lock(&file).map_err(system("lock", path))? {
+            return Err(HoldError::Locked { path: path.into() });
+        }
+        // Read from where it begins, wherever that process has left it. What is damaged is nobody's affair before it is
+        // to be handed over.
+        let record = file.rewind().map_err(system("read", path));
+        let record = record.and_then(|()| read(&mut file, path));
+        let is_held = |record: &Record| record.handed_to.is_none();
+        Ok(Self {
+            file,
+            path: path.into(),
+            record: record.ok().flatten().filter(is_held),
+            before: None,
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Who holds it, if it says so.
+    pub(super) fn holder(&self) -> Option<Holder> {
+        Some(self.record.as_ref()?.holder)
     }
 
     /// Says that the image may be taken for `migration`. It is held still if this fails.
@@ -307,21 +334,20 @@ impl Lease {
         let mut now = [0; LEN];
         let read = self.file.read_exact_at(&mut now, 0);
         read.map_err(system("read", &self.path))?;
-        if now != self.record.encode() {
-            return Err(HoldError::Changed {
-                path: self.path.clone(),
-            });
-        }
+        let record = self.record.as_ref().filter(|ours| now == ours.encode());
+        let record = record.ok_or_else(|| HoldError::Changed {
+            path: self.path.clone(),
+        })?;
         let came_by_it = |before: &&Record| before.handed_to.as_deref() == Some(migration);
         let next = self.before.as_ref().filter(came_by_it);
         let next = next.cloned().unwrap_or_else(|| Record {
             handed_to: Some(migration.into()),
-            ..self.record.clone()
+            ..record.clone()
         });
         write(&self.file, &next).map_err(|error| {
             // A part of it may be in the file. Nobody reads it while it is locked, and whoever
             // does later finds either this or what is damaged.
-            let _ = write(&self.file, &self.record);
+            let _ = write(&self.file, record);
             system("write", &self.path)(error)
         })
     }

@@ -1,6 +1,7 @@
 //! What a namespace's blocks are kept in.
 
 mod file;
+mod kept;
 mod lease;
 mod lock;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use device::Claim;
 
 pub use file::{FileBacking, OpenError};
+pub use kept::{Keep, Left, Part};
 pub use lease::{HoldError, MAX_NAME};
 
 /// A file that stays open, and locked, as long as anybody has this.
@@ -63,6 +65,17 @@ pub trait Backing: Send {
     /// The file that it is, if it is one, opened once more for reading. See [`device::Model::files`].
     fn apart(&self) -> Option<File> {
         None
+    }
+
+    /// Whether it is taken, by this process or by one before it that has left it to this one.
+    fn is_acquired(&self) -> bool {
+        true
+    }
+
+    /// Whether something that was written has not reached the disk, of which the system may have told only the
+    /// process before this one: it tells each file once. Asked once, of a backing that was left to this process.
+    fn has_failed_unseen(&mut self) -> bool {
+        false
     }
 
     /// What operators know it by.

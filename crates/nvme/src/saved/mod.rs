@@ -34,14 +34,9 @@ pub fn load(record: &StateRecord) -> Result<ControllerState, StateError> {
 
 /// Checks that the backings hold what the guest knows.
 pub(crate) fn fits(state: &ControllerState, backings: &[Box<dyn Backing>]) -> Result<(), Unfit> {
-    let known: Vec<_> = state.namespaces.iter().flatten().collect();
-    if known.len() != backings.len() {
-        return Err(Unfit::Namespaces {
-            known: known.len(),
-            here: backings.len(),
-        });
-    }
-    for ((namespace, backing), nsid) in known.iter().zip(backings).zip(1..) {
+    are_as_many(state, backings)?;
+    let known = state.namespaces.iter().flatten();
+    for ((namespace, backing), nsid) in known.zip(backings).zip(1..) {
         // No overflow: it was checked when the state was unpacked.
         let bytes = namespace.blocks << namespace.block_shift;
         if backing.len() < bytes {
@@ -53,6 +48,19 @@ pub(crate) fn fits(state: &ControllerState, backings: &[Box<dyn Backing>]) -> Re
         }
     }
     Ok(())
+}
+
+/// Checks that there is one for each namespace.
+pub(crate) fn are_as_many(
+    state: &ControllerState,
+    backings: &[Box<dyn Backing>],
+) -> Result<(), Unfit> {
+    let (known, here) = (state.namespaces.iter().flatten().count(), backings.len());
+    if known == here {
+        Ok(())
+    } else {
+        Err(Unfit::Namespaces { known, here })
+    }
 }
 
 /// Why a state that is whole cannot go on here.

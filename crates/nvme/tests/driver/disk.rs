@@ -18,6 +18,10 @@ pub(crate) struct Content {
     /// Cannot zero a range but by writing.
     pub(crate) writes_zeros: bool,
     pub(crate) fails: Option<io::ErrorKind>,
+    /// The system has told another process of an error.
+    pub(crate) failed_unseen: bool,
+    /// No process has left it to a successor.
+    pub(crate) is_nobodys: bool,
 }
 
 /// A handle on it.
@@ -48,6 +52,14 @@ impl Disk {
 impl Backing for Disk {
     fn len(&self) -> u64 {
         self.content().bytes.len() as u64
+    }
+
+    fn is_acquired(&self) -> bool {
+        !self.content().is_nobodys
+    }
+
+    fn has_failed_unseen(&mut self) -> bool {
+        std::mem::take(&mut self.content().failed_unseen)
     }
 
     fn name(&self) -> String {

@@ -17,6 +17,7 @@ mod late;
 mod machine;
 mod migration;
 mod queue_driver;
+mod takeover;
 mod turns;
 
 /// Operations end at once; in `driver_late`, with the same tests, they do not.

@@ -25,5 +25,7 @@ mod machine;
 mod migration;
 #[path = "../driver/queue_driver.rs"]
 mod queue_driver;
+#[path = "../driver/takeover.rs"]
+mod takeover;
 
 const LATE: bool = true;
