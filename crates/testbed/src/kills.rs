@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::Guarded;
+use load_format::{DiskReport, GuestReport};
 use rustix::process::{Pid, Signal, kill_process};
 use uplink::peer::now_nanos;
 use vferry::control::Status;
 
 use crate::dice::Dice;
+use crate::load::disk_silence_ms;
+use crate::rival::{Rival, Tries};
+use crate::summary::disk_faults;
 use crate::{Host, Manager, Testbed};
 
 /// How long another process may take to serve the devices: QEMU waits for 5 s.
@@ -21,14 +25,18 @@ const AGAIN: Duration = Duration::from_secs(5);
 const FLOW: Duration = Duration::from_secs(30);
 /// The longest life of a process, under load.
 const LIFE: Duration = Duration::from_millis(400);
-/// The kernel's words for a network card that was found to hang, or that its driver has started anew.
-const COMPLAINTS: [&str; 6] = [
+/// The kernel's words for a device that was found to hang, or that its driver has started anew.
+const COMPLAINTS: [&str; 9] = [
     "WARNING:",
     "BUG:",
     "Call Trace",
     "NETDEV WATCHDOG",
     "Unit Hang",
     "PF still in reset",
+    "I/O error",
+    // It names the queue of a command that takes too long.
+    "QID",
+    "controller is down",
 ];
 
 /// What came of it.
@@ -43,6 +51,10 @@ pub struct Kills {
     pub outages_ms: Vec<f64>,
     /// Bytes of the one TCP connection, to the guest and from it, all of which were checked.
     pub tcp_bytes: [u64; 2],
+    /// The same as `outages_ms` of the guest's disk, if it has one: in which it completed nothing.
+    pub disk_outages_ms: Vec<f64>,
+    /// What the load on it saw.
+    pub disk: Option<DiskReport>,
     /// What is wrong.
     pub faults: Vec<String>,
 }
@@ -50,9 +62,18 @@ pub struct Kills {
 impl Kills {
     /// The longest of all outages, and the middle one.
     pub fn outage_ms(&self) -> Option<(f64, f64)> {
-        let longest = *self.outages_ms.last()?;
-        Some((longest, self.outages_ms[self.outages_ms.len() / 2]))
+        longest_and_middle(&self.outages_ms)
     }
+
+    /// The same of the disk.
+    pub fn disk_outage_ms(&self) -> Option<(f64, f64)> {
+        longest_and_middle(&self.disk_outages_ms)
+    }
+}
+
+fn longest_and_middle(sorted: &[f64]) -> Option<(f64, f64)> {
+    let longest = *sorted.last()?;
+    Some((longest, sorted[sorted.len() / 2]))
 }
 
 /// Kills the process that serves `testbed`'s devices `times` times, at moments that come of `seed`, as SIGKILL
@@ -105,8 +126,11 @@ fn replace(
 ) -> Result<Kills> {
     let mut dice = Dice::new(seed);
     testbed.reset_counts()?;
-    let mut outages_ms = Vec::new();
+    let image = testbed.next_host_options().disk;
+    let rival = image.as_deref().map(Rival::begin);
+    let (mut outages_ms, mut disk_outages_ms) = (Vec::new(), Vec::new());
     for round in 1..=times {
+        let disk_before = testbed.load().disk_report()?;
         thread::sleep(dice.moment(LIFE));
         let since = now_nanos();
         let context = || {
@@ -119,6 +143,11 @@ fn replace(
         act(&testbed.host, round).with_context(context)?;
         let flows = testbed.peer.wait_for_traffic(since, FLOW);
         flows.with_context(context)?;
+        if let Some(before) = disk_before {
+            testbed.load().wait_for_disk().with_context(context)?;
+            let after = testbed.load().disk_report()?.context("it has a disk")?;
+            disk_outages_ms.push(disk_silence_ms(&before, &after));
+        }
         let window = testbed.peer.window(since, now_nanos());
         let silences = [window.udp_from_guest, window.udp_to_guest];
         let longest = silences.iter().flatten().map(silence_ms);
@@ -126,12 +155,24 @@ fn replace(
         outages_ms.push(longest.context("the peer has measured nothing")?);
     }
     outages_ms.sort_by(f64::total_cmp);
-    let (tcp_bytes, faults) = judge(testbed)?;
+    disk_outages_ms.sort_by(f64::total_cmp);
+    let guest = testbed.final_report()?;
+    let (tcp_bytes, mut faults) = judge(testbed, &guest)?;
+    if let Some(rival) = rival {
+        let Tries { tries, had } = rival.end()?;
+        ensure!(tries > times, "somebody else wants the image all the time");
+        if had > 0 {
+            faults.push(format!("{had} times somebody else had the disk's image"));
+        }
+    }
+    faults.extend(guest.disk.iter().flat_map(disk_faults));
     Ok(Kills {
         killed: times,
         survived: times,
         outages_ms,
         tcp_bytes,
+        disk_outages_ms,
+        disk: guest.disk,
         faults,
     })
 }
@@ -208,12 +249,11 @@ fn wait_served(host: &Host, deaths: u64) -> Result<()> {
 }
 
 /// Bytes that went over TCP, and what is wrong with the guest.
-fn judge(testbed: &Testbed) -> Result<([u64; 2], Vec<String>)> {
-    let guest = testbed.guest_report()?;
+fn judge(testbed: &Testbed, guest: &GuestReport) -> Result<([u64; 2], Vec<String>)> {
     let peer = testbed.peer.report();
-    let tcp = guest.tcp.context("it has TCP")?;
-    let udp = guest.udp.context("it has UDP")?;
-    let dirty = guest.dirty.context("it writes memory")?;
+    let tcp = guest.tcp.as_ref().context("it has TCP")?;
+    let udp = guest.udp.as_ref().context("it has UDP")?;
+    let dirty = guest.dirty.as_ref().context("it writes memory")?;
     let mut faults = Vec::new();
     for (what, count) in [
         (

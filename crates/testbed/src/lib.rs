@@ -22,6 +22,7 @@ mod pause;
 mod power_cut;
 mod processors;
 mod programs;
+mod rival;
 mod run;
 mod small_disk;
 mod split;

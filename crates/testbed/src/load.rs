@@ -123,7 +123,7 @@ impl Load<'_> {
     }
 
     /// Waits until the guest's disk has carried out what was begun since now.
-    fn wait_for_disk(&self) -> Result<()> {
+    pub(crate) fn wait_for_disk(&self) -> Result<()> {
         let deadline = Instant::now() + FLOW;
         let Some(before) = self.disk_report()? else {
             return Ok(());

@@ -203,7 +203,7 @@ impl Testbed {
         })
     }
 
-    fn load(&self) -> Load<'_> {
+    pub(crate) fn load(&self) -> Load<'_> {
         let disk = self.options.devices.disk() && self.options.load;
         Load {
             vm: &self.host.vm,

@@ -197,25 +197,9 @@ impl Summary {
             fault(damaged > 0, format!("{damaged} UDP packets were damaged"));
         }
         if let Some(disk) = &self.disk {
-            let DiskReport {
-                wrong_blocks,
-                first_wrong,
-                io_errors,
-                first_io_errors,
-                ..
-            } = &disk.load;
-            fault(
-                *wrong_blocks > 0,
-                format!("{wrong_blocks} blocks of the disk were wrong, first {first_wrong:?}"),
-            );
-            fault(
-                *io_errors > 0,
-                format!("{io_errors} operations of the disk failed: {first_io_errors:?}"),
-            );
-            fault(
-                disk.load.checked_blocks == 0,
-                "no block of the disk was checked".into(),
-            );
+            for what in disk_faults(&disk.load) {
+                fault(true, what);
+            }
         }
         let words = self.dirtier_wrong_words;
         fault(
@@ -233,6 +217,33 @@ impl Summary {
         );
         faults
     }
+}
+
+/// What is wrong with what the load on a disk saw.
+pub(crate) fn disk_faults(load: &DiskReport) -> Vec<String> {
+    let DiskReport {
+        wrong_blocks,
+        first_wrong,
+        io_errors,
+        first_io_errors,
+        checked_blocks,
+        ..
+    } = load;
+    let mut faults = Vec::new();
+    if *wrong_blocks > 0 {
+        faults.push(format!(
+            "{wrong_blocks} blocks of the disk were wrong, first {first_wrong:?}"
+        ));
+    }
+    if *io_errors > 0 {
+        faults.push(format!(
+            "{io_errors} operations of the disk failed: {first_io_errors:?}"
+        ));
+    }
+    if *checked_blocks == 0 {
+        faults.push("no block of the disk was checked".into());
+    }
+    faults
 }
 
 /// Puts together what was seen.

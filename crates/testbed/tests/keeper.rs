@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, progress_on_stderr};
 use rustix::process::Signal;
 use testbed::{
-    Manager, Options, Programs, Testbed, kill_worker, kill_workers, restart_unit, upgrade,
+    Devices, Manager, Options, Programs, Testbed, kill_worker, kill_workers, restart_unit, upgrade,
     upgrade_workers,
 };
 
@@ -144,6 +144,7 @@ fn options() -> Options {
     Options {
         deaths_per_minute: Some(1000),
         packets_per_second: 400,
+        devices: Devices::NicAndDisk,
         ..Options::default()
     }
 }

@@ -1,6 +1,8 @@
 //! The device models there are: one line each. And the control device, which is none of them: it
 //! speaks for all others.
 
+mod disk;
+
 use std::path::Path;
 
 use anyhow::bail;
@@ -47,7 +49,7 @@ pub fn kind(model: &str) -> Option<Kind> {
 
 /// Whether another process can go on with a device of this model where one has died.
 pub fn can_be_kept(model: &str) -> bool {
-    model == "ixgbevf"
+    ["ixgbevf", "nvme"].contains(&model)
 }
 
 /// Makes the function that `device` describes. What of it a successor goes on with is held by `survival`, or
@@ -100,11 +102,14 @@ fn ixgbevf(
     Ok((space, Box::new(model)))
 }
 
-fn nvme(device: &Device, _: Option<&Survival>) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
+fn nvme(
+    device: &Device,
+    survival: Option<&Survival>,
+) -> anyhow::Result<(ConfigSpace, Box<dyn Model>)> {
     let Settings::Disk(disk) = &device.settings else {
         bail!("`{}` has no settings of a disk", device.name)
     };
-    let backing = nvme::FileBacking::new(&disk.file, disk.lease.clone())?;
+    let backing = disk::open(&device.name, disk, survival)?;
     if !backing.can_be_handed_over() {
         tracing::warn!(
             device = device.name,
