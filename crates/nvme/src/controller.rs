@@ -163,14 +163,13 @@ impl Controller {
         }
     }
 
-    /// Has another state, in which commands may be under way.
-    fn go_on_from(&mut self, state: ControllerState) {
-        let reissued = state.commands.iter().flatten().count();
+    /// The state is another one, in which commands may be under way.
+    fn begin_anew(&mut self) {
+        let reissued = self.state.commands.iter().flatten().count();
         self.counters = Counters {
             reissued: reissued as u64,
             ..Counters::default()
         };
-        self.state = state;
         self.forget_flights();
         self.work_left = true;
     }
@@ -387,7 +386,8 @@ impl Model for Controller {
             backing.measure().map_err(|error| saved::body(&error))?;
         }
         saved::fits(&state, &self.backings).map_err(|unfit| saved::body(&unfit))?;
-        self.go_on_from(state);
+        self.state = state;
+        self.begin_anew();
         Ok(())
     }
 
@@ -407,7 +407,8 @@ impl Model for Controller {
                 self.flights.keep_failure(index);
             }
         }
-        self.go_on_from(state);
+        self.state = state;
+        self.begin_anew();
         self.acquired = self.backings.iter().all(|backing| backing.is_acquired());
         Ok(())
     }

@@ -279,12 +279,10 @@ impl FileBacking {
             (Part::Lease, held.lease.as_ref().map(Lease::file)),
             (Part::Witness, held.witness.as_ref()),
         ];
-        let parts = parts
+        let mut parts = parts
             .iter()
             .filter_map(|(part, file)| Some((*part, (*file)?)));
-        parts
-            .map(|(part, file)| keep.hold(part, file.as_fd()))
-            .collect()
+        parts.try_for_each(|(part, file)| keep.hold(part, file.as_fd()))
     }
 
     /// Nobody holds it for another process any more.

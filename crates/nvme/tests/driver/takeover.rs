@@ -38,7 +38,7 @@ fn live_on(mortal: &Mortal, m: &mut Machine) {
         };
         let _ = m.controller.poll(&access);
         put(mortal, m);
-        let ends = m.late.as_ref().is_some_and(|late| late.end_one());
+        let ends = m.late.as_ref().is_some_and(super::late::Late::end_one);
         if !ends && m.controller.under_way() == 0 && !m.controller.needs_poll() {
             return;
         }
