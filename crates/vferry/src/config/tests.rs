@@ -490,6 +490,7 @@ fn what_no_other_process_can_go_on_with_is_refused_beside_a_keeper() {
         assert!(error.contains(&format!("web.toml:{line}:")), "{error}");
     };
     refused(&GOOD.replace("ixgbevf", "stream"), 21);
+    assert!(kept(&with_disk("file = \"/srv/disk.img\"\n")).is_ok());
     let port = "address = \"00:05.0\"\nroot-port = true";
     refused(&GOOD.replace("address = \"00:05.0\"", port), 20);
     let iommu = "[qemu]\niommu = \"virtio-iommu\"";

@@ -75,3 +75,142 @@ impl Keep for InKeeper {
         told.map_err(io::Error::other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use device::Claim;
+    use keeper::KeeperHere;
+    use nvme::Backing as _;
+
+    use super::*;
+
+    /// A disk in a folder, and the keeper of its processes.
+    struct Rig {
+        folder: tempfile::TempDir,
+        keeper: KeeperHere,
+        worker: Arc<Worker>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("disk"), [0; 4096]).unwrap();
+            let keeper = KeeperHere::new();
+            let worker = Arc::new(keeper.worker().unwrap());
+            Self {
+                folder,
+                keeper,
+                worker,
+            }
+        }
+
+        fn keep(&self) -> InKeeper {
+            InKeeper {
+                worker: Arc::clone(&self.worker),
+                prefix: "device/disk0".into(),
+            }
+        }
+
+        fn fresh(&self) -> FileBacking {
+            let image = self.folder.path().join("disk");
+            FileBacking::new(&image, None)
+                .unwrap()
+                .kept(Box::new(self.keep()))
+        }
+
+        fn held(&self) -> Held {
+            self.keeper.held(&self.worker).unwrap()
+        }
+
+        /// What a successor finds.
+        fn left(&self, held: &mut Held) -> Option<FileBacking> {
+            let image = self.folder.path().join("disk");
+            let left = self.keep().left(held).unwrap()?;
+            Some(FileBacking::left(&image, None, left, Box::new(self.keep())).unwrap())
+        }
+
+        fn is_locked(&self) -> bool {
+            let image = self.folder.path().join("disk");
+            let mut other = FileBacking::new(&image, None).unwrap();
+            other.acquire(Claim::Start).is_err()
+        }
+    }
+
+    /// As a process ends that is killed, but that its descriptors are not closed.
+    fn die(backing: FileBacking) {
+        std::mem::forget(backing);
+    }
+
+    #[test]
+    fn what_one_process_leaves_another_goes_on_with_hands_over_and_takes_back() {
+        let rig = Rig::new();
+        let mut first = rig.fresh();
+        assert!(rig.left(&mut rig.held()).is_none(), "nobody has it yet");
+        first.acquire(Claim::Start).unwrap();
+        first.write(0, b"abc").unwrap();
+        die(first);
+        let mut held = rig.held();
+        assert_eq!(held.len(), 3);
+        let mut second = rig.left(&mut held).unwrap();
+        assert!(second.is_acquired() && !second.has_failed_unseen());
+        assert!(rig.is_locked());
+        let mut data = [0; 3];
+        second.read(0, &mut data).unwrap();
+        assert_eq!(&data, b"abc");
+        second.release("m1").unwrap();
+        assert!(!second.is_acquired() && rig.held().is_empty());
+        second.acquire(Claim::TakeBack("m1")).unwrap();
+        die(second);
+        let mut third = rig.left(&mut rig.held()).unwrap();
+        third.release("m2").unwrap();
+        // No lock is left, whoever has a descriptor: the other host takes it.
+        let mut elsewhere = rig.fresh();
+        elsewhere.acquire(Claim::Arrive("m2")).unwrap();
+    }
+
+    #[test]
+    fn an_image_whose_name_is_gone_is_gone_on_with() {
+        let rig = Rig::new();
+        let mut first = rig.fresh();
+        first.acquire(Claim::Start).unwrap();
+        die(first);
+        std::fs::remove_file(rig.folder.path().join("disk")).unwrap();
+        let second = rig.left(&mut rig.held()).unwrap();
+        second.write(0, b"abc").unwrap();
+    }
+
+    #[test]
+    fn what_there_was_no_room_for_is_had_anew() {
+        let rig = Rig::new();
+        let mut first = rig.fresh();
+        first.acquire(Claim::Start).unwrap();
+        // That unlocks it: of the lease's descriptor, too, there is none but the keeper's.
+        drop(first);
+        for part in [Part::Lease, Part::Witness] {
+            rig.keep().let_go(part).unwrap();
+        }
+        let second = rig.left(&mut rig.held()).unwrap();
+        assert_eq!(rig.held().len(), 3);
+        drop(second);
+        // A lease without its image is nothing.
+        rig.keep().let_go(Part::Image).unwrap();
+        assert!(rig.left(&mut rig.held()).is_none());
+        assert!(rig.held().is_empty());
+        rig.fresh().acquire(Claim::Start).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_lease_is_in_the_way_of_a_migration_and_of_nothing_else() {
+        let rig = Rig::new();
+        let mut first = rig.fresh();
+        first.acquire(Claim::Start).unwrap();
+        die(first);
+        let lease = rig.folder.path().join("disk.vferry-lease");
+        std::fs::write(lease, [b'x'; 512]).unwrap();
+        let mut second = rig.left(&mut rig.held()).unwrap();
+        second.write(0, b"abc").unwrap();
+        let refused = second.release("m1").unwrap_err().to_string();
+        assert!(refused.contains("was changed"), "{refused}");
+        assert!(second.is_acquired());
+    }
+}
