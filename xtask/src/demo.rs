@@ -13,6 +13,8 @@ use testbed::{
     Testbed, summarise,
 };
 
+use crate::device::{self, Device};
+
 /// How long the guest may take to stop devices that it tracks: an emulated guest under full load
 /// spends much of its time in the hooks.
 const TRACKED_QUIESCE: Duration = Duration::from_secs(10);
@@ -47,14 +49,6 @@ pub(crate) struct Demo {
     /// Do not compare guest memory: pauses are those of everyday use then.
     #[arg(long)]
     no_verify: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// A NIC, with traffic to and from a peer.
-    Nic,
-    /// A disk, with every block checked.
-    Nvme,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -180,12 +174,7 @@ impl Demo {
     }
 
     fn devices(&self) -> Devices {
-        let nic = self.device.contains(&Device::Nic);
-        match (nic, self.device.contains(&Device::Nvme)) {
-            (true, true) => Devices::NicAndDisk,
-            (false, true) => Devices::Disk,
-            (_, false) => Devices::Nic,
-        }
+        device::all(&self.device)
     }
 
     fn unsound_control(&self) -> Option<&'static str> {

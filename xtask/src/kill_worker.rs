@@ -2,17 +2,21 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lab::{Lab, progress_on_stderr};
-use testbed::{Options, Programs, Testbed, kill_workers};
+use testbed::{Devices, Options, Programs, Testbed, kill_workers};
 
+use crate::device::{self, Device};
 use crate::workspace::seed;
 
 /// Kills the process that serves the devices of a guest under load, at random moments. Another goes on
-/// where it died, and the guest is to notice nothing but lost frames.
+/// where it died, and the guest is to notice nothing but lost frames; of a disk nothing but that it is slow.
 #[derive(Debug, Args)]
 pub(crate) struct KillWorker {
+    /// What the guest has: `nic`, or `nic,nvme`.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "nic,nvme")]
+    device: Vec<Device>,
     /// How often.
     #[arg(long, value_name = "N", default_value_t = 500)]
     times: u64,
@@ -22,6 +26,11 @@ pub(crate) struct KillWorker {
 }
 
 pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
+    let devices = device::all(&options.device);
+    ensure!(
+        devices != Devices::Disk,
+        "the guest's network tells how long it was away: --device nic, or nic,nvme"
+    );
     let lab = Lab::ensure(&progress_on_stderr)?;
     let programs = Programs::build()?;
     let seed = seed(options.seed)?;
@@ -29,6 +38,7 @@ pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
     let guest = Options {
         deaths_per_minute: Some(1000),
         packets_per_second: 400,
+        devices,
         ..Options::default()
     };
     let testbed = Testbed::start(lab, programs, guest)?;
@@ -39,6 +49,13 @@ pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
          {} and {} bytes over one TCP connection, all right",
         kills.survived, kills.killed, kills.tcp_bytes[0], kills.tcp_bytes[1]
     );
+    if let (Some((longest, median)), Some(disk)) = (kills.disk_outage_ms(), &kills.disk) {
+        println!(
+            "kill-worker: the disk completed nothing for {median:.0} ms in the middle, {longest:.0} ms at most; {} \
+             operations, {} blocks checked, {} wrong, {} errors",
+            disk.operations, disk.checked_blocks, disk.wrong_blocks, disk.io_errors
+        );
+    }
     for fault in &kills.faults {
         println!("kill-worker: {fault}");
     }

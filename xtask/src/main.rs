@@ -10,6 +10,7 @@
 
 mod bench;
 mod demo;
+mod device;
 mod faults;
 mod fmt;
 mod fuzz;
