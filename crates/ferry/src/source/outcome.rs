@@ -21,26 +21,20 @@ impl Source<'_> {
         cooperation: Option<&Cooperation<'_>>,
         compared: Option<&Compared>,
     ) -> Vec<DeviceReport> {
-        let guest = self.vm.guest().map(|guest| guest.endpoint.name());
         let recovered = self.vm.left_to_recovery();
         let without_log = self.vm.without_log();
-        let known_by = |index: usize, slot: &Slot| {
-            let has_log = without_log.iter().all(|(other, _)| *other != index);
-            match slot.endpoint.log_source() {
-                Some(source) if has_log => source.name(),
-                None if has_log => "device",
-                _ if compared.is_some() => "comparison",
-                _ => "guest",
-            }
+        let otherwise = match compared {
+            Some(_) => "comparison",
+            None => "guest",
         };
         let devices = self.slots.iter().zip(self.vm.carried()).enumerate();
         devices
             .map(|(index, (slot, carry))| (index, slot, slot.endpoint.name(), carry))
-            .filter(|(_, _, name, _)| Some(*name) != guest)
+            .filter(|(index, ..)| self.is_device(*index))
             .map(|(index, slot, name, carry)| {
                 let mut report = DeviceReport {
                     name: name.to_owned(),
-                    dirty_log: known_by(index, slot).into(),
+                    dirty_log: known_by(index, slot, &without_log, otherwise).into(),
                     strategy: match carry {
                         Carry::State => Strategy::Transparent,
                         Carry::Configuration if recovered.iter().any(|left| left == name) => {
@@ -60,6 +54,22 @@ impl Source<'_> {
                 report
             })
             .collect()
+    }
+}
+
+/// Who knows what the device wrote: its own log, unless it is one of those `without_log`; then whom `otherwise`
+/// names. See [`DeviceReport::dirty_log`].
+pub(super) fn known_by(
+    index: usize,
+    slot: &Slot,
+    without_log: &[(usize, String)],
+    otherwise: &'static str,
+) -> &'static str {
+    let has_log = without_log.iter().all(|(other, _)| *other != index);
+    match slot.endpoint.log_source() {
+        Some(source) if has_log => source.name(),
+        None if has_log => "device",
+        _ => otherwise,
     }
 }
 

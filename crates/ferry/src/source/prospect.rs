@@ -4,6 +4,7 @@ use qemu::Iommu;
 use qemu::system::RunState;
 use serde::{Deserialize, Serialize};
 
+use super::outcome::known_by;
 use super::{ANSWER, MigrateError, Options, Source, StepError, choice};
 use crate::check::{self, Refused};
 use crate::comparison::Comparison;
@@ -65,21 +66,16 @@ impl Source<'_> {
 
     fn prospect(&self, strategy: Strategy) -> Prospect {
         let without_log = self.vm.without_log();
-        let nobody_tells = self.vm.unknown_writer().is_some();
+        let otherwise = if strategy == Strategy::Recovery || self.vm.unknown_writer().is_some() {
+            "comparison"
+        } else {
+            "guest"
+        };
         let slots = self.slots.iter().enumerate();
         let devices = slots.filter(|(index, _)| self.is_device(*index));
-        let devices = devices.map(|(index, slot)| {
-            let has_log = without_log.iter().all(|(other, _)| *other != index);
-            let known_by = match slot.endpoint.log_source() {
-                Some(source) if has_log => source.name(),
-                None if has_log => "device",
-                _ if nobody_tells || strategy == Strategy::Recovery => "comparison",
-                _ => "guest",
-            };
-            DeviceProspect {
-                name: slot.endpoint.name().to_owned(),
-                dirty_log: known_by.to_owned(),
-            }
+        let devices = devices.map(|(index, slot)| DeviceProspect {
+            name: slot.endpoint.name().to_owned(),
+            dirty_log: known_by(index, slot, &without_log, otherwise).to_owned(),
         });
         Prospect {
             strategy,
