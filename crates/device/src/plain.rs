@@ -108,6 +108,23 @@ impl<'a> PlainReader<'a> {
     }
 }
 
+/// All of `bytes`, of which the first four are the `version` of the form, by `read`.
+///
+/// # Errors
+/// Why that is not possible, for people.
+pub fn read_whole<T>(
+    bytes: &[u8],
+    version: u32,
+    read: impl FnOnce(&mut PlainReader<'_>) -> Option<T>,
+) -> Result<T, &'static str> {
+    let mut from = PlainReader::new(bytes);
+    if from.u32() != Some(version) {
+        return Err("another version of vferry left it");
+    }
+    let value = read(&mut from).filter(|_| from.is_empty());
+    value.ok_or("it is cut short")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 //! Written after every call, so it is plain bytes, in order and without names; [`saved`](crate::saved) is what
 //! travels and keeps. It is read only by a program that knows the same version of it.
 
+use device::plain::read_whole;
 use device::{PlainReader, PlainWriter, StateError};
 
 use crate::saved::v1;
@@ -95,12 +96,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<VfState, StateError> {
         name: <v1::Vf as device::State>::NAME,
         why: why.into(),
     };
-    let mut from = PlainReader::new(bytes);
-    if from.u32() != Some(VERSION) {
-        return Err(damaged("another version of vferry left it"));
-    }
-    let state = read_state(&mut from).filter(|_| from.is_empty());
-    let state = state.ok_or_else(|| damaged("it is cut short"))?;
+    let state = read_whole(bytes, VERSION, read_state).map_err(damaged)?;
     // What no function can be in is refused there.
     let saved = v1::Vf::from(&state);
     VfState::try_from(&saved).map_err(|why| damaged(&why.to_string()))

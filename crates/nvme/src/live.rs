@@ -3,6 +3,7 @@
 //! Written after every call, so it is plain bytes; [`saved`](crate::saved) is what travels and keeps. It is read
 //! only by a program that knows the same version of it.
 
+use device::plain::read_whole;
 use device::{PlainReader, PlainWriter, StateError};
 
 use crate::saved::{body, v1};
@@ -86,12 +87,8 @@ pub(crate) fn write(state: &ControllerState, failed: u32, bytes: &mut Vec<u8>) {
 /// # Errors
 /// When it is of another version, or no controller can be in such a state.
 pub(crate) fn read(bytes: &[u8]) -> Result<Live, StateError> {
-    let mut from = PlainReader::new(bytes);
-    if from.u32() != Some(VERSION) {
-        return Err(body(&"another version of vferry left it"));
-    }
-    let live = read_live(&mut from).filter(|_| from.is_empty());
-    let Live { state, failed } = live.ok_or_else(|| body(&"it is cut short"))?;
+    let live = read_whole(bytes, VERSION, read_live);
+    let Live { state, failed } = live.map_err(|why| body(&why))?;
     // What no controller can be in is refused there.
     let saved = v1::Controller::from(&state);
     let state = ControllerState::try_from(&saved).map_err(|why| body(&why))?;

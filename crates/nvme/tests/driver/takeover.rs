@@ -136,6 +136,18 @@ fn each_command_is_answered_once_and_right_whenever_the_process_dies() {
     }
 }
 
+/// The process dies with so many steps `left`, and another does what there is to do; with all that the driver is
+/// told in the admin queue, before and after.
+fn is_gone_on_with(left: usize, m: &mut Machine, driver: &mut Driver) -> (Machine, Vec<Answer>) {
+    let mortal = mortal(m, left);
+    live_on(&mortal, m);
+    let mut answers = driver.take(m, 0);
+    let mut there = successor(&mortal, m);
+    there.settle();
+    answers.extend(driver.reap(&mut there, 0));
+    (there, answers)
+}
+
 #[test]
 fn an_event_is_told_once_whenever_the_process_dies() {
     let request = plain(0x0c, 0, 0);
@@ -145,12 +157,7 @@ fn an_event_is_told_once_whenever_the_process_dies() {
         driver.ring(&mut m, 0);
         m.settle();
         m.write(0x1008, ENTRIES.into());
-        let mortal = mortal(&m, left);
-        live_on(&mortal, &mut m);
-        let mut answers = driver.take(&m, 0);
-        let mut there = successor(&mortal, &m);
-        there.settle();
-        answers.extend(driver.reap(&mut there, 0));
+        let (there, answers) = is_gone_on_with(left, &mut m, &mut driver);
         let event = Answer {
             cid: requests[0],
             result: 0x1_0100,
@@ -171,12 +178,7 @@ fn what_an_aborted_command_and_its_abort_are_told_holds_together() {
         m.settle();
         let abort = driver.submit(&m, 0, plain(0x08, u32::from(waits) << 16, 0));
         driver.ring(&mut m, 0);
-        let mortal = mortal(&m, left);
-        live_on(&mortal, &mut m);
-        let mut answers = driver.take(&m, 0);
-        let mut there = successor(&mortal, &m);
-        there.settle();
-        answers.extend(driver.reap(&mut there, 0));
+        let (_, answers) = is_gone_on_with(left, &mut m, &mut driver);
         let cids: Vec<u16> = answers.iter().map(|answer| answer.cid).collect();
         assert_eq!(cids, [waits, abort], "{left}");
         assert_eq!(answers[0].status, Status::ABORT_REQUESTED);
