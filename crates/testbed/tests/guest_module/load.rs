@@ -86,9 +86,10 @@ fn bind_again(testbed: &Testbed) -> Result<()> {
 /// What the kernel says (`exc_int3`) of a breakpoint that nobody has set.
 ///
 /// Where it changes code that others run, it lays one over it for a moment (`smp_text_poke_batch_finish`), and
-/// has all processors serialise before and after. A guest of QEMU's translator was seen to run into it later all the
-/// same, when the kernel knew nothing of it any more.
-const STALE_BREAKPOINT: &str = "int3: 0000";
+/// has all processors serialise before and after. QEMU's translator throws away what it has of a page before the
+/// store into it (`notdirty_write`), not after: another vCPU that translates the page between the two keeps the
+/// breakpoint, which then stays until the next store into that page.
+pub(crate) const STALE_BREAKPOINT: &str = "int3: 0000";
 
 /// Its hooks are in the middle of the traffic when it goes.
 #[test]
