@@ -12,6 +12,7 @@ use super::{Breakdown, median};
 pub(super) const WHO: [&str; 4] = ["vCPU", "QEMU's other threads", "vferry", "the peer"];
 /// In [`WHO`].
 pub(super) const VCPU: usize = 0;
+pub(super) const VFERRY: usize = 2;
 
 /// Percent of one processor, for each of [`WHO`].
 pub(super) type Shares = [f64; WHO.len()];
