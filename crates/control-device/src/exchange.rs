@@ -9,6 +9,9 @@ use crate::spec::{
 };
 use crate::state::{ControlState, DeviceState, TableRegisters};
 
+/// The deadline of an `END` for whose answers nobody waits, milliseconds.
+const UNATTENDED_END_MS: u32 = 5_000;
+
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) state: ControlState,
@@ -174,6 +177,16 @@ impl Exchange {
         )
     }
 
+    /// Tells the guest that what it was asked for is over, if it was asked for anything: whether it was.
+    /// Nobody waits for its answers.
+    pub(crate) fn leave_unattended(&mut self) -> bool {
+        let under_way = self.is_under_way();
+        if under_way {
+            self.post(Command::End, UNATTENDED_END_MS);
+        }
+        under_way
+    }
+
     /// What reports show.
     pub(crate) fn inspect(&self) -> serde_json::Value {
         let Dropped {
@@ -181,10 +194,14 @@ impl Exchange {
             repeated,
             late,
         } = self.dropped;
+        let request = self.state.request;
+        let devices = self.state.devices.iter();
+        let answered = devices.filter(|device| request.answered_by(device.ack).is_some());
         serde_json::json!({
             "driver": self.driver(),
-            "epoch": self.state.request.epoch(),
-            "command": format!("{:?}", self.state.request.command()).to_lowercase(),
+            "epoch": request.epoch(),
+            "command": format!("{:?}", request.command()).to_lowercase(),
+            "devices_answered": answered.count(),
             "answers_dropped": { "foreign": foreign, "repeated": repeated, "late": late },
         })
     }

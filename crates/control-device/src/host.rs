@@ -12,9 +12,6 @@ use crate::model::Shared;
 use crate::spec::{Answer, Command, Location, Promise, Request, features};
 use crate::table::{Table, TableError};
 
-/// The deadline of an `END` for whose answers nobody waits, milliseconds.
-const UNATTENDED_END_MS: u32 = 5_000;
-
 /// The host's handle to a control device.
 #[derive(Debug, Clone)]
 pub struct Control {
@@ -151,8 +148,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let mut exchange = self.shared.lock();
         exchange.in_use = false;
-        if !self.left && exchange.is_under_way() {
-            exchange.post(Command::End, UNATTENDED_END_MS);
+        if !self.left && exchange.leave_unattended() {
             drop(exchange);
             self.shared.kick();
         }

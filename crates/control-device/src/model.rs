@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use device::{Access, Model, Progress, Reset, StateError, StateRecord};
+use device::{Access, Model, Progress, Reset, State, StateError, StateRecord};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::exchange::Exchange;
@@ -132,6 +132,23 @@ impl Model for ControlDevice {
         exchange.load(state);
         drop(exchange);
         self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// As it would travel: there is little of it, and the guest seldom comes.
+    fn live(&self, state: &mut Vec<u8>) -> bool {
+        let record = self.save();
+        record.is_ok_and(|record| serde_json::to_writer(state, &record).is_ok())
+    }
+
+    /// Who has asked the guest for something is gone with the other process: it is told that it is over.
+    fn take_over(&mut self, live: &[u8]) -> Result<(), StateError> {
+        let record = serde_json::from_slice(live).map_err(|error| StateError::Body {
+            name: saved::v1::Control::NAME,
+            why: error.to_string(),
+        })?;
+        self.load(&record)?;
+        self.shared.lock().leave_unattended();
         Ok(())
     }
 

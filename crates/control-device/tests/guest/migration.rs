@@ -73,6 +73,53 @@ fn the_guest_is_told_the_end_where_it_arrives() {
     assert!(there.control.track(LONG).is_ok());
 }
 
+/// As when the process that served the VM has died, and another goes on where it left off.
+fn taken_over(from: &Machine) -> Machine {
+    let mut live = Vec::new();
+    assert!(from.device.live(&mut live));
+    let mut next = Machine::with_memory(Arc::clone(&from.memory));
+    next.device.take_over(&live).unwrap();
+    next.resume();
+    next
+}
+
+#[test]
+fn a_guest_whose_host_process_died_is_told_that_it_is_over() {
+    let (here, mut driver) = left();
+    let mut next = taken_over(&here);
+    driver.run(&mut next);
+    assert_eq!((driver.stopped, driver.tracking), ([false; 2], false));
+    // It can be asked again, by the process that is there.
+    let asked = next.control.quiesce(LONG).unwrap();
+    driver.run(&mut next);
+    assert_eq!(quiesced(asked).outcomes().len(), 2);
+    assert_eq!(driver.stopped, [true; 2]);
+}
+
+#[test]
+fn nothing_is_over_for_a_guest_that_was_not_asked() {
+    let mut m = Machine::new();
+    Driver::load(&mut m);
+    let next = taken_over(&m);
+    assert_eq!(next.device.state(), m.device.state());
+}
+
+#[test]
+fn a_live_state_that_is_damaged_or_another_devices_is_refused() {
+    let (here, _) = left();
+    let mut live = Vec::new();
+    here.device.live(&mut live);
+    let whole = live.clone();
+    let mut next = Machine::new();
+    for len in 0..whole.len() {
+        next.device.take_over(&whole[..len]).unwrap_err();
+    }
+    let text = String::from_utf8(whole).unwrap();
+    let other = text.replace("control-device", "nvme");
+    next.device.take_over(other.as_bytes()).unwrap_err();
+    assert_eq!(next.device.state(), Machine::new().device.state());
+}
+
 #[test]
 fn a_doorbell_is_rung_once_more_on_arrival() {
     let (here, _) = left();
