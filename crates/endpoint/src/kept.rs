@@ -1,7 +1,7 @@
 //! What of an endpoint outlives the process.
 //!
 //! A [`keeper::Journal`] holds the model's live state and, where something of it has changed, configuration
-//! space and memory map; the keeper holds the descriptors of guest memory and interrupts. Whoever changes the
+//! space, memory map and whether the function answers; the keeper holds the descriptors of guest memory and interrupts. Whoever changes the
 //! model has the **turn** meanwhile: the connection's thread for a whole message, the engine for a whole step. What
 //! came of it is put in force before the turn ends, so that no state is ever in force with half of a
 //! message in it, but for what makes no difference when it is carried out again: doorbells.
@@ -17,7 +17,7 @@ use pci::ConfigImage;
 use serde::{Deserialize, Serialize};
 use vfio_user::{MAX_MESSAGE, Negotiated};
 
-use crate::{Endpoint, EndpointError};
+use crate::{Endpoint, EndpointError, presence};
 
 /// Mappings that are kept: a VM without a virtual IOMMU has some dozens.
 const MAX_MAPS: usize = 4096;
@@ -44,17 +44,24 @@ pub(crate) struct Kept {
     bytes: Mutex<Vec<u8>>,
 }
 
+/// What is read first.
+#[derive(Debug, Deserialize)]
+struct Version {
+    version: u32,
+}
+
 /// What seldom changes. Read by the same program, or another of the same version.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rare {
     version: u32,
     config: Option<ConfigImage>,
+    presence: presence::State,
     maps: Vec<Map>,
     negotiated: Option<Negotiated>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +112,7 @@ impl Kept {
             rare: Mutex::new(Rare {
                 version: VERSION,
                 config: None,
+                presence: presence::State::default(),
                 maps: Vec::new(),
                 negotiated: None,
             }),
@@ -117,7 +125,7 @@ impl Kept {
         &self.turn
     }
 
-    /// Configuration space, map or what was agreed on has changed.
+    /// Configuration space, map, presence or what was agreed on has changed.
     pub(crate) fn note_change(&self) {
         self.changed.store(true, Ordering::Relaxed);
     }
@@ -182,6 +190,7 @@ impl Kept {
         let put = if self.changed.swap(false, Ordering::Relaxed) {
             let mut rare = self.rare();
             rare.config = Some(endpoint.config_image());
+            rare.presence = endpoint.0.presence.state();
             let seldom = serde_json::to_vec(&*rare).map_err(std::io::Error::other);
             let put = seldom
                 .map_err(JournalError::from)
@@ -288,11 +297,13 @@ impl Endpoint {
         worker: Arc<Worker>,
         held: &mut Held,
     ) -> Result<Option<Negotiated>, EndpointError> {
-        let rare: Rare =
-            serde_json::from_slice(&journal.rare()).map_err(|e| self.kept_error(&e))?;
-        if rare.version != VERSION {
+        let seldom = journal.rare();
+        let unreadable = |e: serde_json::Error| self.kept_error(&e);
+        let Version { version } = serde_json::from_slice(&seldom).map_err(unreadable)?;
+        if version != VERSION {
             return Err(self.kept_error(&"another version of vferry left it"));
         }
+        let rare: Rare = serde_json::from_slice(&seldom).map_err(unreadable)?;
         let bytes = journal.state();
         let (state, writes) = parts(&bytes).ok_or_else(|| self.kept_error(&"it is cut short"))?;
         let made = match journal.stage() {
@@ -304,6 +315,7 @@ impl Endpoint {
             let loaded = self.lock_config().load(image);
             loaded.map_err(|e| EndpointError::Config(self.name().into(), e))?;
         }
+        self.0.presence.take_over(rare.presence.clone());
         self.map_again(&rare.maps, held)?;
         let bus_master = self.is_bus_master();
         self.0.bus.set_enabled(bus_master);

@@ -127,10 +127,16 @@ impl Endpoint {
         &self.0.bus
     }
 
-    /// From the next reset of its bus on the function does not answer, as one that is not ready,
-    /// until [`Endpoint::appear`].
-    pub fn leave_at_reset(&self) {
-        self.0.presence.leave_at_reset();
+    /// From the next reset of its bus on the function does not answer, as one that is not ready, until it
+    /// has been programmed: see [`Endpoint::answer`] and [`Endpoint::appear`]. `programme` is what with.
+    pub fn leave_at_reset(&self, programme: serde_json::Value) {
+        self.change_presence(|presence| presence.leave_at_reset(programme));
+    }
+
+    /// What it has still to be programmed with: of the process that has called
+    /// [`Endpoint::leave_at_reset`], or of the one before.
+    pub fn programme(&self) -> Option<serde_json::Value> {
+        self.0.presence.programme()
     }
 
     /// Whether that reset has come, and the function does not answer.
@@ -138,9 +144,21 @@ impl Endpoint {
         self.0.presence.is_absent()
     }
 
-    /// The function answers.
+    /// The function answers, to be programmed; a process that goes on from here does that anew.
+    pub fn answer(&self) {
+        self.change_presence(Presence::answer);
+    }
+
+    /// The function answers, and there is no more to be programmed.
     pub fn appear(&self) {
-        self.0.presence.appear();
+        self.change_presence(Presence::appear);
+    }
+
+    fn change_presence(&self, change: impl FnOnce(&Presence)) {
+        self.in_turn(|| {
+            change(&self.0.presence);
+            self.note_change();
+        });
     }
 
     /// What the model shows of itself, for reports.

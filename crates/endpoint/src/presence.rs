@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 /// What operating systems read to see whether a function is there: Vendor ID, Device ID, Command and
 /// Status (`pci_dev_wait` in Linux). The rest is for a VMM that looks at its device meanwhile.
 const LOOKED_AT: Range<u64> = 0..8;
@@ -24,18 +26,35 @@ pub(crate) fn hide(offset: u64, data: &mut [u8]) {
 #[derive(Debug, Default)]
 pub(crate) struct Presence(Mutex<State>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum State {
+/// Whether a function answers, and what it waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    /// It answers.
     #[default]
     Present,
-    /// Absent from the next reset on.
-    LeavesAtReset,
-    Absent,
+    /// It is absent from the next reset on, until this has been programmed.
+    LeavesAtReset(Programme),
+    /// It is absent until this has been programmed.
+    Absent(Programme),
+    /// It answers, so that this can be programmed.
+    BeingProgrammed(Programme),
 }
 
+/// What a function has to be programmed with from outside, in a form that its owner knows.
+type Programme = serde_json::Value;
+
 impl Presence {
-    pub(crate) fn leave_at_reset(&self) {
-        *self.lock() = State::LeavesAtReset;
+    pub(crate) fn leave_at_reset(&self, programme: Programme) {
+        *self.lock() = State::LeavesAtReset(programme);
+    }
+
+    /// It answers, to be programmed.
+    pub(crate) fn answer(&self) {
+        let mut state = self.lock();
+        if let State::Absent(programme) = &mut *state {
+            *state = State::BeingProgrammed(programme.take());
+        }
     }
 
     pub(crate) fn appear(&self) {
@@ -43,15 +62,38 @@ impl Presence {
     }
 
     pub(crate) fn is_absent(&self) -> bool {
-        *self.lock() == State::Absent
+        matches!(*self.lock(), State::Absent(_))
     }
 
     /// The bus was reset.
     pub(crate) fn reset(&self) {
         let mut state = self.lock();
-        if *state == State::LeavesAtReset {
-            *state = State::Absent;
+        if let State::LeavesAtReset(programme) = &mut *state {
+            *state = State::Absent(programme.take());
         }
+    }
+
+    /// What is still to be programmed.
+    pub(crate) fn programme(&self) -> Option<Programme> {
+        match &*self.lock() {
+            State::Present => None,
+            State::LeavesAtReset(programme)
+            | State::Absent(programme)
+            | State::BeingProgrammed(programme) => Some(programme.clone()),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// Goes on from the state that another process has left. What it was programming when it died is
+    /// programmed from its beginning.
+    pub(crate) fn take_over(&self, left: State) {
+        *self.lock() = match left {
+            State::BeingProgrammed(programme) => State::Absent(programme),
+            left => left,
+        };
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -64,17 +106,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_is_absent_from_the_reset_that_it_leaves_at_until_it_appears() {
+    fn a_function_is_absent_from_the_reset_that_it_leaves_at_until_it_answers() {
         let presence = Presence::default();
         presence.reset();
         assert!(!presence.is_absent());
-        presence.leave_at_reset();
+        presence.leave_at_reset("this".into());
         assert!(!presence.is_absent());
         presence.reset();
         assert!(presence.is_absent());
+        presence.answer();
+        presence.reset();
+        assert!(!presence.is_absent());
+        assert_eq!(presence.programme(), Some("this".into()));
         presence.appear();
         presence.reset();
         assert!(!presence.is_absent());
+        assert_eq!(presence.programme(), None);
+    }
+
+    #[test]
+    fn what_another_process_was_programming_is_programmed_from_its_beginning() {
+        let presence = Presence::default();
+        presence.leave_at_reset("this".into());
+        let next = Presence::default();
+        next.take_over(presence.state());
+        assert_eq!(next.state(), presence.state());
+        presence.reset();
+        presence.answer();
+        next.take_over(presence.state());
+        assert!(next.is_absent());
+        assert_eq!(next.programme(), Some("this".into()));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 
 use std::time::{Duration, Instant};
 
+use endpoint::{Endpoint, Endpoints};
 use qemu::system::RunState;
 use qemu::{Place, Qmp, QmpError};
 use serde::{Deserialize, Serialize};
@@ -172,7 +173,7 @@ impl<'a> Recovery<'a> {
                     if !qmp.handles_fatal_errors(at)? {
                         return Err(NotPossible::NotHandled(function.name.clone()));
                     }
-                    slot.endpoint.leave_at_reset();
+                    slot.endpoint.leave_at_reset(programme(function)?);
                     this.in_use.push((slot, function));
                     root_port::report_error(qmp, at)?;
                 }
@@ -248,13 +249,27 @@ pub(crate) fn see_to(late: &mut Vec<Late>, slots: &[Slot], qmp: &Qmp) -> Result<
         if let Some(slot) = slot_of(&gone) {
             tracing::info!(device = gone.0.name, "reset by the guest, late");
             if let Err(error) = answer(qmp, slot, &gone.0) {
-                // Absent, it would be lost for good.
-                slot.endpoint.appear();
                 result = result.and(Err(error));
             }
         }
     }
     result
+}
+
+/// What another process of this VM had yet to program when it died.
+///
+/// # Errors
+/// When it is in a form that this one does not know.
+pub(crate) fn left(endpoints: &Endpoints) -> Result<Vec<Late>, RestoreError> {
+    let left = endpoints.0.iter().filter_map(Endpoint::programme);
+    let late = left.map(|programme| serde_json::from_value(programme).map(Late));
+    late.collect::<Result<_, _>>()
+        .map_err(RestoreError::Programme)
+}
+
+/// As an endpoint keeps it.
+fn programme(function: &Function) -> Result<serde_json::Value, RestoreError> {
+    serde_json::to_value(function).map_err(RestoreError::Programme)
 }
 
 impl Drop for Recovery<'_> {
@@ -384,8 +399,7 @@ fn go_on(
 /// The device, which the guest has reset, is programmed as it was and answers. `false` if it was the
 /// whole machine that was reset: it answers then as after power-on.
 fn answer(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<bool, RestoreError> {
-    let done = qmp.at_rest(|| {
-        slot.endpoint.appear();
+    let program = || {
         // A reset of the bus leaves the port that has made it as it was.
         if let Place::RootPort(at) = slot.place
             && root_port::is_as_after_reset(qmp, at)?
@@ -394,6 +408,66 @@ fn answer(qmp: &Qmp, slot: &Slot, function: &Function) -> Result<bool, RestoreEr
         }
         restore::program_anew(qmp, slot, function)?;
         Ok(true)
+    };
+    let done = qmp.at_rest(|| {
+        slot.endpoint.answer();
+        let done = program();
+        // Before the guest can use it: it is not to be programmed again then, by another process either.
+        slot.endpoint.appear();
+        done
     });
+    // Whatever became of it: absent, it would be lost for good.
+    slot.endpoint.appear();
     done?
+}
+
+#[cfg(test)]
+mod tests {
+    use pci::ConfigSpace;
+    use serde_json::json;
+    use vfio_user::Backend as _;
+
+    use super::*;
+    use crate::scripted;
+
+    /// Whatever comes of it. A process that dies before that has another one do it anew, and afterwards none.
+    #[test]
+    fn a_device_is_programmed_while_the_vcpus_stand_still_and_never_again() {
+        let space = ConfigSpace::of(&control_device::spec::pci::LAYOUT);
+        let (model, _) = control_device::new(&[]).unwrap();
+        let endpoint = Endpoint::new("a", space, Box::new(model)).unwrap();
+        let function = Function {
+            name: "a".into(),
+            config: endpoint.config_image(),
+            table: None,
+        };
+        let wanted = programme(&function).unwrap();
+        endpoint.leave_at_reset(wanted.clone());
+        endpoint.frontend().reset().unwrap();
+        assert!(endpoint.has_left());
+
+        let late = left(&Endpoints(vec![endpoint.clone()])).unwrap();
+        assert_eq!(late, [Late(function.clone())]);
+
+        let seen = endpoint.clone();
+        let (qmp, peer) = scripted::qemu(move |command, _| {
+            match command {
+                "query-status" => return json!({ "running": true, "status": "running" }),
+                "cont" => assert_eq!(seen.programme(), None),
+                _ => assert_eq!(seen.programme().as_ref(), Some(&wanted), "at {command}"),
+            }
+            json!({})
+        });
+        let slot = Slot {
+            endpoint: endpoint.clone(),
+            place: Place::MainBus("00:05.0".parse().unwrap()),
+            iommu: None,
+        };
+        let _ = answer(&qmp, &slot, &function);
+        drop(qmp);
+        let heard = peer.join().unwrap();
+        assert!(heard.len() > 3, "{heard:?}");
+        assert_eq!(heard.last().map(String::as_str), Some("cont"));
+        assert!(!endpoint.has_left());
+    }
 }

@@ -47,6 +47,9 @@ pub enum RestoreError {
     /// QEMU did not take the table.
     #[error("programming MSI-X: {0}")]
     Endpoint(#[from] EndpointError),
+    /// Of another version.
+    #[error("what another process has left to be programmed: {0}")]
+    Programme(serde_json::Error),
 }
 
 /// One function and where it sits.

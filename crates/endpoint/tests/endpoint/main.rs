@@ -1,6 +1,7 @@
 //! An endpoint as a vfio-user connection and a migration see it, with a model that does one thing:
 //! a write to its register makes it store a word in guest memory and raise vector 0.
 
+mod kept;
 mod together;
 
 use std::fs::File;
@@ -106,6 +107,16 @@ impl Model for Store {
     fn resume(&mut self, access: &Access<'_>) {
         self.resumed = true;
         self.work(access);
+    }
+
+    fn live(&self, state: &mut Vec<u8>) -> bool {
+        state.extend(self.stored.to_le_bytes());
+        true
+    }
+
+    fn take_over(&mut self, live: &[u8]) -> Result<(), StateError> {
+        self.stored = u64::from_le_bytes(live.try_into().unwrap());
+        Ok(())
     }
 
     fn inspect(&self) -> serde_json::Value {

@@ -20,6 +20,15 @@ impl Vm {
         self.0.changed.notify_all();
     }
 
+    /// Goes on with those that another process has left, which served this VM before.
+    ///
+    /// # Errors
+    /// When what it has left of one is in an unknown form.
+    pub fn take_over_late(&self) -> Result<(), RestoreError> {
+        self.set_recovered(Vec::new(), recovery::left(&self.0.endpoints)?);
+        Ok(())
+    }
+
     /// Waits for such a device, however long it takes.
     pub fn wait_late(&self) {
         self.wait(Duration::from_secs(u64::from(u32::MAX)), |state| {
