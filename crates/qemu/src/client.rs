@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::connection::{Events, Reply, Shared};
+use crate::system::Rests;
 use crate::{Disconnect, QmpError, Version};
 
 /// How long [`Qmp::execute`] waits for an answer. A healthy QEMU answers in milliseconds, but its
@@ -34,9 +35,17 @@ pub struct Qmp {
     next_id: AtomicU64,
     version: Version,
     path: Option<PathBuf>,
+    pub(crate) rests: Option<Arc<dyn Rests>>,
 }
 
 impl Qmp {
+    /// Has `rests` told of each time in which this client [stops the vCPUs](Qmp::while_stopped).
+    #[must_use]
+    pub fn telling(mut self, rests: Arc<dyn Rests>) -> Self {
+        self.rests = Some(rests);
+        self
+    }
+
     /// Connects to the QMP socket at `path`, waiting until `deadline` for it to appear and for
     /// QEMU to greet.
     ///
@@ -108,6 +117,7 @@ impl Qmp {
             next_id: AtomicU64::new(1),
             version: Version::default(),
             path: None,
+            rests: None,
         };
         qmp.version = qmp
             .shared

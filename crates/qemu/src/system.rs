@@ -1,5 +1,7 @@
 //! Stop, continue, quit, sleep and wake, and the run state.
 
+use std::fmt;
+
 use serde::Deserialize;
 use serde_json::json;
 
@@ -57,6 +59,15 @@ pub struct RunStatus {
     pub status: RunState,
 }
 
+/// Who has to know of each time in which the vCPUs are stopped for a moment: to let them run again where
+/// this process does not come to it.
+pub trait Rests: Send + Sync + fmt::Debug {
+    /// They are about to be stopped.
+    fn begin(&self);
+    /// They run again. Not called where QEMU was not heard to say so.
+    fn end(&self);
+}
+
 impl Qmp {
     /// `query-status`.
     ///
@@ -97,11 +108,17 @@ impl Qmp {
         &self,
         work: impl FnOnce() -> Result<T, E>,
     ) -> Result<Result<T, E>, QmpError> {
+        if let Some(rests) = &self.rests {
+            rests.begin();
+        }
         let result = match self.stop() {
             Ok(()) => work(),
             Err(error) => Err(error.into()),
         };
         self.cont()?;
+        if let Some(rests) = &self.rests {
+            rests.end();
+        }
         Ok(result)
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use proptest::prelude::*;
 use qemu::message::MAX_LINE;
 use qemu::migration::{MigrationSettings, MigrationStatus};
 use qemu::monitor::Width;
+use qemu::system::Rests;
 use qemu::{Disconnect, PciAddress, Qmp, QmpError};
 use serde_json::{Value, json};
 
@@ -483,6 +485,49 @@ fn config_space_access_leaves_the_guests_address_port_as_it_was() {
         matches!(result, Err(QmpError::Monitor { .. })),
         "{result:?}"
     );
+    peer.join().unwrap();
+}
+
+/// Who is told of rests, and what was.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<&'static str>>);
+
+impl Rests for Told {
+    fn begin(&self) {
+        self.0.lock().unwrap().push("begin");
+    }
+
+    fn end(&self) {
+        self.0.lock().unwrap().push("end");
+    }
+}
+
+#[test]
+fn it_is_told_that_the_vcpus_are_stopped_for_a_moment_before_they_are_and_until_they_run() {
+    let told = Arc::new(Told::default());
+    let seen = Arc::clone(&told);
+    let said = move || seen.0.lock().unwrap().clone();
+    let (qmp, peer) = with_peer(move |peer| {
+        for expected in [&["begin"][..], &["begin", "end", "begin"]] {
+            for name in ["stop", "cont"] {
+                let command = peer.read().unwrap();
+                assert_eq!(command["execute"], name);
+                assert_eq!(said(), expected);
+                if expected.len() > 1 && name == "cont" {
+                    peer.refuse(&command, "no");
+                } else {
+                    peer.answer(&command, &json!({}));
+                }
+            }
+        }
+    });
+    let qmp = qmp.telling(Arc::clone(&told) as _);
+    let rest = || qmp.while_stopped(|| Ok::<_, QmpError>(()));
+    rest().unwrap().unwrap();
+    assert_eq!(*told.0.lock().unwrap(), ["begin", "end"]);
+    // The vCPUs may stand still.
+    rest().unwrap_err();
+    assert_eq!(*told.0.lock().unwrap(), ["begin", "end", "begin"]);
     peer.join().unwrap();
 }
 

@@ -3,15 +3,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use lab::{Lab, progress_on_stderr};
+use anyhow::{Context, Result, ensure};
+use ferry::Strategy;
+use lab::{Kernel, Lab, progress_on_stderr};
 use rustix::process::Signal;
 use testbed::{
-    Devices, Manager, Options, Programs, Testbed, kill_worker, kill_workers, restart_unit, upgrade,
-    upgrade_workers,
+    Devices, Help, Manager, Options, Plug, Programs, Testbed, kill_worker, kill_workers,
+    restart_unit, upgrade, upgrade_workers,
 };
 
 /// Kills of this bounded form; `cargo xtask kill-worker` has more.
@@ -20,8 +22,10 @@ const TIMES: u64 = 20;
 const RESTARTS: u64 = 10;
 /// Programs that follow one another.
 const UPGRADES: u64 = 20;
-/// How long a migration may take to begin to copy.
+/// How long a migration may take to begin to copy, or a guest to do what it is asked for.
 const BEGINS: Duration = Duration::from_secs(30);
+/// How long a guest is left as it was asked to be: until the test is over.
+const LONG_MS: &str = "600000";
 
 #[test]
 fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<()> {
@@ -82,7 +86,11 @@ fn a_new_program_takes_over_under_a_guest_under_load_and_one_that_cannot_does_no
     programs.vferry.clone_from(&installed);
     let install = || replace_file(&built, &installed);
     install()?;
-    let testbed = Testbed::start(lab, programs, options())?;
+    let behind_root_ports = Options {
+        plug: Plug::RootPort,
+        ..options()
+    };
+    let testbed = Testbed::start(lab, programs, behind_root_ports)?;
     let upgrades = upgrade_workers(&testbed, UPGRADES, 3, &built, &install)?;
     println!("{UPGRADES} upgrades: {upgrades:?}");
     assert_eq!(upgrades.faults, [""; 0], "{upgrades:?}");
@@ -140,6 +148,56 @@ fn a_guest_under_load_outlives_the_keeper_where_a_service_manager_holds_what_it_
     Ok(())
 }
 
+/// Who has asked it for help is gone: it is told that it is over, whatever it was asked for, and helps the next.
+#[test]
+fn a_guest_that_was_asked_for_help_goes_on_when_the_process_that_asked_dies() -> Result<()> {
+    let lab =
+        Lab::ensure(&progress_on_stderr)?.with_kernel(Kernel::default(), &progress_on_stderr)?;
+    let helping = Options {
+        devices: Devices::Nic,
+        guest: Help::Module(String::new()),
+        strategy: Some(Strategy::Cooperative),
+        ..options()
+    };
+    let mut testbed = Testbed::start(lab, Programs::build()?, helping)?;
+    for (command, held) in [("track", "--hold-ms"), ("quiesce", "--stopped-ms")] {
+        let mut asking = testbed
+            .host
+            .command("rehearse")
+            .args([held, LONG_MS])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // It has done so, and waits for the end of it.
+        wait_until(&testbed, command, || is_done(&testbed, command))?;
+        kill_worker(&testbed.host)?;
+        ensure!(
+            !asking.wait()?.success(),
+            "nobody is left to say how it went"
+        );
+        testbed.wait_for_traffic().context(command)?;
+        wait_until(&testbed, "end", || is_done(&testbed, "end"))?;
+    }
+    let migration = testbed.migrate()?;
+    let [nic] = &migration.report.devices[..] else {
+        panic!("one device, not {:?}", migration.report.devices);
+    };
+    assert_eq!((nic.strategy, &nic.fault), (Strategy::Cooperative, &None));
+    assert_eq!(migration.report.stale_pages, Some(0));
+    let kills = kill_workers(&testbed, 3, 8)?;
+    assert_eq!(kills.faults, [""; 0], "{kills:?}");
+    Ok(())
+}
+
+/// Whether that is what the guest was asked for last, and it has answered for its one device.
+fn is_done(testbed: &Testbed, command: &str) -> Result<bool> {
+    let devices = testbed.host.status()?.devices;
+    let control = devices.iter().map(|device| &device.model);
+    let mut control = control.filter(|model| model["command"].is_string());
+    let control = control.next().context("there is no control device")?;
+    Ok(control["command"] == command && control["devices_answered"] == 1)
+}
+
 fn options() -> Options {
     Options {
         deaths_per_minute: Some(1000),
@@ -165,9 +223,15 @@ fn is_of(pid: u32, file: &Path) -> Result<bool> {
 }
 
 fn wait_for_precopy(testbed: &Testbed) -> Result<()> {
+    wait_until(testbed, "it does not copy", || {
+        Ok(testbed.host.log().contains("dirty log opened"))
+    })
+}
+
+fn wait_until(testbed: &Testbed, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + BEGINS;
-    while !testbed.host.log().contains("dirty log opened") {
-        ensure!(Instant::now() < deadline, "{}", testbed.host.log());
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "{what}: {}", testbed.host.log());
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())

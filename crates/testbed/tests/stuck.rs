@@ -11,7 +11,7 @@ use lab::{Kernel, Lab, progress_on_stderr};
 use qemu::monitor::Width;
 use qemu::system::RunState;
 use serde_json::json;
-use testbed::{Boot, Options, PEER_IP, Plug, Programs, Testbed};
+use testbed::{Boot, Options, PEER_IP, Plug, Programs, Testbed, kill_worker};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -89,24 +89,24 @@ fn reaches_its_peer(testbed: &Testbed) -> Result<()> {
     testbed.shell(&ping).map(drop)
 }
 
-/// It goes on when it is let, and finds its NIC as it left it: after `recovery`, too, though vferry
-/// has long stopped to wait for that.
-#[test]
-fn a_guest_that_spins_with_its_interrupts_off() -> Result<()> {
+/// A guest that spins with its interrupts off, until it is [let go on](let_go_on).
+fn spinning(options: Options) -> Result<Testbed> {
     let lab = lab()?.with_kernel(Kernel::default(), &progress_on_stderr)?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("linux");
     let spin = lab.build_module(&sources, &[], &progress_on_stderr)?;
     let options = Options {
         files: vec![(spin.path().to_owned(), "spin.ko".into())],
-        ..options()
+        ..options
     };
-    let mut testbed = Testbed::start(lab, Programs::build()?, options)?;
+    let testbed = Testbed::start(lab, Programs::build()?, options)?;
     testbed.shell("(sleep 1; insmod /bin/spin.ko) > /dev/null 2>&1 &")?;
     wait_until("the guest does not spin", || {
         Ok(testbed.host.vm.shell("true", SILENT).is_err())
     })?;
-    let nic = move_by_both(&mut testbed)?;
-    is_yet_to_recover(&nic);
+    Ok(testbed)
+}
+
+fn let_go_on(testbed: &Testbed) -> Result<()> {
     ensure!(
         testbed.host.vm.shell("true", SILENT).is_err(),
         "it spins no more"
@@ -116,6 +116,31 @@ fn a_guest_that_spins_with_its_interrupts_off() -> Result<()> {
     testbed.host.vm.qmp().write_port(0x71, Width::Byte, 1)?;
     testbed.shell("true")?;
     testbed.wait_for_traffic()
+}
+
+/// It goes on when it is let, and finds its NIC as it left it: after `recovery`, too, though vferry
+/// has long stopped to wait for that.
+#[test]
+fn a_guest_that_spins_with_its_interrupts_off() -> Result<()> {
+    let mut testbed = spinning(options())?;
+    let nic = move_by_both(&mut testbed)?;
+    is_yet_to_recover(&nic);
+    let_go_on(&testbed)
+}
+
+/// The process that has taken it in dies before it goes on. The next one knows what is to be programmed
+/// when the guest resets its NIC.
+#[test]
+fn a_guest_that_recovers_after_the_process_that_has_taken_it_in_has_died() -> Result<()> {
+    let mut testbed = spinning(Options {
+        deaths_per_minute: Some(10),
+        ..options()
+    })?;
+    let report = testbed.move_on_by(Some(Strategy::Recovery))?;
+    is_yet_to_recover(&report.devices[0]);
+    kill_worker(&testbed.host)?;
+    kill_worker(&testbed.host)?;
+    let_go_on(&testbed)
 }
 
 /// No driver answers, one vCPU has its interrupts off, and frames go on to arrive in its rings.

@@ -27,7 +27,7 @@ use ferry::{Controls, Vm};
 use local_socket::Access;
 use qemu::migration::MigrationSettings;
 use qemu::stream_tls::{StreamSide, StreamTls};
-use qemu::system::RunState;
+use qemu::system::{Rests as _, RunState};
 use qemu::{Place, Qmp};
 use sidecar::Sidecar;
 use tls::PeerName;
@@ -123,6 +123,7 @@ pub(crate) fn run(
         guest,
         controls,
     );
+    vm.take_over_late()?;
     let slots = devices.iter().map(|device| device.slot.clone()).collect();
     let link = Survival::listening(
         kept,
@@ -195,7 +196,11 @@ pub(crate) fn run(
 
 impl Shared {
     fn monitor(&self) -> anyhow::Result<Qmp> {
-        Ok(Qmp::connect(&self.config.qmp, Instant::now() + MONITOR)?)
+        let qmp = Qmp::connect(&self.config.qmp, Instant::now() + MONITOR)?;
+        Ok(match &self.survival {
+            Some(survival) => qmp.telling(Arc::clone(survival) as _),
+            None => qmp,
+        })
     }
 
     /// What this side is; refuses a QEMU that is not the configuration's.
@@ -288,6 +293,29 @@ impl Shared {
     fn note_stage(&self) {
         if let Some(survival) = &self.survival {
             survival.note(|| survival::runs(&self.vm));
+        }
+    }
+
+    /// Lets the vCPUs run again that another process had stopped for a moment when it died.
+    fn end_rest(&self) {
+        let Some(survival) = &self.survival else {
+            return;
+        };
+        while survival.rests() {
+            let ended = self.monitor().and_then(|qmp| {
+                if qmp.run_status()?.status == RunState::Paused {
+                    qmp.cont()?;
+                    tracing::info!("the vCPUs run again, which another process had stopped");
+                }
+                Ok(())
+            });
+            match ended {
+                Ok(()) => survival.end(),
+                Err(error) => {
+                    tracing::error!("the vCPUs may be stopped; vferry tries again: {error:#}");
+                    thread::sleep(AGAIN);
+                }
+            }
         }
     }
 

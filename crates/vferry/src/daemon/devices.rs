@@ -65,13 +65,8 @@ pub(super) fn open(
         } else {
             Endpoint::without_log(&device.name, space, model)
         };
-        let mut bound =
-            bind(place, access, config.iommu, endpoint?, survival).with_context(context)?;
-        if let Some(survival) = survival {
-            let endpoint = &bound.slot.endpoint;
-            bound.left = survival.take_over(endpoint).with_context(context)?;
-        }
-        devices.push(bound);
+        let bound = bind(place, access, config.iommu, endpoint?, survival);
+        devices.push(bound.with_context(context)?);
     }
     let Some(guest) = &config.guest else {
         return Ok((devices, None));
@@ -84,7 +79,8 @@ pub(super) fn open(
     control.place(&root_port::locations(&slots, &[]))?;
     let place = (Place::MainBus(guest.address), guest.socket.as_path());
     let endpoint = Endpoint::new(Guest::NAME, space, Box::new(model))?;
-    devices.push(bind(place, access, config.iommu, endpoint.clone(), None).with_context(context)?);
+    let bound = bind(place, access, config.iommu, endpoint.clone(), survival);
+    devices.push(bound.with_context(context)?);
     let guest = ferry::Guest {
         control,
         endpoint,
@@ -131,6 +127,7 @@ fn bind(
         |left| Ok(Server::over(left, socket, access)?),
         || Ok(Server::bind_for(socket, access)?),
     )?;
+    let left = survival.map(|survival| survival.take_over(&endpoint));
     Ok(Device {
         slot: Slot {
             endpoint,
@@ -138,7 +135,7 @@ fn bind(
             iommu,
         },
         server,
-        left: None,
+        left: left.transpose()?.flatten(),
     })
 }
 
@@ -201,6 +198,7 @@ fn tell_end(name: &str, end: anyhow::Result<Ended>, ended: &Sender<End>) {
 fn look_when_connected(shared: &Arc<Shared>, ended: &Sender<End>) -> std::io::Result<()> {
     let (shared, ended) = (Arc::clone(shared), ended.clone());
     let look = move || {
+        shared.end_rest();
         if shared.vm.wait_connected()
             && let Err(error) = shared.look_at_qemu()
         {

@@ -6,6 +6,8 @@
 //! they are halted for a migration, and after they run again. A process that finds it written that they did
 //! not ends, and the keeper with it: what the devices are then is between the two hosts of a migration, and
 //! this one's part of it died with its process.
+//!
+//! It is written there, too, that vferry has stopped the vCPUs for a moment ([`Rests`]): a successor lets them run again.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -18,6 +20,7 @@ use anyhow::Context;
 use endpoint::Endpoint;
 use ferry::Vm;
 use keeper::{HANDED_OVER, Held, Journal, Limits, Line, Worker};
+use qemu::system::Rests;
 use sidecar::{Hooks, LogStart, Stop, Stopped, Veto};
 use vfio_user::{Ended, Negotiated, ServeError, Server};
 
@@ -25,6 +28,12 @@ use vfio_user::{Ended, Negotiated, ServeError, Server};
 const WORD: &str = "vm";
 const RUN: u64 = 0;
 const DO_NOT_RUN: u64 = 1;
+/// They do, but the vCPUs are stopped for a moment, and nobody else lets them run again. With the time at which that
+/// began, in seconds since the host was started, in the bits above.
+const REST: u64 = 2;
+const TIME: u32 = 2;
+/// A rest that began longer ago than QEMU waits for a successor is none: nobody has heard QEMU say that it was over.
+const LONGEST_REST: u64 = 30;
 
 /// By which name the configuration is held.
 const CONFIGURATION: &str = "configuration";
@@ -43,15 +52,53 @@ pub(crate) struct Survival {
 #[derive(Debug)]
 struct Word {
     journal: Journal,
+    runs: bool,
     /// A VM is on its way here: they do not, whatever their stage.
     arriving: bool,
+    /// The vCPUs are stopped for a moment, since then.
+    rests: Option<u64>,
 }
 
 impl Word {
-    fn write(&self, runs: bool) {
-        let runs = runs && !self.arriving;
-        self.journal.set_mark(if runs { RUN } else { DO_NOT_RUN });
+    /// As another process has left it in the `journal`, `now`, or new.
+    fn open(journal: Journal, now: u64) -> Result<Self, Halted> {
+        let mark = journal.mark();
+        let rests = match (mark & ((1 << TIME) - 1), mark >> TIME) {
+            (RUN, 0) => None,
+            (REST, since) => Some(since).filter(|since| now.saturating_sub(*since) < LONGEST_REST),
+            _ => return Err(Halted),
+        };
+        Ok(Self {
+            journal,
+            runs: true,
+            arriving: false,
+            rests,
+        })
     }
+
+    fn write(&mut self, runs: bool) {
+        self.runs = runs;
+        self.put();
+    }
+
+    fn put(&self) {
+        self.journal
+            .set_mark(match (self.is_running(), self.rests) {
+                (false, _) => DO_NOT_RUN,
+                (true, None) => RUN,
+                (true, Some(since)) => REST | since << TIME,
+            });
+    }
+
+    fn is_running(&self) -> bool {
+        self.runs && !self.arriving
+    }
+}
+
+/// Seconds since the host was started.
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or_default()
 }
 
 /// Why no process goes on.
@@ -95,13 +142,7 @@ impl Survival {
             worker.hold(WORD, &word)?;
             word
         };
-        if word.mark() != RUN {
-            return Err(Halted.into());
-        }
-        let word = Word {
-            journal: word,
-            arriving: false,
-        };
+        let word = Word::open(word, now())?;
         let survival = Self {
             worker: Arc::new(worker),
             is_first,
@@ -154,14 +195,14 @@ impl Survival {
     /// Writes down whether the devices run, which `runs` looks at.
     pub(crate) fn note(&self, runs: impl FnOnce() -> bool) {
         // Held while it is looked at: nobody writes what was so before.
-        let word = self.word();
+        let mut word = self.word();
         word.write(runs());
     }
 
     /// Runs `act`, which may halt the devices, or may not, and writes down before that they do not run, and
     /// after it whether they do.
     pub(crate) fn around<R>(&self, act: impl FnOnce() -> R, runs: impl FnOnce() -> bool) -> R {
-        let word = self.word();
+        let mut word = self.word();
         word.write(false);
         let result = act();
         word.write(runs());
@@ -188,6 +229,18 @@ impl Survival {
         let mut word = self.word();
         word.arriving = arriving;
         word.write(runs());
+    }
+
+    /// The vCPUs of devices that run are stopped for a moment, maybe by another process that has died since.
+    pub(crate) fn rests(&self) -> bool {
+        let word = self.word();
+        word.is_running() && word.rests.is_some()
+    }
+
+    fn rest(&self, since: Option<u64>) {
+        let mut word = self.word();
+        word.rests = since;
+        word.put();
     }
 
     fn word(&self) -> MutexGuard<'_, Word> {
@@ -250,6 +303,16 @@ impl Survival {
     }
 }
 
+impl Rests for Survival {
+    fn begin(&self) {
+        self.rest(Some(now()));
+    }
+
+    fn end(&self) {
+        self.rest(None);
+    }
+}
+
 /// What another process has left of a device's connection.
 #[derive(Debug)]
 pub(crate) struct Left {
@@ -288,9 +351,12 @@ impl<H: Hooks> Hooks for Noting<H> {
             vm,
             survival,
         } = self;
-        match survival {
-            Some(survival) => survival.around(|| hooks.stopping(stop), || runs(vm)),
-            None => hooks.stopping(stop),
+        match (&stop, survival) {
+            (Stop::Logged(_), Some(survival)) => {
+                survival.around(|| hooks.stopping(stop), || runs(vm))
+            }
+            // Nothing is halted.
+            (Stop::Unlogged, _) | (_, None) => hooks.stopping(stop),
         }
     }
 
@@ -328,10 +394,7 @@ mod tests {
             rare: 0,
             reply: 0,
         };
-        Mutex::new(Word {
-            journal: Journal::create(limits).unwrap(),
-            arriving: false,
-        })
+        Mutex::new(Word::open(Journal::create(limits).unwrap(), 0).unwrap())
     }
 
     fn survival() -> Survival {
@@ -382,6 +445,42 @@ mod tests {
             survival.note(runs);
         });
         assert_eq!(mark(survival), DO_NOT_RUN);
+    }
+
+    /// As the process after this one finds it `later` seconds from now.
+    fn successor(survival: &Survival, later: u64) -> Result<Survival, Halted> {
+        let journal = survival.word().journal.as_fd().try_clone_to_owned();
+        let journal = Journal::open(journal.unwrap()).unwrap();
+        Ok(Survival {
+            word: Mutex::new(Word::open(journal, now() + later)?),
+            ..self::survival()
+        })
+    }
+
+    #[test]
+    fn a_successor_learns_that_the_vcpus_are_stopped_for_a_moment_if_devices_run() {
+        let survival = survival();
+        assert!(!successor(&survival, 0).unwrap().rests());
+        Rests::begin(&survival);
+        assert!(successor(&survival, 0).unwrap().rests());
+        survival.note(|| false);
+        assert!(!survival.rests());
+        successor(&survival, 0).unwrap_err();
+        survival.note(|| true);
+        let next = successor(&survival, 0).unwrap();
+        assert!(next.rests());
+        next.end();
+        assert!(!successor(&next, 0).unwrap().rests());
+        assert_eq!(mark(&next), RUN);
+    }
+
+    /// The operator may have paused the VM since.
+    #[test]
+    fn a_rest_of_long_ago_is_none() {
+        let survival = survival();
+        Rests::begin(&survival);
+        let next = successor(&survival, LONGEST_REST).unwrap();
+        assert!(!next.rests());
     }
 
     #[test]

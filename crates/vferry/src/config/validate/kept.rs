@@ -27,23 +27,6 @@ impl Check<'_> {
                     "a VM without [keeper], or without this device",
                 );
             }
-            if device.root_port == Some(true) {
-                let what = "no other process can go on with a device behind a root port, and this VM has a [keeper]";
-                self.wrong::<(), _>(
-                    &device.name,
-                    what,
-                    "a VM without [keeper], or `root-port = false`",
-                );
-            }
-        }
-        if let Some(guest) = &file.guest {
-            let what =
-                "no other process can go on with the control device, and this VM has a [keeper]";
-            self.wrong::<(), _>(
-                &guest.socket,
-                what,
-                "a VM without [keeper], or without [guest]",
-            );
         }
         if let Some(iommu) = &file.qemu.iommu {
             let what = "what a virtual IOMMU maps is not kept, and this VM has a [keeper]";
