@@ -1,6 +1,8 @@
 //! Drivers of the control device that break the protocol, each in its way: scripts in the guest
 //! that poke its registers.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use ferry::Strategy;
 use testbed::{Help, Options, Testbed};
@@ -63,6 +65,8 @@ fn options() -> Options {
     Options {
         guest: Help::NoDriver,
         strategy: Some(Strategy::Cooperative),
+        // A script looks and answers, by a program for each register.
+        quiesce_deadline: Duration::from_secs(4),
         ..Options::default()
     }
 }
