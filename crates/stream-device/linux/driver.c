@@ -28,6 +28,7 @@
 #include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/pm.h>
+#include <linux/sched.h>
 
 #include "channel.h"
 #include "vferry.h"
@@ -135,6 +136,12 @@ static irqreturn_t interrupt(int irq, void *data)
 	struct stream *stream = data;
 	int i;
 
+	/*
+	 * An interrupt's thread has a processor to itself while there is work,
+	 * and to look at what a fast device writes may take all of one.
+	 */
+	if (current->policy != SCHED_NORMAL)
+		sched_set_normal(current, 0);
 	for (i = 0; i < MODES; i++)
 		if (i != CYCLIC)
 			channel_poll(&stream->channels[i]);
