@@ -104,6 +104,15 @@ mod tests {
             }
         }
 
+        /// One process had it, and is gone.
+        fn of_one_that_died() -> Self {
+            let rig = Self::new();
+            let mut first = rig.fresh();
+            first.acquire(Claim::Start).unwrap();
+            die(first);
+            rig
+        }
+
         fn keep(&self) -> InKeeper {
             InKeeper {
                 worker: Arc::clone(&self.worker),
@@ -170,10 +179,7 @@ mod tests {
 
     #[test]
     fn an_image_whose_name_is_gone_is_gone_on_with() {
-        let rig = Rig::new();
-        let mut first = rig.fresh();
-        first.acquire(Claim::Start).unwrap();
-        die(first);
+        let rig = Rig::of_one_that_died();
         std::fs::remove_file(rig.folder.path().join("disk")).unwrap();
         let second = rig.left(&mut rig.held()).unwrap();
         second.write(0, b"abc").unwrap();
@@ -201,10 +207,7 @@ mod tests {
 
     #[test]
     fn a_damaged_lease_is_in_the_way_of_a_migration_and_of_nothing_else() {
-        let rig = Rig::new();
-        let mut first = rig.fresh();
-        first.acquire(Claim::Start).unwrap();
-        die(first);
+        let rig = Rig::of_one_that_died();
         let lease = rig.folder.path().join("disk.vferry-lease");
         std::fs::write(lease, [b'x'; 512]).unwrap();
         let mut second = rig.left(&mut rig.held()).unwrap();
