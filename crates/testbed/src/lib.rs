@@ -30,6 +30,7 @@ mod still;
 mod stock;
 mod summary;
 mod unit;
+mod wait;
 
 pub use host::{GuestOptions, Host, HostOptions, Identity};
 pub use kills::{Kills, kill_worker, kill_workers, restart_unit, upgrade, upgrade_workers};
@@ -45,3 +46,4 @@ pub use still::Still;
 pub use stock::{Stock, StockMigration, StockTestbed};
 pub use summary::{DiskSummary, NetworkSummary, Rehearsed, Spread, Summary, summarise};
 pub use unit::Manager;
+pub use wait::wait_until;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferry::Strategy;
@@ -13,7 +13,7 @@ use lab::{Kernel, Lab, progress_on_stderr};
 use rustix::process::Signal;
 use testbed::{
     Devices, Help, Manager, Options, Plug, Programs, Testbed, kill_worker, kill_workers,
-    restart_unit, upgrade, upgrade_workers,
+    restart_unit, upgrade, upgrade_workers, wait_until,
 };
 
 /// Kills of this bounded form; `cargo xtask kill-worker` has more.
@@ -169,14 +169,14 @@ fn a_guest_that_was_asked_for_help_goes_on_when_the_process_that_asked_dies() ->
             .stderr(Stdio::null())
             .spawn()?;
         // It has done so, and waits for the end of it.
-        wait_until(&testbed, command, || is_done(&testbed, command))?;
+        wait_until(command, BEGINS, || is_done(&testbed, command))?;
         kill_worker(&testbed.host)?;
         ensure!(
             !asking.wait()?.success(),
             "nobody is left to say how it went"
         );
         testbed.wait_for_traffic().context(command)?;
-        wait_until(&testbed, "end", || is_done(&testbed, "end"))?;
+        wait_until("end", BEGINS, || is_done(&testbed, "end"))?;
     }
     let migration = testbed.migrate()?;
     let [nic] = &migration.report.devices[..] else {
@@ -223,16 +223,8 @@ fn is_of(pid: u32, file: &Path) -> Result<bool> {
 }
 
 fn wait_for_precopy(testbed: &Testbed) -> Result<()> {
-    wait_until(testbed, "it does not copy", || {
+    wait_until("it copies", BEGINS, || {
         Ok(testbed.host.log().contains("dirty log opened"))
     })
-}
-
-fn wait_until(testbed: &Testbed, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + BEGINS;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "{what}: {}", testbed.host.log());
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    .with_context(|| testbed.host.log())
 }

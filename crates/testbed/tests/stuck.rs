@@ -2,7 +2,7 @@
 //! by `recovery`, and is on the other side what it was before.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferry::Strategy;
@@ -11,7 +11,7 @@ use lab::{Kernel, Lab, progress_on_stderr};
 use qemu::monitor::Width;
 use qemu::system::RunState;
 use serde_json::json;
-use testbed::{Boot, Options, PEER_IP, Plug, Programs, Testbed, kill_worker};
+use testbed::{Boot, Options, PEER_IP, Plug, Programs, Testbed, kill_worker, wait_until};
 
 /// How long anything may take that takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -74,15 +74,6 @@ fn is_yet_to_recover(nic: &DeviceReport) {
     assert!(fault.contains("did not reset it"), "{nic:?}");
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
-}
-
 fn reaches_its_peer(testbed: &Testbed) -> Result<()> {
     testbed.bring_up()?;
     let ping = format!("ping -q -c 3 {PEER_IP}");
@@ -100,7 +91,7 @@ fn spinning(options: Options) -> Result<Testbed> {
     };
     let testbed = Testbed::start(lab, Programs::build()?, options)?;
     testbed.shell("(sleep 1; insmod /bin/spin.ko) > /dev/null 2>&1 &")?;
-    wait_until("the guest does not spin", || {
+    wait_until("the guest does not spin", PATIENCE, || {
         Ok(testbed.host.vm.shell("true", SILENT).is_err())
     })?;
     Ok(testbed)
@@ -151,7 +142,7 @@ fn a_guest_that_has_panicked() -> Result<()> {
         ..options()
     })?;
     testbed.shell("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
-    wait_until("the guest does not panic", || {
+    wait_until("the guest does not panic", PATIENCE, || {
         Ok(testbed.host.vm.console().contains("end Kernel panic"))
     })?;
     let nic = move_by_both(&mut testbed)?;
@@ -163,7 +154,7 @@ fn a_guest_that_has_panicked() -> Result<()> {
 fn a_guest_that_is_suspended_to_ram() -> Result<()> {
     let mut testbed = start(options())?;
     testbed.shell("(sleep 1; echo mem > /sys/power/state) > /dev/null 2>&1 &")?;
-    wait_until("the guest does not sleep", || {
+    wait_until("the guest does not sleep", PATIENCE, || {
         let status = testbed.host.vm.qmp().run_status()?;
         Ok(status.status == RunState::Suspended)
     })?;
@@ -186,7 +177,7 @@ fn a_guest_that_is_suspended_to_idle() -> Result<()> {
         ..options()
     })?;
     testbed.shell("(sleep 1; echo freeze > /sys/power/state) > /dev/null 2>&1 &")?;
-    wait_until("the guest does not sleep", || {
+    wait_until("the guest does not sleep", PATIENCE, || {
         Ok(testbed.host.vm.shell("true", SILENT).is_err())
     })?;
     let nic = move_by_both(&mut testbed)?;
@@ -222,7 +213,7 @@ fn a_guest_that_has_halted_while_it_booted() -> Result<()> {
         append: "rdinit=/none root=/dev/none rootwait loglevel=7".into(),
         ..idle()
     })?;
-    wait_until("the guest does not come so far", || {
+    wait_until("the guest does not come so far", PATIENCE, || {
         let console = testbed.host.vm.console();
         Ok(console.contains("Waiting for root device"))
     })?;
@@ -266,5 +257,5 @@ fn a_guest_in_ovmf() -> Result<()> {
     went_by_its_state(&nic);
     let goes_on = |testbed: &Testbed| testbed.host.vm.console().contains("BdsDxe: loading Boot");
     ensure!(!goes_on(&testbed), "it has gone on already");
-    wait_until("it does not go on", || Ok(goes_on(&testbed)))
+    wait_until("it does not go on", PATIENCE, || Ok(goes_on(&testbed)))
 }

@@ -6,10 +6,9 @@ use anyhow::{Context, Result, ensure};
 use lab::{Kernel, Lab, progress_on_stderr};
 use load_format::{DiskReport, GuestReport};
 use tempfile::TempDir;
-use testbed::{Host, HostOptions, Programs};
+use testbed::{Host, HostOptions, Programs, wait_until};
 
 use crate::PATIENCE;
-use crate::health::wait_until;
 
 /// Where the guest has the disk.
 pub(crate) const NODE: &str = "/dev/nvme0n1";
@@ -77,7 +76,7 @@ impl Guest {
     /// Has the load read all that it has written, when it has done every kind of I/O, and ends it:
     /// nothing may have been wrong.
     pub(crate) fn stop_load(&self) -> Result<()> {
-        wait_until("the load does every kind of I/O", || {
+        wait_until("the load does every kind of I/O", PATIENCE, || {
             let load = self.load()?.context("the load has ended")?;
             let done = [
                 load.reads,
@@ -114,7 +113,7 @@ impl Guest {
         };
         // Each worker has one on its way at most.
         let enough = before.operations + before.workers + 1;
-        wait_until("the disk carries out I/O", || {
+        wait_until("the disk carries out I/O", PATIENCE, || {
             let now = self.load()?.context("the load has ended")?;
             is_right(&now)?;
             Ok(now.operations >= enough)

@@ -1,8 +1,7 @@
 //! Whether the guest's disk does all that it should: the one check that follows every action.
 
-use std::time::Instant;
-
 use anyhow::{Context, Result, ensure};
+use testbed::wait_until;
 
 use crate::PATIENCE;
 use crate::guest::{DISK_MIB, Guest, LOAD_MIB, NODE};
@@ -60,7 +59,7 @@ pub(crate) fn probed(guest: &Guest) -> Result<()> {
 /// Checks the guest's disk; the driver must have started the controller so often since the last
 /// check.
 pub(crate) fn check(guest: &Guest, starts: usize) -> Result<()> {
-    wait_until("the controller is live", || {
+    wait_until("the controller is live", PATIENCE, || {
         let state = guest.shell("cat /sys/class/nvme/nvme0/state")?;
         Ok(state.trim() == "live")
     })?;
@@ -152,13 +151,3 @@ fn complains(line: &str) -> bool {
 }
 
 const KERN_WARNING: u32 = 4;
-
-/// Waits until `holds`.
-pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    Ok(())
-}

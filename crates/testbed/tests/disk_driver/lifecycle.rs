@@ -8,9 +8,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use qemu::system::RunState;
 use serde_json::json;
+use testbed::wait_until;
 
+use crate::PATIENCE;
 use crate::guest::Guest;
-use crate::health::wait_until;
 
 /// The controller, as `vm.toml` of the testbed places it.
 const FUNCTION: &str = "/sys/bus/pci/devices/0000:00:09.0";
@@ -126,7 +127,7 @@ fn suspend(guest: &Guest) -> Result<()> {
     std::thread::scope(|scope| {
         let asleep = scope.spawn(|| guest.shell("echo mem > /sys/power/state"));
         let wake = || -> Result<()> {
-            wait_until("the guest suspends", || {
+            wait_until("the guest suspends", PATIENCE, || {
                 let suspended = qmp.run_status()?.status == RunState::Suspended;
                 Ok(suspended || asleep.is_finished())
             })?;

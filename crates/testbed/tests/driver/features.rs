@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use testbed::{GUEST_IP, PEER_IP, Testbed};
+use testbed::{GUEST_IP, PEER_IP, Testbed, wait_until};
 
-use crate::health::{counter, device, kernel_has_no_complaint, wait_until};
+use crate::health::{counter, device, kernel_has_no_complaint};
 use crate::station::{self, Station};
 use crate::trace::{self, Event};
 use crate::{GUEST_MAC, PATIENCE, guest};

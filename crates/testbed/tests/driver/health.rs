@@ -1,11 +1,10 @@
 //! Whether the guest's NIC does all that it should: the one check that follows every action.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use testbed::{GUEST_IP, PEER_IP, Testbed};
+use testbed::{GUEST_IP, PEER_IP, Testbed, wait_until};
 
 use crate::station::{self, Station};
 use crate::trace::{self, Event};
@@ -179,18 +178,4 @@ pub(crate) fn counter(device: &serde_json::Value, pointer: &str) -> Result<u64> 
         .pointer(pointer)
         .and_then(serde_json::Value::as_u64)
         .with_context(|| format!("no counter {pointer} in {device:#}"))
-}
-
-/// Waits until `holds`.
-pub(crate) fn wait_until(
-    what: &str,
-    limit: Duration,
-    mut holds: impl FnMut() -> Result<bool>,
-) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

@@ -5,10 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use qemu::system::RunState;
 use serde_json::json;
-use testbed::Testbed;
+use testbed::{Testbed, wait_until};
 
 use crate::PATIENCE;
-use crate::health::wait_until;
 
 /// The NIC, as `vm.toml` of the testbed places it.
 const FUNCTION: &str = "/sys/bus/pci/devices/0000:00:05.0";
