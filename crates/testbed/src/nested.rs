@@ -34,7 +34,7 @@ use crate::{GUEST_IP, Migration, PEER_IP, Programs};
 /// How long traffic may take to flow everywhere, from nothing or after a migration.
 const FLOW: Duration = Duration::from_mins(1);
 /// How long a migration may take.
-const MIGRATION: Duration = Duration::from_mins(3);
+const MIGRATION: Duration = Duration::from_mins(5);
 /// How often it is looked whether it is over.
 const LOOK: Duration = Duration::from_millis(20);
 /// Its guest's address on its network.

@@ -20,8 +20,8 @@ const BOOTS: usize = 3;
 /// Where vferry and QEMU have their sockets, in each host.
 const FOLDER: &str = "/tmp";
 /// How long a guest that is emulated twice may take to stop its device, and to begin to track: a second or two, and
-/// more where the machine has other work.
-const QUIESCE: Duration = Duration::from_secs(20);
+/// tens of seconds where the machine is slow or has other work. The guest runs meanwhile, so nobody waits for it.
+const QUIESCE: Duration = Duration::from_mins(1);
 /// The monitor of each QEMU: a pipe's two ends.
 const MONITOR: &str = "/tmp/monitor";
 /// An address on the guest's network that nobody has.
