@@ -10,8 +10,8 @@ use ferry::{Phase, Strategy};
 use lab::{Lab, progress_on_stderr};
 use serde::Serialize;
 use testbed::{
-    DriverRace, Help, Migration, Nested, NestedOptions, Programs, RecoverySplit, Replug, Split,
-    Spread, Way,
+    DriverRace, Help, Migration, Nested, NestedOptions, NeverGone, Programs, RecoverySplit, Replug,
+    Split, Spread, Way,
 };
 
 /// Live migrations of a guest with a real virtual function, from host to host of the nested lab.
@@ -68,8 +68,8 @@ enum Form {
 #[derive(Debug, Serialize)]
 struct Summary {
     migrations: usize,
-    /// Those beside that ended with the guest's driver waiting for itself ([`DriverRace`]).
-    driver_races: usize,
+    /// Those beside that ended with the guest waiting for itself ([`DriverRace`], [`NeverGone`]).
+    hung: usize,
     /// Pages that differed at the end, of all memory in all migrations; not looked for by `failover`.
     stale_pages: Option<usize>,
     /// How long the guest had no function that worked.
@@ -179,10 +179,17 @@ impl Arguments {
 }
 
 /// What came of some migrations.
-#[derive(Debug, Default)]
-struct Migrations {
-    done: Vec<Migration>,
-    driver_races: usize,
+#[derive(Debug)]
+struct Migrations<T = Migration> {
+    done: Vec<T>,
+    hung: usize,
+}
+
+impl<T> Migrations<T> {
+    const NONE: Self = Self {
+        done: Vec::new(),
+        hung: 0,
+    };
 }
 
 fn migrations(
@@ -191,12 +198,12 @@ fn migrations(
     count: usize,
     step: &dyn Fn(&str),
 ) -> Result<Migrations> {
-    let mut migrations = Migrations::default();
+    let mut migrations = Migrations::NONE;
     while migrations.done.len() < count {
         let number = migrations.done.len() + 1;
         let migration = match nested.migrate(Some(strategy)) {
-            Err(error) if error.is::<DriverRace>() && migrations.driver_races < count => {
-                migrations.driver_races += 1;
+            Err(error) if error.is::<DriverRace>() && migrations.hung < count => {
+                migrations.hung += 1;
                 step(&format!(
                     "migration {number} of {count}: {error}; booting it anew"
                 ));
@@ -227,23 +234,35 @@ fn migrations(
     Ok(migrations)
 }
 
-fn replugs(nested: &mut Nested, count: usize, step: &dyn Fn(&str)) -> Result<Vec<Replug>> {
+fn replugs(nested: &mut Nested, count: usize, step: &dyn Fn(&str)) -> Result<Migrations<Replug>> {
     nested.watch_function()?;
-    let mut replugs = Vec::new();
-    for number in 1..=count {
-        let replug = nested.replug()?;
+    let mut replugs = Migrations::NONE;
+    while replugs.done.len() < count {
+        let number = replugs.done.len() + 1;
+        let replug = match nested.replug() {
+            Err(error) if error.is::<NeverGone>() && replugs.hung < count => {
+                replugs.hung += 1;
+                step(&format!(
+                    "migration {number} of {count}: {error}; booting it anew"
+                ));
+                nested.boot_again(Way::Failover)?;
+                nested.watch_function()?;
+                continue;
+            }
+            replugged => replugged?,
+        };
         step(&format!(
             "migration {number} of {count}: no function for {:.0} ms, silence {:.0} ms",
             replug.function_outage_ms,
             replug.silence_ms.unwrap_or_default(),
         ));
-        replugs.push(replug);
+        replugs.done.push(replug);
     }
     Ok(replugs)
 }
 
 impl Summary {
-    fn of(Migrations { done, driver_races }: &Migrations) -> Self {
+    fn of(Migrations { done, hung }: &Migrations) -> Self {
         let migrations = &done[..];
         let spread = |value: &dyn Fn(&Migration) -> Option<f64>| {
             Spread::of(migrations.iter().filter_map(value).collect())
@@ -258,7 +277,7 @@ impl Summary {
         });
         Self {
             migrations: migrations.len(),
-            driver_races: *driver_races,
+            hung: *hung,
             stale_pages: migrations.iter().map(|m| m.report.stale_pages).sum(),
             // All its traffic is the function's.
             function_outage_ms: outage,
@@ -271,10 +290,11 @@ impl Summary {
         }
     }
 
-    fn of_replugs(replugs: &[Replug]) -> Self {
+    fn of_replugs(Migrations { done, hung }: &Migrations<Replug>) -> Self {
+        let replugs = &done[..];
         Self {
             migrations: replugs.len(),
-            driver_races: 0,
+            hung: *hung,
             stale_pages: None,
             function_outage_ms: Spread::of(replugs.iter().map(|r| r.function_outage_ms).collect()),
             silence_ms: Spread::of(replugs.iter().filter_map(|r| r.silence_ms).collect()),
@@ -318,10 +338,10 @@ fn print(by: By, summary: &Summary) {
     for (phase, times) in &summary.phases_ms {
         spread(&format!("phase {phase}"), times);
     }
-    if summary.driver_races > 0 {
+    if summary.hung > 0 {
         println!(
-            "  beside them the guest's driver waited for itself: {}",
-            summary.driver_races
+            "  beside them the guest waited for itself until its end: {}",
+            summary.hung
         );
     }
     if let Some(stale) = summary.stale_pages {

@@ -35,7 +35,7 @@ mod wait;
 pub use host::{GuestOptions, Host, HostOptions, Identity};
 pub use kills::{Kills, kill_worker, kill_workers, restart_unit, upgrade, upgrade_workers};
 pub use migration::{Interrupts, Migration};
-pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, Replug, Way};
+pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, NeverGone, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, HostFiles, Options, Plug};
 pub use power_cut::{Cuts, power_cuts};
 pub use processors::{Processors, run_on};

@@ -24,7 +24,7 @@ use uplink::peer::now_nanos;
 use uplink::{Peer, PeerConfig};
 use vferry::control::Reply;
 
-pub use self::failover::Replug;
+pub use self::failover::{NeverGone, Replug};
 pub use self::host::{Exits, NestedHost};
 pub use self::race::DriverRace;
 use crate::migration::Interrupts;

@@ -257,6 +257,16 @@ impl NestedHost {
         told.map(drop)
     }
 
+    /// What the monitor has said, of its VM's migration at last.
+    pub(super) fn migration_said(&self) -> String {
+        // One that does not answer is evidence, too, so nobody waits for the answer longer than this.
+        let asked = self.tell_monitor("info migrate");
+        if let Err(error) = asked.and_then(|()| self.host.shell("usleep 2000000").map(drop)) {
+            return format!("{error:#}");
+        }
+        self.monitor_said()
+    }
+
     /// What the monitor has said.
     pub(super) fn monitor_said(&self) -> String {
         self.read(MONITOR_LOG)
