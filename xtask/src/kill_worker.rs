@@ -10,6 +10,9 @@ use testbed::{Devices, Options, Programs, Testbed, kill_workers};
 use crate::device::{self, Device};
 use crate::workspace::seed;
 
+/// After so many kills it says how far it is.
+const TOLD: u64 = 25;
+
 /// Kills the process that serves the devices of a guest under load, at random moments. Another goes on
 /// where it died, and the guest is to notice nothing but lost frames; of a disk nothing but that it is slow.
 #[derive(Debug, Args)]
@@ -42,7 +45,12 @@ pub(crate) fn run(options: &KillWorker) -> Result<ExitCode> {
         ..Options::default()
     };
     let testbed = Testbed::start(lab, programs, guest)?;
-    let kills = kill_workers(&testbed, options.times, seed)?;
+    let times = options.times;
+    let kills = kill_workers(&testbed, times, seed, &|survived| {
+        if survived.is_multiple_of(TOLD) {
+            eprintln!("kill-worker: {survived} of {times} kills survived");
+        }
+    })?;
     let (longest, median) = kills.outage_ms().context("none was killed")?;
     println!(
         "kill-worker: {} of {} kills survived; outage {median:.0} ms in the middle, {longest:.0} ms at most; \

@@ -77,12 +77,17 @@ fn longest_and_middle(sorted: &[f64]) -> Option<(f64, f64)> {
 }
 
 /// Kills the process that serves `testbed`'s devices `times` times, at moments that come of `seed`, as SIGKILL
-/// does.
+/// does, and calls `survived` with how many of them the guest has.
 ///
 /// # Errors
 /// When the guest is not well after one of them, with all that is known.
-pub fn kill_workers(testbed: &Testbed, times: u64, seed: u64) -> Result<Kills> {
-    replace(testbed, times, seed, &mut |host, round| {
+pub fn kill_workers(
+    testbed: &Testbed,
+    times: u64,
+    seed: u64,
+    survived: &dyn Fn(u64),
+) -> Result<Kills> {
+    replace(testbed, times, seed, survived, &mut |host, round| {
         kill(host.status()?.pid)?;
         wait_served(host, round)
     })
@@ -100,7 +105,7 @@ pub fn upgrade_workers(
     vferry: &Path,
     install: &dyn Fn() -> Result<()>,
 ) -> Result<Kills> {
-    replace(testbed, times, seed, &mut |host, _| {
+    replace(testbed, times, seed, &|_| (), &mut |host, _| {
         install()?;
         upgrade(host, vferry)
     })
@@ -122,6 +127,7 @@ fn replace(
     testbed: &Testbed,
     times: u64,
     seed: u64,
+    survived: &dyn Fn(u64),
     act: &mut dyn FnMut(&Host, u64) -> Result<()>,
 ) -> Result<Kills> {
     let mut dice = Dice::new(seed);
@@ -153,6 +159,7 @@ fn replace(
         let longest = silences.iter().flatten().map(silence_ms);
         let longest = longest.max_by(f64::total_cmp);
         outages_ms.push(longest.context("the peer has measured nothing")?);
+        survived(round);
     }
     outages_ms.sort_by(f64::total_cmp);
     disk_outages_ms.sort_by(f64::total_cmp);
@@ -208,7 +215,7 @@ pub fn restart_unit(
     times: u64,
     seed: u64,
 ) -> Result<(Kills, Guarded)> {
-    let kills = replace(testbed, times, seed, &mut |host, _| {
+    let kills = replace(testbed, times, seed, &|_| (), &mut |host, _| {
         let before = process.as_ref().unwrap_or_else(|| host.process());
         let (ended, again) = manager.restart(host, before, signal)?;
         ensure!(

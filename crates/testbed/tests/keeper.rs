@@ -39,7 +39,7 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
             ..options()
         },
     )?;
-    let kills = kill_workers(&testbed, TIMES, 1)?;
+    let kills = kill_workers(&testbed, TIMES, 1, &|_| ())?;
     println!(
         "{} of {} kills survived: {kills:?}",
         kills.survived, kills.killed
@@ -71,7 +71,7 @@ fn a_guest_under_load_outlives_the_process_that_serves_its_devices() -> Result<(
     // The process that serves it now migrates it, to a host that has a keeper too.
     let migration = testbed.migrate()?;
     assert_eq!(migration.report.stale_pages, Some(0));
-    let kills = kill_workers(&testbed, 3, 2)?;
+    let kills = kill_workers(&testbed, 3, 2, &|_| ())?;
     assert_eq!(kills.faults, [""; 0], "{kills:?}");
     Ok(())
 }
@@ -108,7 +108,7 @@ fn a_new_program_takes_over_under_a_guest_under_load_and_one_that_cannot_does_no
     let status = testbed.host.status()?;
     assert_eq!(status.upgrades, Some(UPGRADES));
     assert_eq!(status.upgrade_refused.as_deref(), Some("exit status: 1"));
-    let kills = kill_workers(&testbed, 3, 4)?;
+    let kills = kill_workers(&testbed, 3, 4, &|_| ())?;
     assert_eq!(kills.faults, [""; 0], "{kills:?}");
     assert!(!is_of(testbed.host.status()?.pid, &installed)?);
     let upgrades = upgrade_workers(&testbed, 1, 5, &built, &install)?;
@@ -184,7 +184,7 @@ fn a_guest_that_was_asked_for_help_goes_on_when_the_process_that_asked_dies() ->
     };
     assert_eq!((nic.strategy, &nic.fault), (Strategy::Cooperative, &None));
     assert_eq!(migration.report.stale_pages, Some(0));
-    let kills = kill_workers(&testbed, 3, 8)?;
+    let kills = kill_workers(&testbed, 3, 8, &|_| ())?;
     assert_eq!(kills.faults, [""; 0], "{kills:?}");
     Ok(())
 }
