@@ -20,6 +20,8 @@ pub mod end;
 pub(crate) mod help;
 pub(crate) mod hold;
 
+pub use hold::let_go;
+
 use std::time::Duration;
 
 use control_device::Control;

@@ -319,6 +319,24 @@ impl Shared {
         }
     }
 
+    /// Has QEMU end migrations as it did before another process died that kept it from that.
+    fn end_hold(&self, qmp: &Qmp) {
+        if keeper::Worker::deaths() == 0 {
+            return;
+        }
+        // One that has begun meanwhile puts it back in its end.
+        let Some(_guard) = self.migrating.begin() else {
+            return;
+        };
+        if let Err(error) = ferry::cooperative::let_go(qmp) {
+            tracing::warn!(
+                %error,
+                "QEMU may keep the `downtime-limit` of 1 ms that a process which has died had set: set it, should \
+                 you migrate the VM without vferry"
+            );
+        }
+    }
+
     /// Says at once, not only when a migration is asked for, that QEMU is another than expected. A
     /// VM that starts here takes what only one host may have; until QEMU has said that it does, its
     /// disks wait.
@@ -346,6 +364,7 @@ impl Shared {
         if state != RunState::InMigrate {
             self.vm.start_here()?;
             tracing::info!("the VM starts here");
+            self.end_hold(&qmp);
         }
         if let Err(error) = self.facts(&qmp) {
             tracing::error!("this VM cannot be migrated: {error:#}");

@@ -105,16 +105,21 @@ impl Plan {
 
     /// What QEMU has, but for what a process has left that died while it held QEMU.
     fn read(qmp: &Qmp) -> Result<Self, QmpError> {
+        let plan = Self::read_as_is(qmp)?;
+        Ok(if plan.is_held() { Self::DEFAULT } else { plan })
+    }
+
+    /// Whether it is what [`Limits::tighten`] or [`Limits::expect`] sets.
+    fn is_held(self) -> bool {
+        self.limit == DOWNTIME_LIMIT && [SWITCHOVER_BANDWIDTH, MEASURED].contains(&self.bandwidth)
+    }
+
+    fn read_as_is(qmp: &Qmp) -> Result<Self, QmpError> {
         let limit = qmp.migration_parameter("downtime-limit")?.as_u64();
         let bandwidth = qmp.migration_parameter("avail-switchover-bandwidth")?;
-        let plan = Self {
+        Ok(Self {
             limit: limit.map_or(Self::DEFAULT.limit, Duration::from_millis),
             bandwidth: bandwidth.as_u64().unwrap_or(Self::DEFAULT.bandwidth),
-        };
-        Ok(if plan == Self::TIGHT {
-            Self::DEFAULT
-        } else {
-            plan
         })
     }
 
@@ -125,6 +130,18 @@ impl Plan {
             ..MigrationSettings::default()
         })
     }
+}
+
+/// Has QEMU plan the end of migrations as by default, where a process has died that had kept it from one. What
+/// its owner had set before is not known any more.
+///
+/// # Errors
+/// When QEMU does not do it.
+pub fn let_go(qmp: &Qmp) -> Result<(), QmpError> {
+    if Plan::read_as_is(qmp)?.is_held() {
+        Plan::DEFAULT.set(qmp)?;
+    }
+    Ok(())
 }
 
 impl<'a> Limits<'a> {
@@ -301,6 +318,20 @@ mod tests {
         limits.tighten().unwrap();
         limits.loosen().unwrap();
         assert_eq!(*has.lock().unwrap(), (300, 0), "of a process that died");
+    }
+
+    #[test]
+    fn what_a_process_has_left_that_died_is_put_back_and_nothing_else() {
+        for (left, becomes) in [
+            (TIGHT, (300, 0)),
+            ((1, MEASURED), (300, 0)),
+            ((1, 7_000_000), (1, 7_000_000)),
+            ((250, SWITCHOVER_BANDWIDTH), (250, SWITCHOVER_BANDWIDTH)),
+        ] {
+            let (qmp, has) = qemu(left.0, left.1);
+            let_go(&qmp).unwrap();
+            assert_eq!(*has.lock().unwrap(), becomes, "{left:?}");
+        }
     }
 
     #[test]
