@@ -19,6 +19,8 @@ use super::{Runs, Verdict};
 use crate::{Devices, Help, Host, HostFiles, Options, Plug, Programs, Testbed};
 
 const END: Duration = Duration::from_secs(20);
+/// More than the cases of one guest take.
+const DEATHS_PER_MINUTE: u32 = 100;
 /// A host that is none of these.
 const ANOTHER: &str = "another.example";
 
@@ -233,8 +235,11 @@ impl Bench {
             unsound_control: self.unsound_control.clone(),
             devices: match self.load.with {
                 With::Disk => Devices::NicAndDisk,
-                With::Nothing | With::Asleep | With::SmallDisks | With::Tls => Devices::Nic,
+                With::Nothing | With::Asleep | With::SmallDisks | With::Tls | With::Keeper => {
+                    Devices::Nic
+                }
             },
+            deaths_per_minute: (self.load.with == With::Keeper).then_some(DEATHS_PER_MINUTE),
             between: match self.load.with {
                 With::Tls => crate::Between::Tls,
                 _ => crate::Between::Sockets,

@@ -155,6 +155,8 @@ pub enum With {
     SmallDisks,
     /// The guest sleeps, by its own wish.
     Asleep,
+    /// Each host has a keeper: what is killed of vferry is the process that serves the devices.
+    Keeper,
 }
 
 /// Where the VM has to run afterwards.
@@ -408,6 +410,13 @@ pub const CASES: &[Case] = &[
     case(Word,     DestinationQemu,   Killed,                    Transparent, Here, RUNS_ON).with(With::Disk),
     case(Running,  ControlLink,       Cut,                       Transparent, ResolvedThere, RESOLVE).with(With::Disk),
     case(After,    SourceHost,        Killed,                    Transparent, There, ENDED).with(With::Disk),
+    // A process that serves the devices, where a keeper has another go on.
+    case(Check,    SourceVferry,      Killed,                    Transparent, Here, ENDED).with(With::Keeper),
+    case(Precopy,  SourceVferry,      Killed,                    Transparent, Here, ENDED).with(With::Keeper).always(),
+    case(Precopy,  SourceVferry,      Killed,                    Recovery,    Here, ENDED).with(With::Keeper),
+    case(Quiesce,  SourceVferry,      Killed,                    Cooperative, Here, ENDED).with(With::Keeper),
+    case(Precopy,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Keeper),
+    case(Stopped,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Keeper),
     // What a disk has no room for: QEMU's socket, and of vferry's files a lease.
     case(Prepare,  DestinationHost,   Without(Disk),             Transparent, Here, Why("No space left on device")).with(With::SmallDisks),
     case(Precopy,  DestinationHost,   Without(Disk),             Transparent, There, Done).with(With::SmallDisks),

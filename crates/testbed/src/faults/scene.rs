@@ -84,7 +84,11 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
     if case.at != At::Before {
         reach(case, scene)?;
         for host in [scene.source, scene.destination] {
-            privileges::are_given_up(host.vferry_pid())?;
+            let serves = match case.with {
+                With::Keeper => host.status()?.pid,
+                _ => host.vferry_pid(),
+            };
+            privileges::are_given_up(serves)?;
         }
         strike(case, scene)?;
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource as Limit, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-use super::cases::{Case, Fault, Party, Refusal, Resource};
+use super::cases::{Case, Fault, Party, Refusal, Resource, With};
 use super::scene::Scene;
-use crate::Host;
+use crate::{Host, kill_worker};
 
 /// How long a process may take to end, or to stand still.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,17 +69,32 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
         }
         (Party::SourceHost | Party::DestinationHost, _) => {
             let source = case.party == Party::SourceHost;
-            scene.between()?.link.cut();
-            scene.between()?.stream.cut();
             let host = if source {
                 scene.source
             } else {
                 scene.destination
             };
+            // Before the links: it would tell of those. What they hold stays held until they are cut.
             host.kill();
+            scene.between()?.link.cut();
+            scene.between()?.stream.cut();
         }
         (Party::Cli, fault) => command(fault, scene)?,
         (_, Fault::Refuses(refusal)) => refuse(refusal, scene)?,
+        (Party::SourceVferry, Fault::Killed) if case.with == With::Keeper => {
+            kill_worker(scene.source)?;
+        }
+        (Party::DestinationVferry, Fault::Killed) if case.with == With::Keeper => {
+            // Nobody serves what waits for a VM in its place.
+            let worker = pid(scene.destination.status()?.pid)?;
+            kill_process(worker, Signal::KILL)?;
+            let deadline = Instant::now() + PATIENCE;
+            let ended = scene.destination.process().wait(deadline);
+            ensure!(
+                ended.is_some(),
+                "the keeper of what waited for a VM goes on"
+            );
+        }
         (party, Fault::Killed) => {
             match party {
                 Party::SourceVferry => scene.source.process().kill(),

@@ -48,7 +48,8 @@ pub(super) fn migrate(config: &Config, options: &super::Migrate) -> anyhow::Resu
                 display.end();
                 anyhow::bail!(
                     "the VM's process ended in the middle of the migration; its log says why. \
-                     QMP `query-status` on both hosts tells where the VM is"
+                     QMP `query-status` on both hosts tells where the VM is. Where there is a `[keeper]`, another \
+                     process serves it: `vferry status`"
                 )
             }
         }
