@@ -96,6 +96,11 @@ fn the_host_is_as_before_after_any_end() -> Result<()> {
         "test -S /r/tmp/qmp.sock && chroot /r \
         /run/share/vferry status /run/share/vm.toml --json | grep '\"connected\":true'",
     )?;
+    // It asks for the registers after it has connected, and stopped before that it would not have it.
+    scene.wait_until(
+        "its QEMU has the function",
+        "grep vfio /proc/$(pidof qemu-system-x86_64)/maps",
+    )?;
     // It would end soon, as its device is gone.
     scene.host.shell("kill -STOP $(pidof qemu-system-x86_64)")?;
     scene.kill("run")?;
