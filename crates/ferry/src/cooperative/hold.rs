@@ -106,10 +106,14 @@ impl Plan {
     /// What QEMU has, but for what a process has left that died while it held QEMU.
     fn read(qmp: &Qmp) -> Result<Self, QmpError> {
         let plan = Self::read_as_is(qmp)?;
-        Ok(if plan.is_held() { Self::DEFAULT } else { plan })
+        Ok(if plan == Self::TIGHT {
+            Self::DEFAULT
+        } else {
+            plan
+        })
     }
 
-    /// Whether it is what [`Limits::tighten`] or [`Limits::expect`] sets.
+    /// Whether it is what [`Limits::tighten`] or [`Limits::expect`] sets. The latter may be somebody's wish as well.
     fn is_held(self) -> bool {
         self.limit == DOWNTIME_LIMIT && [SWITCHOVER_BANDWIDTH, MEASURED].contains(&self.bandwidth)
     }
