@@ -228,7 +228,7 @@ pub fn restart_unit(
     Ok((kills, process.context("there was at least one")?))
 }
 
-fn kill(pid: u32) -> Result<()> {
+pub(crate) fn kill(pid: u32) -> Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     Ok(kill_process(
         pid.context("it has a process")?,

@@ -91,15 +91,11 @@ fn the_host_is_as_before_after_any_end() -> Result<()> {
     let args = format!("{SHARE}/vferry qemu-args {SHARE}/vm.toml");
     let args = format!("{} -S", scene.host.run(&args)?.trim());
     let _guest = scene.host.power_on(&lab, &Initrd::new(), &args)?;
-    scene.wait_until(
-        "its QEMU is connected",
-        "test -S /r/tmp/qmp.sock && chroot /r \
-        /run/share/vferry status /run/share/vm.toml --json | grep '\"connected\":true'",
-    )?;
     // It asks for the registers after it has connected, and stopped before that it would not have it.
     scene.wait_until(
         "its QEMU has the function",
-        "grep vfio /proc/$(pidof qemu-system-x86_64)/maps",
+        "test -S /r/tmp/qmp.sock && grep vfio /proc/$(pidof qemu-system-x86_64)/maps && chroot /r \
+        /run/share/vferry status /run/share/vm.toml --json | grep '\"connected\":true'",
     )?;
     // It would end soon, as its device is gone.
     scene.host.shell("kill -STOP $(pidof qemu-system-x86_64)")?;

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Resource as Limit, Rlimit, Signal, getrlimit, kill_pr
 
 use super::cases::{Case, Fault, Party, Refusal, Resource, With};
 use super::scene::Scene;
+use crate::kills::kill;
 use crate::{Host, kill_worker};
 
 /// How long a process may take to end, or to stand still.
@@ -86,8 +87,7 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
         }
         (Party::DestinationVferry, Fault::Killed) if case.with == With::Keeper => {
             // Nobody serves what waits for a VM in its place.
-            let worker = pid(scene.destination.status()?.pid)?;
-            kill_process(worker, Signal::KILL)?;
+            kill(scene.destination.status()?.pid)?;
             let deadline = Instant::now() + PATIENCE;
             let ended = scene.destination.process().wait(deadline);
             ensure!(
