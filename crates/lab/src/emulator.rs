@@ -16,6 +16,9 @@ const OLDEST: (u32, u32) = qemu::machine::OLDEST_SUPPORTED;
 /// A distributor may have left these out.
 const NEEDED_DEVICES: [&str; 2] = ["\"vfio-user-pci\"", "\"vhost-user-fs-pci\""];
 
+/// For a guest's kernel command line: it is to have one CPU, however many the machine has.
+pub const ONE_CPU: &str = "maxcpus=1 CPUS=1";
+
 /// A QEMU that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Emulator {
@@ -125,10 +128,19 @@ impl Accelerator {
     /// and the guards (indirect jumps through thunks) are what a translator is slowest at. The rest
     /// is what runs all the time for its own ends, and must be translated anew at a destination:
     /// pressure statistics, security modules, access sampling, the lockup detector.
+    ///
+    /// And it boots with one CPU; `init.sh` switches the others on. While it boots, the kernel changes its own
+    /// code time and again. It lays a breakpoint over what it changes (`smp_text_poke_batch_finish`), and QEMU's
+    /// translator throws away what it has of a page before the store that lifts it (`notdirty_write`), not after:
+    /// another CPU that translates the page between the two keeps the breakpoint, and the kernel dies of it
+    /// (`Oops: int3`).
     pub const fn kernel_parameters(self) -> &'static str {
         match self {
             Self::Kvm => "",
-            Self::Tcg => "mitigations=off psi=0 lsm=capability damon_stat.enabled=N nowatchdog",
+            Self::Tcg => {
+                "mitigations=off psi=0 lsm=capability damon_stat.enabled=N nowatchdog \
+                 maxcpus=1 noreplace-smp"
+            }
         }
     }
 }

@@ -11,6 +11,12 @@ mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 ip link set lo up
 
+# Where the kernel started with one CPU (emulator.rs says why), the others come now. A word of the
+# kernel's command line that the kernel does not know becomes a variable here.
+[ "$CPUS" = 1 ] || for online in /sys/devices/system/cpu/cpu*/online; do
+    [ ! -e "$online" ] || [ "$(cat "$online")" = 1 ] || echo 1 > "$online"
+done
+
 while read -r module parameters; do
     # The parameters are as many words as there are.
     insmod "/lib/modules/$module.ko" $parameters || echo "init: module $module did not load"

@@ -43,7 +43,7 @@ mod tsc;
 mod workshop;
 
 pub use control::Output;
-pub use emulator::{Accelerator, Emulator};
+pub use emulator::{Accelerator, Emulator, ONE_CPU};
 pub use guest::{Vm, VmBuilder};
 pub use host::{Cable, Function, Guest, Host, HostOptions, QemuEnded, SHARE};
 pub use initrd::Initrd;

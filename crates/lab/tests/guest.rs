@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::{Initrd, Lab, Vm, progress_on_stderr};
+use lab::{Initrd, Lab, ONE_CPU, Vm, progress_on_stderr};
 use qemu::args::{QemuArgs, RootPort};
 use qemu::bridge::{Bridge, Window};
 use qemu::migration::{MigrationSettings, MigrationStatus};
@@ -89,6 +89,19 @@ fn a_guest_boots_to_a_shell() {
 }
 
 /// Each orphan's end interrupts process 1, also while a request is on the line.
+#[test]
+fn a_guest_that_is_to_have_one_cpu_has_one() {
+    let (lab, folder) = (lab(), tempfile::tempdir().unwrap());
+    let vm = Vm::builder(&lab, folder.path(), "vm")
+        .append(ONE_CPU)
+        .spawn()
+        .unwrap();
+    vm.wait_ready(BOOT).unwrap();
+    let online = "nproc; cat /sys/devices/system/cpu/present";
+    let online = vm.shell(online, COMMAND).unwrap();
+    assert_eq!(online.success().unwrap(), "1\n0-1\n");
+}
+
 #[test]
 fn a_guest_whose_orphans_end_all_the_time_hears_every_request() {
     let (lab, folder) = (lab(), tempfile::tempdir().unwrap());

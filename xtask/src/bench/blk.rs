@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Accelerator, Lab, progress_on_stderr};
+use lab::{Accelerator, Lab, ONE_CPU, progress_on_stderr};
 use load_format::Rate;
 use testbed::{Host, HostOptions, Programs};
 
@@ -26,7 +26,6 @@ use super::{Breakdown, Report, Table, pinned, variants};
 const PATIENCE: Duration = Duration::from_mins(1);
 const BOOT: Duration = Duration::from_mins(2);
 const LEN: usize = 256 << 20;
-const APPEND: &str = "maxcpus=1";
 
 /// One of the guest's disks.
 struct Disk {
@@ -185,7 +184,7 @@ fn start(folder: &Path) -> Result<Host> {
     let options = HostOptions {
         nic: false,
         disk: Some(file),
-        append: APPEND.to_owned(),
+        append: ONE_CPU.to_owned(),
         modules: vec!["virtio_blk".to_owned()],
         args,
         ..HostOptions::new(512 << 20, folder.join("none"))

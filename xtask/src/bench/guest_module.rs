@@ -16,7 +16,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Accelerator, Kernel, Lab, progress_on_stderr};
+use lab::{Accelerator, Kernel, Lab, ONE_CPU, progress_on_stderr};
 use rustix::process::Pid;
 use testbed::{GUEST_IP, GuestOptions, Host, HostOptions, PEER_IP, Programs};
 use uplink::peer::now_nanos;
@@ -33,8 +33,6 @@ const TCP_RATE: u32 = 1_000_000_000;
 const UDP_RATE: u32 = 20;
 /// TCP finds its speed, and an emulator translates what runs.
 const WARM_UP: Duration = Duration::from_secs(4);
-/// One vCPU each: on one processor, two would wait for each other's locks for whole time slices.
-const ONE_CPU: &str = "maxcpus=1";
 const NIC: &str = "0000:00:05.0";
 const MODULE: &str = "/lib/modules/vferry.ko";
 /// What the module hooks only while it tracks.
@@ -151,6 +149,7 @@ impl Rig {
             ..PeerConfig::new(&wire, PEER_IP, GUEST_IP)
         })?;
         let options = HostOptions {
+            // On one processor, two vCPUs of a guest would wait for each other's locks for whole time slices.
             append: ONE_CPU.to_owned(),
             guest: Some(GuestOptions {
                 module: Some((module, String::new())),

@@ -59,7 +59,7 @@ pub(super) fn run(rounds: u32, count: u32) -> Result<[Table; 2]> {
     peer.set_load(Load::default());
     let args = ["-device", "edu,addr=0a", "-device", "igb,addr=0b,romfile="];
     let options = HostOptions {
-        append: "maxcpus=1".to_owned(),
+        append: lab::ONE_CPU.to_owned(),
         args: args.map(str::to_owned).into(),
         ..HostOptions::new(512 << 20, wire)
     };

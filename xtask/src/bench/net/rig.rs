@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Accelerator, Lab, progress_on_stderr};
+use lab::{Accelerator, Lab, ONE_CPU, progress_on_stderr};
 use load_format::Rate;
 use testbed::{GUEST_IP, Host, HostOptions, PEER_IP, Programs};
 use uplink::peer::PeerReport;
@@ -25,7 +25,6 @@ const TCP_BUFFER: usize = 256 * 1024;
 const LATE: Duration = Duration::from_millis(500);
 /// Ends what floods.
 const END: &str = "killall -9 lab-guest; while pidof lab-guest > /dev/null; do usleep 10000; done";
-const APPEND: &str = "maxcpus=1 ipv6.disable=1";
 
 /// One of the guest's NICs.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +118,7 @@ impl Rig {
             }
         }
         let options = HostOptions {
-            append: APPEND.to_owned(),
+            append: format!("{ONE_CPU} ipv6.disable=1"),
             modules: ["virtio_net", "igb", "e1000e"].map(str::to_owned).into(),
             args,
             ..HostOptions::new(512 << 20, wire)
