@@ -66,6 +66,29 @@ const NEVER: [c_long; 48] = [
     libc::SYS_adjtimex,
 ];
 
+/// What acts on the process that has the number in the first argument. It may act on itself: abort(3) does, and
+/// whoever reads its own limits, by 0, which is its group to `kill`: that has nobody else in it, or a shell's.
+const BY_NUMBER: [c_long; 5] = [
+    libc::SYS_kill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_prlimit64,
+];
+/// The same by a thread's number or a descriptor, of which nobody here knows whose it is.
+const BY_OTHER: [c_long; 2] = [libc::SYS_tkill, libc::SYS_pidfd_send_signal];
+
+/// What `clone` makes beside a thread or a process.
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
+
 /// The other programs, where the process starts none.
 const PROGRAMS: [c_long; 2] = [libc::SYS_execve, libc::SYS_execveat];
 
@@ -81,8 +104,11 @@ const DOMAINS: [i32; 4] = [
 const SOCKET_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 pub(crate) fn refuse(needs: &Needs) -> Result<(), Error> {
-    let program = program(needs).map_err(|error| Error::Calls(error.to_string()))?;
-    apply_filter_all_threads(&program).map_err(|error| Error::Calls(error.to_string()))
+    for program in [program(needs), without_clone3()] {
+        let program = program.map_err(|error| Error::Calls(error.to_string()))?;
+        apply_filter_all_threads(&program).map_err(|error| Error::Calls(error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
@@ -95,14 +121,50 @@ fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
     if !needs.host_functions && !needs.starts_servers {
         rules.extend(PROGRAMS.map(|call| (call, Vec::new())));
     }
+    if !needs.host_functions && !needs.starts_servers {
+        // A process that it started would have to keep to it as well, and has another number.
+        rules.extend(BY_OTHER.map(|call| (call, Vec::new())));
+        for call in BY_NUMBER {
+            rules.insert(call, others()?);
+        }
+    }
     rules.insert(libc::SYS_socket, sockets()?);
+    rules.insert(libc::SYS_clone, namespaces()?);
+    filter(rules, libc::EPERM)
+}
+
+/// Of whose flags nothing is to be seen in the arguments. The C library does without it where there is none.
+fn without_clone3() -> Result<BpfProgram, BackendError> {
+    filter(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        libc::ENOSYS,
+    )
+}
+
+fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(
         rules,
         SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM.cast_unsigned()),
+        SeccompAction::Errno(errno.cast_unsigned()),
         TargetArch::x86_64,
     )?
     .try_into()
+}
+
+/// Any process but this one.
+fn others() -> Result<Vec<SeccompRule>, BackendError> {
+    let is_not = |number: u32| SeccompCondition::new(0, Dword, SeccompCmpOp::Ne, number.into());
+    let conditions = vec![is_not(std::process::id())?, is_not(0)?];
+    Ok(vec![SeccompRule::new(conditions)?])
+}
+
+fn namespaces() -> Result<Vec<SeccompRule>, BackendError> {
+    let made = |flag: i32| {
+        let flag = u64::from(flag.cast_unsigned());
+        let condition = SeccompCondition::new(0, Dword, SeccompCmpOp::MaskedEq(flag), flag)?;
+        SeccompRule::new(vec![condition])
+    };
+    NAMESPACES.into_iter().map(made).collect()
 }
 
 /// Any other domain; and of these, raw ones of the network.

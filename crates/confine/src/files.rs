@@ -1,14 +1,14 @@
-//! Files in reach, by Landlock.
+//! Files and processes in reach, by Landlock.
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
-    path_beneath_rules,
+    Scope, path_beneath_rules,
 };
 
 use crate::{Error, Files, Needs};
 
 /// The newest whose rights are asked for; an older kernel knows less of them.
-const KNOWN: ABI = ABI::V5;
+const KNOWN: ABI = ABI::V6;
 
 /// What the process's own libraries read: its state, random numbers, names of hosts.
 const ALWAYS: [&str; 10] = [
@@ -33,6 +33,8 @@ pub(crate) fn restrict(needs: &Needs) -> Result<Files, Error> {
     let reads = reads.chain(ALWAYS.iter().map(std::path::Path::new));
     let status = Ruleset::default()
         .handle_access(all)?
+        // System calls are looked at for that as well: Linux has it from 6.12 on.
+        .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules(reads, read))?
         .add_rules(path_beneath_rules(&needs.writes, write))?

@@ -85,6 +85,7 @@ fn confined(folder: &Path) {
     fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
 
     refused_to_all();
+    nobody_else_is_reached();
     let executed = Command::new("/bin/true").status().unwrap_err();
     assert_eq!(executed.raw_os_error(), Some(libc::EPERM));
     // In threads that start later as well.
@@ -122,4 +123,41 @@ fn refused_to_all() {
     let root = rustix::process::getuid();
     assert_eq!(rustix::thread::set_thread_uid(root), Err(Errno::PERM));
     assert_eq!(rustix::process::chroot("/"), Err(Errno::PERM));
+    let clone = |flags: i32| {
+        #[expect(unsafe_code, reason = "it has no safe wrapper")]
+        // SAFETY: it is refused. Should it not be, what it makes would end at once, with this test's failure.
+        let made = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+        if made == 0 {
+            std::process::abort();
+        }
+        (made, std::io::Error::last_os_error().raw_os_error())
+    };
+    assert_eq!(clone(libc::CLONE_NEWUSER), (-1, Some(libc::EPERM)));
+    assert_eq!(clone(libc::CLONE_NEWNS), (-1, Some(libc::EPERM)));
+}
+
+fn nobody_else_is_reached() {
+    use rustix::process::{
+        Pid, PidfdFlags, Resource, getpid, pidfd_open, pidfd_send_signal, test_kill_process,
+    };
+    let (own, parent) = (getpid(), rustix::process::getppid().unwrap());
+    assert_eq!(test_kill_process(own), Ok(()));
+    assert_eq!(test_kill_process(parent), Err(Errno::PERM));
+    let by_descriptor = pidfd_open(parent, PidfdFlags::empty()).unwrap();
+    assert_eq!(
+        pidfd_send_signal(by_descriptor, rustix::process::Signal::CONT),
+        Err(Errno::PERM)
+    );
+    let limits = |of: Option<Pid>| {
+        let limit = rustix::process::getrlimit(Resource::Nofile);
+        rustix::process::prlimit(of, Resource::Nofile, limit).map(drop)
+    };
+    assert_eq!(limits(None), Ok(()));
+    assert_eq!(limits(Some(parent)), Err(Errno::PERM));
+    // Abort(3) does this.
+    #[expect(unsafe_code, reason = "it has no safe wrapper")]
+    // SAFETY: signal 0 goes to nobody, it is only looked whether it could.
+    let signalled =
+        unsafe { libc::syscall(libc::SYS_tgkill, own.as_raw_pid(), own.as_raw_pid(), 0) };
+    assert_eq!(signalled, 0);
 }
