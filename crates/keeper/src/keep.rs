@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -300,10 +301,12 @@ impl Keeper {
         which: Which,
         tell: &mut dyn FnMut(Event),
     ) -> io::Result<()> {
+        let until = (which == Which::Next).then(|| Instant::now() + TRIAL);
+        // One that does not even take what there is would have this process wait as well.
+        set_socket_timeout(socket, Timeout::Send, until.map(|_| TRIAL))?;
         if !self.hand_out(socket)? {
             return Ok(());
         }
-        let until = (which == Which::Next).then(|| Instant::now() + TRIAL);
         let mut silent = false;
         loop {
             let mut fds = [
@@ -364,6 +367,9 @@ impl Keeper {
             match wire::send(socket.as_fd(), &words, fd) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::Error::other(NOT_IN_TIME));
+                }
                 sent => sent?,
             }
         }
