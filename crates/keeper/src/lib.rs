@@ -65,6 +65,6 @@ pub use here::KeeperHere;
 pub use journal::{Journal, JournalError, Limits, Message};
 pub use keep::{Ended, Event, GIVEN_UP, HANDED_OVER, Keeper, KeeperError, Rate, Which};
 pub use line::Line;
-pub use store::Store;
+pub use store::{Store, tell_service};
 pub use wire::{MAX_HELD, MAX_NAME};
 pub use worker::{Held, Worker, WorkerError};

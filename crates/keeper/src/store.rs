@@ -148,8 +148,11 @@ impl Store {
     }
 }
 
-/// The unit serves, after so many deaths.
-pub(crate) fn tell_service(deaths: u64) -> io::Result<()> {
+/// Tells the service manager that started this process, if one did, that the unit serves, after so many deaths.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn tell_service(deaths: u64) -> io::Result<()> {
     let status = match deaths {
         0 => "serving".to_owned(),
         _ => format!("serving; {deaths} processes that served have died: see the log for why"),

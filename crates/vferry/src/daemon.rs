@@ -169,6 +169,8 @@ pub(crate) fn run(
     let deaths = keeper::Worker::deaths();
     if let Some(survival) = &shared.survival {
         survival.worker().ready()?;
+    } else if let Err(error) = keeper::tell_service(0) {
+        tracing::error!(%error, "the service manager is not told that this unit serves");
     }
     tracing::info!(vm = shared.config.name, deaths, "serving");
 
