@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// No line is longer, in bytes: room for a report that lists stale memory.
 const MAX_LINE: u64 = 64 << 20;
 
+/// No request is longer, in bytes: a few words and names of hosts.
+const MAX_REQUEST: u64 = 64 << 10;
+
 /// From a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
@@ -187,6 +190,19 @@ impl Control {
     /// # Errors
     /// When the line is no message, or too long.
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        self.line(MAX_LINE)
+    }
+
+    /// A command's next words, or `None` if it has no more. They have to come within `limit`, if there is one.
+    ///
+    /// # Errors
+    /// When the line is no request, too long, or not there in time.
+    pub fn request(&mut self, limit: Option<Duration>) -> io::Result<Option<Request>> {
+        self.reader.get_ref().set_read_timeout(limit)?;
+        self.line(MAX_REQUEST)
+    }
+
+    fn line<T: DeserializeOwned>(&mut self, most: u64) -> io::Result<Option<T>> {
         let mut line = Vec::new();
         let count = self
             .reader
@@ -296,6 +312,22 @@ mod tests {
         drop(a);
         control.linger(Duration::from_hours(1));
         assert_eq!(control.receive::<Request>().unwrap(), None);
+    }
+
+    #[test]
+    fn a_command_has_to_say_what_it_wants() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let mut control = Control::new(b);
+        let silent = control
+            .request(Some(Duration::from_millis(20)))
+            .unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::WouldBlock);
+        a.write_all(&vec![b' '; 64 << 10]).unwrap();
+        a.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        assert!(control.request(None).is_err(), "too long");
+        // The rest of it.
+        let asked = control.request(None).unwrap();
+        assert_eq!(asked, Some(Request::Status));
     }
 
     #[test]

@@ -26,6 +26,10 @@ use crate::told::told;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the other side may take to say which versions it knows.
 pub(super) const GREETING: Duration = Duration::from_secs(10);
+/// Commands at once, each of which has a thread. One migrates, and those that look at it and cancel are few.
+const MOST: usize = 64;
+/// How long a command may take to say what it wants.
+const REQUEST: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -38,13 +42,22 @@ pub(super) fn serve(
     thread::Builder::new()
         .name("control".into())
         .spawn(move || {
+            // One more for each command.
+            let places = Arc::new(());
             for stream in listener.incoming() {
-                let shared = Arc::clone(&shared);
+                let (shared, place) = (Arc::clone(&shared), Arc::clone(&places));
                 let serve_one = move |stream: UnixStream| {
                     access.admit(&stream).map_err(std::io::Error::other)?;
+                    // Of which two are here.
+                    if Arc::strong_count(&place) > MOST + 2 {
+                        return Err(std::io::Error::other("too many commands at once"));
+                    }
                     let spawned = thread::Builder::new()
                         .name("command".into())
-                        .spawn(move || answer(&shared, Control::new(stream)));
+                        .spawn(move || {
+                            answer(&shared, Control::new(stream));
+                            drop(place);
+                        });
                     spawned.map(drop)
                 };
                 if let Err(error) = stream.and_then(serve_one) {
@@ -63,7 +76,7 @@ fn answer(shared: &Shared, mut control: Control) {
     if writer.set_patience(PATIENCE).is_err() {
         return;
     }
-    let request = control.receive();
+    let request = control.request(Some(REQUEST));
     let _working = shared.at_work.begin();
     let reply = match request {
         Ok(Some(Request::Status)) => Reply::Status(status(shared)),
@@ -277,7 +290,7 @@ fn listen_for_cancel(mut control: Control, cancel: &Arc<AtomicBool>) -> anyhow::
     thread::Builder::new()
         .name("cancel".into())
         .spawn(move || {
-            while let Ok(Some(request)) = control.receive::<Request>() {
+            while let Ok(Some(request)) = control.request(None) {
                 if request == Request::Cancel {
                     cancel.store(true, Ordering::Release);
                 }
