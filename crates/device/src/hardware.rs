@@ -15,6 +15,9 @@ pub trait Hardware: Send {
     /// The part of BAR `bar` that a VMM may map, if any.
     fn mappable(&self, bar: u8) -> Option<Mappable>;
 
+    /// All memory that the VMM may have pinned for the device has so many bytes at most.
+    fn limit_memory(&mut self, bytes: u64);
+
     /// The device reaches this memory from now on, as far as bus mastering is on. Nothing is reached
     /// where there is no `file`.
     ///

@@ -45,6 +45,8 @@ struct Inner {
     is_real: bool,
     /// What a real device wrote is not known.
     lost_log: AtomicBool,
+    /// Why it does not run as it did before it was halted last, if it does not.
+    fault: Mutex<Option<String>>,
     model: Mutex<Box<dyn Model>>,
     config: Mutex<ConfigSpace>,
     bus: BusMaster,
@@ -93,6 +95,7 @@ impl Endpoint {
             keeps_log,
             is_real,
             lost_log: AtomicBool::new(false),
+            fault: Mutex::default(),
             model: Mutex::new(model),
             config: Mutex::new(config),
             bus: BusMaster::default(),
@@ -232,6 +235,17 @@ impl Endpoint {
     /// When the VMM refuses or does not answer.
     pub fn read_through_vmm(&self, at: u64, len: usize) -> Result<Vec<u8>, EndpointError> {
         self.client()?.dma_read(at, len).map_err(|e| self.error(&e))
+    }
+
+    /// Why it does not run as it did before it was halted last, if it does not: a real function did not do what it
+    /// was told to. Nothing is known of what its driver has done about it since.
+    pub fn fault(&self) -> Option<String> {
+        let fault = self.0.fault.lock();
+        fault.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_fault(&self, fault: Option<String>) {
+        *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
     /// Whether the VMM is connected.

@@ -122,12 +122,18 @@ impl Migratable for Endpoints {
     fn unhalt(&mut self) {
         for endpoint in &self.0 {
             endpoint.0.bus.unhalt();
-            if let Err(error) = endpoint.follow_gate() {
-                tracing::error!(device = endpoint.name(), %error, "bus mastering not switched on");
+            let on = [endpoint.follow_gate(), endpoint.run_hardware(Run::On)];
+            let faults = on.into_iter().filter_map(Result::err);
+            let faults: Vec<_> = faults.map(|error| error.to_string()).collect();
+            let fault = Some(faults.join("; ")).filter(|fault| !fault.is_empty());
+            if let Some(fault) = &fault {
+                let device = endpoint.name();
+                tracing::error!(
+                    device,
+                    "it does not run as it did before it was halted: {fault}"
+                );
             }
-            if let Err(error) = endpoint.run_hardware(Run::On) {
-                tracing::error!(device = endpoint.name(), %error, "it does not run");
-            }
+            endpoint.set_fault(fault);
             endpoint.with_hardware(|hardware| hardware.raise_what_was_lost());
             endpoint.0.kick.kick();
         }

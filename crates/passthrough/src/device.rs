@@ -64,6 +64,16 @@ pub struct Passthrough {
     untouched: bool,
     /// Its VMM is gone.
     over: bool,
+    halt: Halt,
+}
+
+/// How it was halted last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Halt {
+    /// It goes on where it was.
+    InOrder,
+    /// It had to be reset, and nobody has reset it since who knows that.
+    ByReset,
 }
 
 /// Why it could not be opened.
@@ -71,8 +81,8 @@ pub struct Passthrough {
 pub enum OpenError {
     /// VFIO refused.
     #[error(
-        "VFIO does not give PCI function {address} away: {error}. Another process may have it: `fuser -v \
-         /dev/vfio/{group}` tells which"
+        "VFIO does not give PCI function {address} away: {error}. Another process may have it, or another \
+         function of its IOMMU group: `fuser -v /dev/vfio/{group} /dev/vfio/devices/*` tells which{own}"
     )]
     Vfio {
         /// The function.
@@ -81,6 +91,8 @@ pub enum OpenError {
         group: u32,
         /// Why.
         error: VfioError,
+        /// Why not by its own file either, if it has one.
+        own: String,
     },
     /// What one guest leaves in it another would find.
     #[error(
@@ -104,18 +116,20 @@ impl Passthrough {
     /// When VFIO does not give it, or it cannot be reset or shown to a guest.
     pub fn open(function: &Function) -> Result<(ConfigSpace, Self), OpenError> {
         let address = || function.address.clone();
-        let vfio = |error| OpenError::Vfio {
-            address: address(),
-            group: function.group,
-            error,
-        };
+        let mut own = String::new();
         if let Some(path) = function.own_file() {
             let kernel: Arc<dyn Kernel> = Arc::new(Linux);
             match Self::open_by(&kernel, function, &path) {
                 Ok(opened) => return opened,
-                Err(error) => tracing::debug!(%error, ?path, "opened by its group instead"),
+                Err(error) => own = format!(" (by {}: {error})", path.display()),
             }
         }
+        let vfio = |error| OpenError::Vfio {
+            address: address(),
+            group: function.group,
+            error,
+            own: own.clone(),
+        };
         let container = Arc::new(VfioContainer::new(None).map_err(vfio)?);
         let device = VfioDevice::new(&function.folder, container.clone(), true).map_err(vfio)?;
         #[expect(
@@ -185,6 +199,7 @@ impl Passthrough {
             bus_master: false,
             untouched: true,
             over: false,
+            halt: Halt::InOrder,
         };
         Ok((space, this))
     }
@@ -192,6 +207,26 @@ impl Passthrough {
     /// By the function's own states, which keep it from memory whatever bus mastering is.
     fn is_stopped(&self) -> bool {
         self.migration.as_ref().is_some_and(Migration::is_stopped)
+    }
+
+    /// Whether none of its transactions is pending, now that it may not begin any.
+    fn is_quiet_within(&self, limit: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seen = self.registers.look(&self.file)?;
+            if seen.bus_master {
+                return Err(io::Error::other(
+                    "it does not let its bus mastering be switched off",
+                ));
+            }
+            if !seen.is_pending {
+                return Ok(true);
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            thread::sleep(LOOK);
+        }
     }
 
     /// Where `offset` of BAR `bar` is in the device's file, if `len` bytes are there.
@@ -231,7 +266,7 @@ impl Model for Passthrough {
             }
         }
         match vfio::reset(&self.file) {
-            Ok(()) => self.untouched = true,
+            Ok(()) => (self.untouched, self.halt) = (true, Halt::InOrder),
             Err(error) => tracing::error!(%error, function = self.name, "not reset"),
         }
         if let Some(migration) = &self.migration {
@@ -263,25 +298,23 @@ impl Model for Passthrough {
         if self.is_stopped() {
             return Ok(());
         }
-        let deadline = Instant::now() + PENDING;
-        loop {
-            let seen = self.registers.look(&self.file)?;
-            if seen.bus_master {
-                return Err(io::Error::other(
-                    "it does not let its bus mastering be switched off",
-                ));
-            }
-            if !seen.is_pending {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(io::Error::other(format!(
-                    "its transactions are still under way {PENDING:?} after its bus mastering was \
-                     switched off"
-                )));
-            }
-            thread::sleep(LOOK);
+        if self.is_quiet_within(PENDING)? {
+            return Ok(());
         }
+        // What it waits for will never come. A reset ends that, and all that its driver has set.
+        tracing::warn!(
+            function = self.name,
+            "its transactions are still under way {PENDING:?} after its bus mastering was switched off: it is reset"
+        );
+        vfio::reset(&self.file)?;
+        self.halt = Halt::ByReset;
+        self.registers.set_bus_master(&self.file, false)?;
+        if self.is_quiet_within(PENDING)? {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "its transactions are still under way after its bus mastering was switched off and it was reset",
+        ))
     }
 
     fn hardware(&mut self) -> Option<&mut dyn Hardware> {
@@ -394,7 +427,16 @@ impl Hardware for Passthrough {
         self.untouched
     }
 
+    fn limit_memory(&mut self, bytes: u64) {
+        self.memory.limit(bytes);
+    }
+
     fn run(&mut self, run: Run) -> io::Result<()> {
+        if run == Run::On && std::mem::replace(&mut self.halt, Halt::InOrder) == Halt::ByReset {
+            return Err(io::Error::other(
+                "it had to be reset to be halted: it works when its driver has started it anew",
+            ));
+        }
         let Some(migration) = &mut self.migration else {
             return Ok(());
         };

@@ -14,18 +14,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use pci::ConfigSpace;
+use pci::express::{DEVICE_STATUS, DEVICE_STATUS_PENDING};
 use pci::registers::{CAPABILITY_END, COMMAND, COMMAND_BUS_MASTER};
 use rustix::io::Errno;
 
 use crate::Function;
 use crate::device::Passthrough;
 use crate::kernel::{Call, Kernel};
+use crate::vfio::RESET;
 
 pub(crate) use function::{Data, RESUMING, RUNNING, RUNNING_P2P, STOP, STOP_COPY};
 
 pub(crate) const ID: (u16, u16) = (0x8086, 0x10ca);
 /// Where the function's regions are in its file.
 const CONFIG: u64 = 7 << 20;
+/// Where its Express capability is in configuration space.
+const EXPRESS: usize = 0xa0;
 
 /// What the kernel, its driver of the function, and the IOMMU have.
 #[derive(Clone)]
@@ -150,6 +154,19 @@ impl Fake {
         may && state.function.runs() && state.write(page)
     }
 
+    /// The function waits for what never comes, until it is reset, or for ever.
+    pub(crate) fn waits(&self, whatever_happens: bool) {
+        self.put_pending(true);
+        self.lock().function.waits = whatever_happens;
+    }
+
+    fn put_pending(&self, pending: bool) {
+        let bit = if pending { DEVICE_STATUS_PENDING } else { 0 };
+        let at = CONFIG + (EXPRESS + DEVICE_STATUS) as u64;
+        let file = &self.0.function_file;
+        file.write_all_at(&bit.to_le_bytes(), at).unwrap();
+    }
+
     pub(crate) fn state(&self) -> u32 {
         self.lock().function.state
     }
@@ -213,6 +230,9 @@ impl Kernel for Fake {
         } else {
             assert_eq!(inode(file), inode(&self.0.function_file));
             state.ask_function(call, argument, &self.0.has, bus_master)?;
+            if call == RESET && !state.function.waits {
+                self.put_pending(false);
+            }
             Ok(0)
         }
     }
@@ -260,7 +280,7 @@ fn header() -> [u8; CAPABILITY_END] {
     put(0x2c, &[0x86, 0x80, 0x3c, 0xa0]);
     put(0x34, &[0x70]);
     put(0x70, &[0x11, 0xa0, 2, 0, 3, 0, 0, 0, 3, 0x20, 0, 0]);
-    put(0xa0, &[0x10, 0, 2, 0, 0x20, 0x80]);
+    put(EXPRESS, &[0x10, 0, 2, 0, 0x20, 0x80]);
     bytes
 }
 

@@ -4,17 +4,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::iommufd::IOMMU;
+use crate::iommufd::{self, IOMMU};
+use crate::kernel::{Kernel, Linux};
 
 /// The driver that gives any function to processes. Others do so for one kind of device; all make
 /// the folder.
 const VFIO: &str = "vfio-pci";
 const VFIO_FOLDER: &str = "vfio-dev";
-/// The driver that does nothing.
-const STUB: &str = "pci-stub";
-/// Bridges pass transactions on and start none (`PCI_BASE_CLASS_BRIDGE` in `linux/pci_ids.h`).
-const BRIDGE: &str = "0x06";
+/// The host's drivers beside whose functions others of the group may be given away (`driver_managed_dma` of
+/// `struct pci_driver`): one that does nothing, and that of ports, which pass transactions on.
+const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
 
 /// A function that can be passed through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,9 +117,7 @@ impl Function {
 
     /// The file by which a kernel with iommufd gives it away without its group, if this one does.
     pub(crate) fn own_file(&self) -> Option<PathBuf> {
-        let mut entries = fs::read_dir(self.folder.join(VFIO_FOLDER)).ok()?;
-        let name = entries.next()?.ok()?.file_name();
-        Some(Path::new("/dev/vfio/devices").join(name))
+        own_file(&self.folder)
     }
 
     fn find_in(sys: &Path, address: &str) -> Result<Self, NotUsable> {
@@ -165,19 +164,39 @@ impl NotUsable {
     }
 }
 
+fn own_file(folder: &Path) -> Option<PathBuf> {
+    let mut entries = fs::read_dir(folder.join(VFIO_FOLDER)).ok()?;
+    let name = entries.next()?.ok()?.file_name();
+    Some(Path::new("/dev/vfio/devices").join(name))
+}
+
 /// Whether a process has function `address`, or another of its IOMMU group. To have a function is to have
 /// its group open, which one process at a time may (`vfio_group_fops_open`); and a group is open for
-/// as long as one of its functions is (`vfio_device_open_file` holds it).
+/// as long as one of its functions is (`vfio_device_open_file` holds it). A kernel without groups gives each
+/// function to one opener (`vfio_df_device_first_open`).
 pub fn is_held(address: &str) -> bool {
-    let group = Path::new("/sys/bus/pci/devices").join(address);
-    let Ok(Some(group)) = link(&group.join("iommu_group")) else {
+    let folder = Path::new("/sys/bus/pci/devices").join(address);
+    let Ok(Some(group)) = link(&folder.join("iommu_group")) else {
         return false;
     };
     let group = File::options()
         .read(true)
         .write(true)
         .open(Path::new("/dev/vfio").join(group));
-    group.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+    match group {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = own_file(&folder).filter(|path| path.exists());
+            path.is_some_and(|path| is_bound(&(Arc::new(Linux) as _), &path))
+        }
+        group => group.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy),
+    }
+}
+
+/// Whether another process has the function whose own file is `path`.
+fn is_bound(kernel: &Arc<dyn Kernel>, path: &Path) -> bool {
+    let opened = iommufd::open(kernel, path);
+    let errno = opened.err().and_then(|error| error.raw_os_error());
+    matches!(errno, Some(libc::EINVAL | libc::EBUSY))
 }
 
 fn is_vfio(folder: &Path, driver: &str) -> bool {
@@ -190,11 +209,8 @@ fn of_host(folder: &Path) -> Result<Vec<String>, NotUsable> {
     let entries = fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
     for entry in entries {
         let function = entry.map_err(|error| unreadable(folder, error))?.path();
-        let class = read(&function.join("class"))?;
         match link(&function.join("driver"))? {
-            Some(driver)
-                if !is_vfio(&function, &driver) && driver != STUB && !class.starts_with(BRIDGE) =>
-            {
+            Some(driver) if !is_vfio(&function, &driver) && !HARMLESS.contains(&&*driver) => {
                 let name = function.file_name().unwrap_or_default().to_string_lossy();
                 others.push(format!("{name} ({driver})"));
             }
@@ -305,6 +321,12 @@ mod tests {
             ("0000:01:00.0", "0x010802", Some("nvme")),
         ]);
         assert!(shared.contains("0000:01:00.0 (nvme)"), "{shared}");
+        // A bridge to other buses, but its driver is no port's.
+        let shared = why(&[
+            network(Some("vfio-pci")),
+            ("0000:00:1f.0", "0x060100", Some("lpc_ich")),
+        ]);
+        assert!(shared.contains("0000:00:1f.0 (lpc_ich)"), "{shared}");
         let sys = sysfs(&[network(Some("vfio-pci"))]);
         let folder = sys.path().join("bus/pci/devices").join(ADDRESS);
         fs::remove_file(folder.join("iommu_group")).unwrap();

@@ -22,6 +22,8 @@ pub(crate) struct Memory {
     ranges: BTreeMap<u64, Range>,
     /// Of which something is mapped.
     files: BTreeMap<MemoryId, Weak<MmapRegion>>,
+    /// How many bytes the files may have together: each may be pinned whole, and is the host's then.
+    most: u64,
 }
 
 /// How the IOMMU is reached.
@@ -52,7 +54,12 @@ impl Memory {
             iommu,
             ranges: BTreeMap::new(),
             files: BTreeMap::new(),
+            most: u64::MAX,
         }
+    }
+
+    pub(crate) fn limit(&mut self, most: u64) {
+        self.most = most;
     }
 
     /// The addresses that the device may write, each range as it was mapped.
@@ -147,6 +154,17 @@ impl Memory {
         if let Some(known) = known.filter(will_do) {
             return Ok(known);
         }
+        self.files.retain(|_, window| window.strong_count() > 0);
+        let others = self.files.iter().filter(|(other, _)| **other != id);
+        let others = others.filter_map(|(_, window)| Some(window.upgrade()?.size() as u64));
+        let all = others.fold(file_len, u64::saturating_add);
+        if all > self.most {
+            return Err(MapError::System(format!(
+                "{} MiB of memory in files are more than the {} MiB that a VM of this size may have pinned",
+                all >> 20,
+                self.most >> 20
+            )));
+        }
         let len = usize::try_from(file_len).map_err(|error| system(&error))?;
         let file = FileOffset::new(file, 0);
         let map = |prot| MmapRegion::build(Some(file.clone()), len, prot, MAP_SHARED);
@@ -156,7 +174,6 @@ impl Memory {
             (window, _) => window,
         };
         let window = Arc::new(window.map_err(|error| system(&error))?);
-        self.files.retain(|_, window| window.strong_count() > 0);
         self.files.insert(id, Arc::downgrade(&window));
         Ok(window)
     }

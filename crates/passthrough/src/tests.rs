@@ -1,5 +1,6 @@
 //! A function against a kernel that has what no lab has.
 
+mod halt;
 mod log;
 mod migration;
 

@@ -156,6 +156,9 @@ pub struct DeviceStatus {
     pub name: String,
     /// Whether QEMU is connected to it.
     pub connected: bool,
+    /// Why it does not run as it did before it was halted last, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// What the model shows of itself.
     pub model: serde_json::Value,
 }

@@ -73,6 +73,8 @@ impl Model for Real {
 }
 
 impl Hardware for Real {
+    fn limit_memory(&mut self, _: u64) {}
+
     fn mappable(&self, _: u8) -> Option<Mappable> {
         None
     }

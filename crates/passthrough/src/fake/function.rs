@@ -60,6 +60,8 @@ pub(super) struct Function {
     resuming: Option<File>,
     pub(super) loaded: Vec<u8>,
     silent: Option<std::io::PipeWriter>,
+    /// A reset does not end what it has under way.
+    pub(super) waits: bool,
 }
 
 impl Default for Function {
@@ -73,6 +75,7 @@ impl Default for Function {
             resuming: None,
             loaded: Vec::new(),
             silent: None,
+            waits: false,
         }
     }
 }

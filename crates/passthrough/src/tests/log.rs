@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use ::device::lifecycle::Running;
-use ::device::{Hardware, LogSource, MemoryId, Model};
+use ::device::{Hardware, LogSource, MapRequest, MemoryId, Model};
 use rustix::io::Errno;
 use vfio_user::{Backend, DmaMap};
 
@@ -353,6 +353,39 @@ fn however_many_pages_of_a_file_are_mapped_it_is_open_once() {
     assert!(vm.fake.writes(279) && !vm.fake.writes(280));
     vm.unmap(279, 1);
     assert!(vm.fake.writes(278) && !vm.fake.writes(279));
+}
+
+/// A VMM could have all of the host's memory pinned otherwise.
+#[test]
+fn no_more_memory_is_pinned_than_the_vm_may_have() {
+    let (fake, mut function) = opened(Has::all());
+    let hardware = function.hardware().unwrap();
+    hardware.limit_memory(150 * PAGE);
+    let file = |pages: u64| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(pages * PAGE).unwrap();
+        file
+    };
+    let map = |hardware: &mut dyn Hardware, page: u64, file: &std::fs::File| {
+        let request = MapRequest {
+            iova: page * PAGE,
+            size: PAGE,
+            offset: 0,
+            writable: true,
+        };
+        hardware.map(request, Some(file.try_clone().unwrap().into()))
+    };
+    let (ram, rom) = (file(100), file(50));
+    for (page, file) in [(0, &ram), (1, &rom), (2, &ram)] {
+        map(hardware, page, file).unwrap();
+    }
+    let refused = map(hardware, 3, &file(1)).unwrap_err().to_string();
+    assert!(refused.contains("may have pinned"), "{refused}");
+    assert_eq!(fake.mapped().len(), 3);
+    // What is gone does not count.
+    hardware.unmap(PAGE, PAGE).unwrap();
+    map(hardware, 3, &file(50)).unwrap();
+    map(hardware, 4, &file(1)).unwrap_err();
 }
 
 #[test]

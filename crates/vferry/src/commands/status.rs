@@ -87,5 +87,8 @@ fn print_text(status: &Status) {
     }
     for device in &status.devices {
         println!("  device {}: {}", device.name, yes(device.connected));
+        if let Some(fault) = &device.fault {
+            println!("    after its last halt: {fault}");
+        }
     }
 }

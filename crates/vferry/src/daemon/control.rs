@@ -143,6 +143,7 @@ fn status(shared: &Shared) -> Status {
     let device = |slot: &ferry::restore::Slot| DeviceStatus {
         name: slot.endpoint.name().into(),
         connected: slot.endpoint.is_connected(),
+        fault: slot.endpoint.fault(),
         model: slot.endpoint.inspect(),
     };
     Status {

@@ -30,6 +30,12 @@ pub(super) struct Device {
     left: Option<Left>,
 }
 
+/// How much memory a QEMU may have pinned for a function, in bytes: the guest's, as much again that it is given
+/// while it runs, and firmware.
+fn pinned(memory: u64) -> u64 {
+    memory.saturating_mul(2).saturating_add(1 << 30)
+}
+
 /// The devices while they are served; stops and joins when dropped.
 pub(super) struct Serving {
     connections: Vec<Serves>,
@@ -58,6 +64,9 @@ pub(super) fn open(
     for device in &config.devices {
         let context = || format!("device `{}`", device.name);
         let (space, mut model) = models::build(device, survival).with_context(context)?;
+        if let Some(function) = model.hardware() {
+            function.limit_memory(pinned(config.memory.size));
+        }
         spaces.push(space.clone());
         let place = (device.place, &*device.socket);
         let endpoint = if keeps_log(device, model.as_mut()).with_context(context)? {
