@@ -11,6 +11,7 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,14 @@ use crate::Vm;
 use crate::digest::{BLOCK_PAGES, GuestRam, MemoryDigest, PAGE, Secret, Urgency, from_bytes};
 use crate::link::{self, Link, LinkError, MAX_BLOCKS, MAX_MESSAGE, MAX_PAGES, Message};
 use crate::report::millis;
+use crate::source::patience;
 
 /// How long the other side may take for an answer that needs little work.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long digests of all memory may take.
+/// How long digests of all memory may take while the VM runs and nothing waits for them.
 const DIGESTS: Duration = Duration::from_mins(10);
+/// How often it is looked whether somebody cancels.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// When memory is compared before the VM runs at the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -61,14 +65,43 @@ impl Whole {
     }
 }
 
-/// Compares memory that stands still with the destination's, and sends what differs.
-pub(crate) fn run(memory: &ToCompare, link: &mut Link) -> Result<(Whole, Compared), LinkError> {
+/// A comparison that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotCompared {
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    /// The operator does not want it any more.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<io::Error> for NotCompared {
+    fn from(error: io::Error) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+fn stop_if(cancel: &AtomicBool) -> Result<(), NotCompared> {
+    if cancel.load(Ordering::Acquire) {
+        Err(NotCompared::Cancelled)
+    } else {
+        Ok(())
+    }
+}
+
+/// Compares memory that stands still with the destination's, and sends what differs, unless somebody sets `cancel`.
+pub(crate) fn run(
+    memory: &ToCompare,
+    link: &mut Link,
+    cancel: &AtomicBool,
+) -> Result<(Whole, Compared), NotCompared> {
     let began = Instant::now();
     let mut pages = 0;
     for (file, ram) in memory.ram.iter().enumerate() {
-        let (own, theirs) = both(memory, file, ram, link)?;
+        let (own, theirs) = both(memory, file, ram, link, cancel)?;
         let differing = differing_pages(link, file, &own, &theirs)?;
         for pages in differing.chunks(MAX_PAGES) {
+            stop_if(cancel)?;
             send(link, file, ram, pages)?;
         }
         pages += differing.len();
@@ -78,7 +111,7 @@ pub(crate) fn run(memory: &ToCompare, link: &mut Link) -> Result<(Whole, Compare
     };
     if link.ask(&beyond, ANSWER)? != (Message::BlockDigests { len: None }) {
         let what = "another number of memory files";
-        return Err(LinkError::Malformed(what.into()));
+        return Err(LinkError::Malformed(what.into()).into());
     }
     let took_ms = millis(began.elapsed());
     tracing::info!(pages, took_ms, "memory compared");
@@ -91,14 +124,17 @@ fn both(
     file: usize,
     ram: &GuestRam,
     link: &mut Link,
-) -> Result<(MemoryDigest, Vec<u128>), LinkError> {
+    cancel: &AtomicBool,
+) -> Result<(MemoryDigest, Vec<u128>), NotCompared> {
     link.send(&Message::Digests { file }, ANSWER)?;
     thread::scope(|scope| {
         let own = thread::Builder::new()
             .name("digest".into())
             .spawn_scoped(scope, || ram.digest(Urgency::Now, &memory.secret))?;
         // Read as it comes: what the other side has to say may be more than a connection holds.
-        let theirs = blocks(link, ram.blocks())?;
+        let limit = patience((ram.blocks() * BLOCK_PAGES * PAGE) as u64);
+        let first = unless_cancelled(link, limit, cancel)?;
+        let theirs = blocks(first, link, ram.blocks())?;
         let own = own.join().map_err(|_| io::Error::other("a digest"))??;
         Ok((own, theirs))
     })
@@ -111,11 +147,30 @@ pub(crate) fn ask_blocks(
     count: usize,
 ) -> Result<Vec<u128>, LinkError> {
     link.send(&Message::Digests { file }, ANSWER)?;
-    blocks(link, count)
+    let first = link.receive(DIGESTS)?;
+    blocks(first, link, count)
 }
 
-fn blocks(link: &mut Link, count: usize) -> Result<Vec<u128>, LinkError> {
-    let len = match link.receive(DIGESTS)? {
+/// The next message, within `limit`. The VM stands still: who hangs, or is not wanted any more, is not waited for.
+fn unless_cancelled(
+    link: &mut Link,
+    limit: Duration,
+    cancel: &AtomicBool,
+) -> Result<Message, NotCompared> {
+    let deadline = Instant::now() + limit;
+    loop {
+        stop_if(cancel)?;
+        match link.receive(LOOK) {
+            Err(LinkError::Timeout(_)) if Instant::now() < deadline => {}
+            Err(LinkError::Timeout(_)) => return Err(LinkError::Timeout(limit).into()),
+            come => return Ok(come?),
+        }
+    }
+}
+
+/// The digests of `count` blocks, of which the `first` message says how many bytes they are of.
+fn blocks(first: Message, link: &mut Link, count: usize) -> Result<Vec<u128>, LinkError> {
+    let len = match first {
         Message::BlockDigests { len: Some(len) } => len,
         Message::BlockDigests { len: None } => {
             return Err(LinkError::Unexpected("no digest of this memory".into()));

@@ -20,7 +20,7 @@ use qemu::{Qmp, QmpError};
 
 use crate::check::{Facts, Refused};
 use crate::commit::Other;
-use crate::comparison::{self, Compared, Comparison, Whole};
+use crate::comparison::{self, Compared, Comparison, NotCompared, Whole};
 use crate::cooperative::ask::{Cooperation, NoHelp};
 use crate::cooperative::hold::Limits;
 use crate::digest::Secret;
@@ -31,6 +31,7 @@ use crate::report::{self, Marks, Progress, Stopwatch};
 use crate::restore::{self, RestoreError, Slot};
 use crate::sleep::{Awake, Bedtime, Sleep};
 use crate::{Phase, Protection, Report, Strategy, Vm, root_port};
+pub(crate) use flow::patience;
 use precopy::NotSeen;
 pub use prospect::{DeviceProspect, Prospect};
 use word::NotRun;
@@ -124,6 +125,15 @@ enum StepError {
     Awake(Awake),
     #[error("{0}")]
     Other(String),
+}
+
+impl From<NotCompared> for StepError {
+    fn from(error: NotCompared) -> Self {
+        match error {
+            NotCompared::Cancelled => Self::Cancelled,
+            NotCompared::Link(error) => Self::Link(error),
+        }
+    }
 }
 
 impl From<Awake> for StepError {
@@ -292,7 +302,7 @@ impl Source<'_> {
         &self,
         link: &mut Link,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Whole, Option<Compared>), LinkError> {
+    ) -> Result<(Whole, Option<Compared>), NotCompared> {
         let memory = match Whole::marked(self.vm) {
             Ok(whole) => return Ok((whole, None)),
             Err(memory) => memory,
@@ -300,7 +310,7 @@ impl Source<'_> {
         progress(Progress::Phase {
             phase: Phase::Compare,
         });
-        let (whole, compared) = comparison::run(&memory, link)?;
+        let (whole, compared) = comparison::run(&memory, link, &self.cancel)?;
         Ok((whole, Some(compared)))
     }
 

@@ -210,7 +210,7 @@ impl Control {
         let count = self
             .reader
             .by_ref()
-            .take(MAX_LINE)
+            .take(most)
             .read_until(b'\n', &mut line)?;
         if count == 0 {
             return Ok(None);

@@ -14,6 +14,9 @@ use crate::link::DigestKey;
 use crate::link::greeting::NEWEST;
 use crate::vm::Session;
 
+/// Nobody cancels.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
 /// Pages of each memory: a block and a part of one.
 const PAGES: usize = 700;
 
@@ -74,7 +77,7 @@ fn what_differs_is_sent_and_nothing_else() {
     write(&there[1], 650, 9);
     let own = to_compare(&here);
     let (mut link, serving) = destination(&there);
-    let (_, compared) = run(&own, &mut link).unwrap();
+    let (_, compared) = run(&own, &mut link, &NEVER).unwrap();
     assert_eq!(compared.pages, 6);
     drop(link);
     let (session, error) = serving.join().unwrap();
@@ -84,7 +87,7 @@ fn what_differs_is_sent_and_nothing_else() {
         assert!(bytes(here) == bytes(there));
     }
     let (mut link, _serving) = destination(&there);
-    let (_, compared) = run(&own, &mut link).unwrap();
+    let (_, compared) = run(&own, &mut link, &NEVER).unwrap();
     assert_eq!(compared.pages, 0);
 }
 
@@ -99,7 +102,7 @@ fn much_that_differs_is_sent_in_parts() {
     let (mut link, _serving) = destination(std::slice::from_ref(&there));
     let own = to_compare(std::slice::from_ref(&here));
     for expected in [pages, 0] {
-        let (_, compared) = run(&own, &mut link).unwrap();
+        let (_, compared) = run(&own, &mut link, &NEVER).unwrap();
         assert_eq!(compared.pages, expected);
         // As a destination that has yet to take its digests.
         let (again, _serving) = destination(std::slice::from_ref(&there));
@@ -119,7 +122,7 @@ fn digests_are_of_what_was_sent_and_of_nothing_that_came_later() {
         // As a destination does that is to be verified: at LOAD, before its QEMU has done all.
         ask_blocks(&mut link, 0, own.ram[0].blocks()).unwrap();
         write(&there, 6, 2);
-        run(&own, &mut link).unwrap();
+        run(&own, &mut link, &NEVER).unwrap();
         drop(link);
         let (session, _) = serving.join().unwrap();
         let own = own.ram[0].digest(Urgency::Now, &own.secret).unwrap();
@@ -134,9 +137,12 @@ fn two_sides_with_other_memory_are_not_compared() {
     let larger = [memory(2 * PAGES)];
     for (here, there) in [(&one[..], &two[..]), (&two, &one), (&one, &larger)] {
         let (mut link, serving) = destination(there);
-        let error = run(&to_compare(here), &mut link).unwrap_err();
+        let error = run(&to_compare(here), &mut link, &NEVER).unwrap_err();
         assert!(
-            matches!(error, LinkError::Unexpected(_) | LinkError::Malformed(_)),
+            matches!(
+                error,
+                NotCompared::Link(LinkError::Unexpected(_) | LinkError::Malformed(_))
+            ),
             "{error}"
         );
         drop(link);
@@ -213,12 +219,44 @@ fn a_destination_that_answers_nonsense_has_the_migration_fail() {
     ];
     for answers in wrong {
         let (mut link, serving) = impostor(answers.clone(), 2 * size_of::<u128>());
-        let error = run(&own, &mut link).unwrap_err();
+        let error = run(&own, &mut link, &NEVER).unwrap_err();
         assert!(
-            matches!(error, LinkError::Unexpected(_) | LinkError::Malformed(_)),
+            matches!(
+                error,
+                NotCompared::Link(LinkError::Unexpected(_) | LinkError::Malformed(_))
+            ),
             "{answers:?}: {error}"
         );
         drop(link);
         serving.join().unwrap();
     }
+}
+
+/// It has taken the question, and does not answer: the VM stands still meanwhile.
+#[test]
+fn a_comparison_with_one_that_hangs_can_be_cancelled() {
+    let memory = memory(PAGES);
+    let own = to_compare(std::slice::from_ref(&memory));
+    let (a, _hangs) = UnixStream::pair().unwrap();
+    let mut link = Link::agreed(Box::new(a), NEWEST);
+    let cancel = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let compared = scope.spawn(|| run(&own, &mut link, &cancel));
+        thread::sleep(2 * LOOK);
+        assert!(!compared.is_finished());
+        cancel.store(true, Ordering::Release);
+        let error = compared.join().unwrap().unwrap_err();
+        assert!(matches!(error, NotCompared::Cancelled), "{error}");
+    });
+}
+
+#[test]
+fn whoever_hangs_is_not_waited_for_without_end() {
+    let (a, _hangs) = UnixStream::pair().unwrap();
+    let mut link = Link::agreed(Box::new(a), NEWEST);
+    let limit = 3 * LOOK;
+    let error = unless_cancelled(&mut link, limit, &NEVER).unwrap_err();
+    let too_long =
+        matches!(error, NotCompared::Link(LinkError::Timeout(waited)) if waited == limit);
+    assert!(too_long, "{error}");
 }

@@ -10,6 +10,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// And more for each GiB of memory, as all of it may be read there while nothing is taken: digests.
 const FOR_EACH_GIB: Duration = Duration::from_secs(1);
 
+/// The time in which the other side does something that takes as long as to read so many bytes of memory, or it hangs.
+pub(crate) fn patience(memory: u64) -> Duration {
+    let gib = u32::try_from(memory >> 30).unwrap_or(u32::MAX);
+    PATIENCE.saturating_add(FOR_EACH_GIB.saturating_mul(gib))
+}
+
 /// What has been sent so far, and since when it is no more.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -21,11 +27,10 @@ pub(super) struct Flow {
 impl Flow {
     /// Of a VM with so many bytes of memory.
     pub(super) fn new(memory: u64) -> Self {
-        let gib = u32::try_from(memory >> 30).unwrap_or(u32::MAX);
         Self {
             sent: 0,
             since: Instant::now(),
-            patience: PATIENCE.saturating_add(FOR_EACH_GIB.saturating_mul(gib)),
+            patience: patience(memory),
         }
     }
 
