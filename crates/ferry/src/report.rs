@@ -46,8 +46,8 @@ pub struct Report {
 pub struct DeviceReport {
     /// Its name.
     pub name: String,
-    /// Who knew what it wrote: `device` (its model), `dma-logging`, `iommu-dirty-bits`, `guest`, or
-    /// `comparison` where nobody did.
+    /// Who knew what it wrote: `device` (its model), `dma-logging`, `iommu-dirty-bits`, `iommu` (a virtual
+    /// one, by what it lets it reach), `guest`, or `comparison` where nobody did.
     pub dirty_log: String,
     /// How it went over.
     pub strategy: Strategy,

@@ -57,12 +57,13 @@ fn without_log() -> Options {
     }
 }
 
-/// With a load on its device. Returns the marks of each migration.
-fn there_and_back(testbed: &mut Testbed, strategy: Strategy) -> Result<[Marks; 2]> {
+/// With a load on its device, of whose writes `knows` is to know. Returns the marks of each migration.
+fn there_and_back(testbed: &mut Testbed, strategy: Strategy, knows: &str) -> Result<[Marks; 2]> {
     let migrations = [testbed.migrate()?, testbed.migrate()?];
     for migration in &migrations {
         for device in &migration.report.devices {
             assert_eq!((device.strategy, &device.fault), (strategy, &None));
+            assert_eq!(device.dirty_log, knows);
         }
         assert_eq!(migration.report.compared, None);
     }
@@ -76,7 +77,7 @@ fn there_and_back(testbed: &mut Testbed, strategy: Strategy) -> Result<[Marks; 2
 fn by_its_log(iommu: Iommu) -> Result<()> {
     let mut testbed = start(iommu, Options::default())?;
     assert!(domain(&testbed, "net/eth0")?.starts_with("DMA"));
-    for marks in there_and_back(&mut testbed, Strategy::Transparent)? {
+    for marks in there_and_back(&mut testbed, Strategy::Transparent, "device")? {
         assert!(marks["device-log"].total() > 0, "{marks:?}");
         assert!(!marks.contains_key("iommu"), "{marks:?}");
     }
@@ -100,7 +101,7 @@ fn by_what_is_mapped(iommu: Iommu, devices: Devices) -> Result<()> {
         ..without_log()
     };
     let mut testbed = start(iommu, options)?;
-    for marks in there_and_back(&mut testbed, Strategy::Transparent)? {
+    for marks in there_and_back(&mut testbed, Strategy::Transparent, "iommu")? {
         assert_eq!(marks["device-log"].total(), 0, "{marks:?}");
         assert!(marks["iommu"].at_halt > 0, "{marks:?}");
         assert!(marks["iommu"].at_halt < 512 << 20 >> 14, "{marks:?}");
@@ -186,7 +187,7 @@ fn a_guest_recovers_its_device_behind_an_iommu() -> Result<()> {
         ..without_log()
     };
     let mut testbed = start(Iommu::Virtio, options)?;
-    for marks in there_and_back(&mut testbed, Strategy::Recovery)? {
+    for marks in there_and_back(&mut testbed, Strategy::Recovery, "iommu")? {
         assert!(marks["iommu"].at_halt > 0, "{marks:?}");
     }
     Ok(())
@@ -201,7 +202,7 @@ fn a_guest_stops_its_device_behind_an_iommu() -> Result<()> {
         ..without_log()
     };
     let mut testbed = start(Iommu::Virtio, options)?;
-    there_and_back(&mut testbed, Strategy::Cooperative).map(drop)
+    there_and_back(&mut testbed, Strategy::Cooperative, "iommu").map(drop)
 }
 
 fn to_sleep(iommu: Iommu) -> Result<Testbed> {

@@ -1,10 +1,10 @@
 //! How each device went over, and what became of those that were left to their drivers: asked at the
 //! destination.
 
+use device::LogSource;
 use endpoint::Carry;
 
 use super::{RUN, Source};
-use crate::Strategy;
 use crate::comparison::Compared;
 use crate::cooperative::ask::Cooperation;
 use crate::cooperative::end::Restart;
@@ -12,6 +12,7 @@ use crate::link::{self, Link, Message};
 use crate::recovery::Outcome;
 use crate::report::DeviceReport;
 use crate::restore::Slot;
+use crate::{Strategy, Vm};
 
 impl Source<'_> {
     /// How each device went over, so far as is known here.
@@ -34,7 +35,7 @@ impl Source<'_> {
             .map(|(index, slot, name, carry)| {
                 let mut report = DeviceReport {
                     name: name.to_owned(),
-                    dirty_log: known_by(index, slot, &without_log, otherwise).into(),
+                    dirty_log: known_by(self.vm, index, slot, &without_log, otherwise).into(),
                     strategy: match carry {
                         Carry::State => Strategy::Transparent,
                         Carry::Configuration if recovered.iter().any(|left| left == name) => {
@@ -57,19 +58,22 @@ impl Source<'_> {
     }
 }
 
-/// Who knows what the device wrote: its own log, unless it is one of those `without_log`; then whom `otherwise`
-/// names. See [`DeviceReport::dirty_log`].
+/// Who knows what the device wrote: whom `otherwise` names, if it is one of those `without_log`; a virtual IOMMU, if
+/// it keeps none and is confined; its own log. See [`DeviceReport::dirty_log`].
 pub(super) fn known_by(
+    vm: &Vm,
     index: usize,
     slot: &Slot,
     without_log: &[(usize, String)],
     otherwise: &'static str,
 ) -> &'static str {
-    let has_log = without_log.iter().all(|(other, _)| *other != index);
-    match slot.endpoint.log_source() {
-        Some(source) if has_log => source.name(),
-        None if has_log => "device",
-        _ => otherwise,
+    let endpoint = &slot.endpoint;
+    if without_log.iter().any(|(other, _)| *other == index) {
+        otherwise
+    } else if !endpoint.keeps_log() && vm.is_confined(endpoint) {
+        "iommu"
+    } else {
+        endpoint.log_source().map_or("device", LogSource::name)
     }
 }
 

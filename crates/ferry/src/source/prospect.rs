@@ -75,7 +75,7 @@ impl Source<'_> {
         let devices = slots.filter(|(index, _)| self.is_device(*index));
         let devices = devices.map(|(index, slot)| DeviceProspect {
             name: slot.endpoint.name().to_owned(),
-            dirty_log: known_by(index, slot, &without_log, otherwise).to_owned(),
+            dirty_log: known_by(self.vm, index, slot, &without_log, otherwise).to_owned(),
         });
         Prospect {
             strategy,

@@ -30,10 +30,14 @@ impl Vm {
             return Vec::new();
         }
         let all = self.0.endpoints.0.iter().enumerate();
-        let confined = |device: &Endpoint| self.0.iommu && !device.bus().can_write_most();
-        all.filter(|(_, endpoint)| !endpoint.keeps_log() && !confined(endpoint))
+        all.filter(|(_, endpoint)| !endpoint.keeps_log() && !self.is_confined(endpoint))
             .map(|(index, endpoint)| (index, endpoint.name().to_owned()))
             .collect()
+    }
+
+    /// Whether a virtual IOMMU lets it reach so little that all of that counts as written.
+    pub(crate) fn is_confined(&self, device: &Endpoint) -> bool {
+        self.0.iommu && !device.bus().can_write_most()
     }
 
     /// A device whose writes nobody lets the host know, if there is one.
