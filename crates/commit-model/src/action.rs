@@ -56,6 +56,8 @@ pub enum BySource {
     SeeRunning,
     /// vferry does not see it run in time, or may not have the disk back.
     SeeNothing,
+    /// A keeper starts another vferry, which lets the VM run here.
+    Succeed,
 }
 
 /// Steps of the destination's QEMU and vferry.
@@ -167,6 +169,7 @@ impl Action {
             Self::Source(S::ContUnanswered),
             Self::Source(S::SeeRunning),
             Self::Source(S::SeeNothing),
+            Self::Source(S::Succeed),
             Self::Destination(D::Load),
             Self::Destination(D::RunLate),
             Self::Destination(D::DropCont),

@@ -20,7 +20,7 @@
 //!
 //! It runs nothing of vferry but those decisions: that `ferry::source` and `ferry::destination` take
 //! the steps in this order is for people to read and for the tests with VMs to see. It knows no
-//! guest, no phase before `precopy`, and no device process that comes back after its death.
+//! guest, no phase before `precopy`, and of the processes that a keeper starts only the source's.
 
 pub mod action;
 mod destination;
@@ -40,6 +40,8 @@ pub use state::State;
 pub struct Protocol {
     /// The VM has a disk, whose lease tells whose it is.
     pub disk: bool,
+    /// A keeper starts another vferry where the source's dies before it has let go of anything.
+    pub keeper: bool,
     /// Who is asked where nobody else can know.
     pub operator: Operator,
     /// What is wrong with it, on purpose.
@@ -80,6 +82,8 @@ pub enum Mutant {
     LeaseNotChecked,
     /// Operators are told to look at the other host, not to end what is there.
     LookOnly,
+    /// Another vferry goes on at the source whenever the first one dies.
+    HeirAfterWord,
 }
 
 impl Model for Protocol {
@@ -100,7 +104,7 @@ impl Model for Protocol {
             Action::Source(action) => self.by_source(state, action),
             Action::Destination(action) => self.by_destination(state, action),
             Action::Operator(action) => self.by_operator(state, action),
-            Action::Mishap(mishap) => Self::mishap(state, mishap),
+            Action::Mishap(mishap) => self.mishap(state, mishap),
         };
         // What changes nothing is no step.
         next.filter(|next| next != last)

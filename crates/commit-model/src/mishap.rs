@@ -1,22 +1,23 @@
 //! What nobody has asked for: at any moment, and any number of times.
 
-use crate::Protocol;
 use crate::action::Mishap;
-use crate::state::{Destination, DestinationQemu, Source, SourceQemu, State};
+use crate::state::{Destination, DestinationQemu, Heir, Source, SourceQemu, State};
+use crate::{Mutant, Protocol};
 
 impl Protocol {
-    pub(crate) fn mishap(mut s: State, mishap: Mishap) -> Option<State> {
+    pub(crate) fn mishap(&self, mut s: State, mishap: Mishap) -> Option<State> {
         use Mishap as M;
         let before = s.clone();
         s.seen.trouble = true;
         match mishap {
-            M::SourceDies => source_dies(&mut s),
+            M::SourceDies => self.source_dies(&mut s),
             M::SourceQemuDies => source_qemu_dies(&mut s),
             M::DestinationDies => destination_dies(&mut s),
             M::DestinationQemuDies => destination_qemu_dies(&mut s),
             // Nobody is left to say that it is gone.
             M::SourceHostDies => {
-                source_dies(&mut s);
+                self.source_dies(&mut s);
+                s.heir = Heir::Nobody;
                 source_qemu_dies(&mut s);
                 s.link.severed = true;
             }
@@ -39,11 +40,20 @@ impl Protocol {
         s.seen.trouble &= before.seen.trouble || s != before;
         (s != before).then_some(s)
     }
-}
 
-fn source_dies(s: &mut State) {
-    s.source = Source::Dead;
-    s.link.close_source();
+    fn source_dies(&self, s: &mut State) {
+        let has_let_go = match s.source {
+            Source::Sending | Source::Completed => false,
+            Source::HandedOver | Source::Waiting => self.mutant != Some(Mutant::HeirAfterWord),
+            // It may have, and whether it has is not written down for another.
+            _ => true,
+        };
+        if s.source != Source::Dead && self.keeper && !has_let_go {
+            s.heir = Heir::Comes;
+        }
+        s.source = Source::Dead;
+        s.link.close_source();
+    }
 }
 
 fn source_qemu_dies(s: &mut State) {

@@ -3,12 +3,18 @@
 use ferry::commit::{Other, Safety, Way, safety};
 
 use crate::action::ByOperator;
-use crate::state::{Cli, Destination, DestinationQemu, Devices, Lease, Source, SourceQemu, State};
+use crate::state::{
+    Cli, Destination, DestinationQemu, Devices, Heir, Lease, Source, SourceQemu, State,
+};
 use crate::{Mutant, Operator, Protocol};
 
 impl Protocol {
     pub(crate) fn by_operator(&self, mut s: State, action: ByOperator) -> Option<State> {
         use ByOperator as B;
+        // That takes no time in which somebody could look.
+        if s.heir == Heir::Comes {
+            return None;
+        }
         match action {
             B::Cancel if can_cancel(&s) => {
                 s.cancelled = true;

@@ -4,7 +4,7 @@ use ferry::commit::{Heard, Other, SourceThen};
 
 use crate::action::BySource;
 use crate::state::{
-    DestinationQemu, Devices, Lease, Source, SourceQemu, State, ToDestination, ToSource,
+    DestinationQemu, Devices, Heir, Lease, Source, SourceQemu, State, ToDestination, ToSource,
 };
 use crate::{Mutant, Protocol};
 
@@ -43,6 +43,16 @@ impl Protocol {
                 if s.source_qemu == SourceQemu::Completed {
                     self.run_here(&mut s);
                 }
+            }
+            B::Succeed => {
+                if std::mem::replace(&mut s.heir, Heir::Nobody) != Heir::Comes {
+                    return None;
+                }
+                // They are as they were before they were halted, and go on.
+                if s.devices != Devices::HandedOver {
+                    s.devices = Devices::Running;
+                }
+                s.source = Source::TakingBack;
             }
             _ if s.source == Source::Dead => return None,
             B::Cont | B::ContUnanswered | B::CancelQemu | B::SeeRunning | B::SeeNothing => {

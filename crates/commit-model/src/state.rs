@@ -7,6 +7,8 @@ use ferry::commit::{Other, Word};
 pub struct State {
     /// The source's vferry.
     pub source: Source,
+    /// Who goes on where that has died.
+    pub heir: Heir,
     /// The source's QEMU.
     pub source_qemu: SourceQemu,
     /// The devices, in the source's vferry.
@@ -54,6 +56,15 @@ pub enum Source {
     Unsettled(Other),
     /// Gone.
     Dead,
+}
+
+/// Who goes on where the source's vferry has died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Heir {
+    /// It has not, or nobody does.
+    Nobody,
+    /// Another vferry, which a keeper is about to start.
+    Comes,
 }
 
 /// The source's QEMU.
@@ -223,6 +234,7 @@ impl State {
     pub fn new() -> Self {
         Self {
             source: Source::Sending,
+            heir: Heir::Nobody,
             source_qemu: SourceQemu::Copying,
             devices: Devices::Running,
             source_cont_pending: false,

@@ -5,28 +5,34 @@ use std::collections::HashMap;
 use commit_model::{Action, Operator, Protocol, State};
 use stateright::{Checker, Model};
 
-const CONFIGURATIONS: [(bool, Operator); 3] = [
-    (false, Operator::Careful),
-    (true, Operator::Careful),
-    (true, Operator::Rash),
+/// With a disk, a keeper, and whom.
+type Configuration = (bool, bool, Operator);
+
+const CONFIGURATIONS: [Configuration; 4] = [
+    (false, false, Operator::Careful),
+    (true, false, Operator::Careful),
+    (true, false, Operator::Rash),
+    (true, true, Operator::Careful),
 ];
 
-fn protocol((disk, operator): (bool, Operator)) -> Protocol {
+fn protocol((disk, keeper, operator): Configuration) -> Protocol {
     Protocol {
         disk,
+        keeper,
         operator,
         mutant: None,
     }
 }
 
-fn check(configuration: (bool, Operator)) {
+fn check(configuration: Configuration) {
     let checker = protocol(configuration).checker().threads(2);
     let checker = checker.spawn_bfs().join();
     checker.assert_properties();
     println!(
-        "disk {}, operator {:?}: all {} states seen, by {} steps",
+        "disk {}, keeper {}, operator {:?}: all {} states seen, by {} steps",
         configuration.0,
         configuration.1,
+        configuration.2,
         checker.unique_state_count(),
         checker.state_count()
     );
@@ -34,17 +40,23 @@ fn check(configuration: (bool, Operator)) {
 
 #[test]
 fn no_vm_runs_twice() {
-    check((false, Operator::Careful));
+    check((false, false, Operator::Careful));
 }
 
 #[test]
 fn no_vm_with_a_disk_runs_twice() {
-    check((true, Operator::Careful));
+    check((true, false, Operator::Careful));
+}
+
+#[test]
+fn no_vm_runs_twice_whose_process_another_takes_over() {
+    check((false, true, Operator::Careful));
+    check((true, true, Operator::Careful));
 }
 
 #[test]
 fn a_disk_guards_itself_against_rash_operators() {
-    check((true, Operator::Rash));
+    check((true, false, Operator::Rash));
 }
 
 /// From each state, with no more mishaps and nothing healed, what the two sides and an operator do

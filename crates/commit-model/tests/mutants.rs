@@ -12,6 +12,7 @@ fn breaks(mutant: Mutant, disk: bool, operator: Operator, property: &'static str
     let look = |mutant| {
         let protocol = Protocol {
             disk,
+            keeper: true,
             operator,
             mutant,
         };
@@ -106,4 +107,9 @@ fn the_disk_is_let_go_of_before_the_word() {
 fn without_the_lease_rash_operators_damage_the_disk() {
     breaks(Mutant::LeaseNotChecked, true, Operator::Rash, ONE_WORKS);
     breaks(Mutant::LeaseNotChecked, true, Operator::Rash, ONE_WRITER);
+}
+
+#[test]
+fn another_process_that_goes_on_whenever_one_dies_runs_the_vm_twice() {
+    breaks(Mutant::HeirAfterWord, false, Operator::Careful, ONE_COPY);
 }

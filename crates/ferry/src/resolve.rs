@@ -70,6 +70,20 @@ pub fn run_here(vm: &Vm, qmp: &Qmp) -> Result<bool, String> {
     Ok(state.status == RunState::Suspended)
 }
 
+/// Has the VM run on here whose migration ended with the process that had begun it, before that had let go of
+/// anything. What somebody has paused stays paused; a guest that was `asleep` is woken where it cannot sleep on.
+///
+/// # Errors
+/// When QEMU does not answer, or does not let it run.
+pub fn run_on(vm: &Vm, qmp: &Qmp, asleep: bool) -> Result<(), String> {
+    vm.note_sleep(asleep);
+    let told = |error: QmpError| error.to_string();
+    if qmp.run_status().map_err(told)?.status == RunState::Paused {
+        return qmp.migrate_cancel().map_err(told);
+    }
+    precopy::see_running(vm, qmp).map_err(|error| error.to_string())
+}
+
 /// Ends this host's copy of the VM.
 ///
 /// # Errors

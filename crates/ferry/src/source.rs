@@ -71,6 +71,20 @@ pub struct Source<'a> {
     pub protection: Protection,
     /// Set to give up.
     pub cancel: Arc<AtomicBool>,
+    /// Who has to know when the VM may be the other host's.
+    pub letting_go: &'a dyn LettingGo,
+}
+
+/// Who has to know how far a VM has gone.
+pub trait LettingGo: std::fmt::Debug + Sync {
+    /// Something of the VM is about to be let go of. Until now it was this host's, whatever becomes of this
+    /// process; from here on it may be the other's.
+    fn begins(&self);
+}
+
+/// Nobody.
+impl LettingGo for () {
+    fn begins(&self) {}
 }
 
 /// Why a migration did not happen, and where the VM is.
@@ -215,7 +229,7 @@ impl Source<'_> {
             Ok(made) => made,
             Err(error) => return Err(self.give_up(link, Phase::Compare, error.into(), sleep)),
         };
-        if let Err(why) = self.vm.hand_over(whole) {
+        if let Err(why) = self.hand_over(whole) {
             return Err(self.give_up(link, Phase::Copy, StepError::Other(why), sleep));
         }
         let then = self.afterwards(strategy, sleep);
@@ -280,6 +294,11 @@ impl Source<'_> {
             stale_pages: stale.as_ref().map(|stale| stale.pages),
             stale_ranges: stale.map(|stale| stale.ranges).unwrap_or_default(),
         })
+    }
+
+    fn hand_over(&self, whole: Whole) -> Result<(), String> {
+        self.letting_go.begins();
+        self.vm.hand_over(whole)
     }
 
     /// What the VM needs at the destination.

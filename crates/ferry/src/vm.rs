@@ -375,7 +375,7 @@ impl Vm {
     }
 
     /// Whether the VM that leaves is one of a guest that sleeps.
-    pub(crate) fn sleeps(&self) -> bool {
+    pub fn sleeps(&self) -> bool {
         self.lock().guest == Wakefulness::Asleep
     }
 

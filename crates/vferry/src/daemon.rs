@@ -321,6 +321,35 @@ impl Shared {
         }
     }
 
+    /// Has the VM run here whose devices were halted for a migration when another process died.
+    fn bring_back(&self) {
+        let Some(survival) = &self.survival else {
+            return;
+        };
+        let Some(asleep) = survival.brings_back() else {
+            return;
+        };
+        // None begins meanwhile.
+        let _guard = self.migrating.begin();
+        loop {
+            let back = self.monitor().and_then(|qmp| {
+                ferry::resolve::run_on(&self.vm, &qmp, asleep).map_err(anyhow::Error::msg)
+            });
+            match back {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::error!(
+                        "the VM stands still, as the process that was about to migrate it has died; vferry tries \
+                         again to have it run on here: {error:#}"
+                    );
+                    thread::sleep(AGAIN);
+                }
+            }
+        }
+        survival.is_back();
+        tracing::warn!("the VM runs on here: the process that was about to migrate it has died");
+    }
+
     /// Has QEMU end migrations as it did before another process died that kept it from that.
     fn end_hold(&self, qmp: &Qmp) {
         if keeper::Worker::deaths() == 0 {

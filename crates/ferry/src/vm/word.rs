@@ -287,6 +287,7 @@ mod tests {
             facts: crate::check::tests::facts(),
             protection: Protection::Open,
             cancel: Arc::default(),
+            letting_go: &(),
         };
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut link = Link::agreed(Box::new(ours), greeting::NEWEST);

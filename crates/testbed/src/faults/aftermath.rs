@@ -51,11 +51,14 @@ pub(super) fn settle(case: &Case, source: &Host, destination: &Host) -> Runs {
     let deadline = Instant::now() + SETTLE;
     let ended = matches!(case.expect, Expect::WithItsQemu | Expect::WithItsVferry);
     loop {
+        let (here, there) = (runs(source), runs(destination));
+        if here && there {
+            return Runs::Twice;
+        }
         // Without its vferry it has no device, and does not count as running.
-        let here = source.process().exit_status().is_none() && runs(source);
-        let runs = match (here, runs(destination)) {
-            (true, true) => return Runs::Twice,
-            (true, false) => Runs::Here,
+        let works = source.process().exit_status().is_none();
+        let runs = match (here && works, there) {
+            (true, _) => Runs::Here,
             (false, true) => Runs::There,
             (false, false) => Runs::Nowhere,
         };

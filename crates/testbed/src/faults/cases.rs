@@ -415,6 +415,10 @@ pub const CASES: &[Case] = &[
     case(Precopy,  SourceVferry,      Killed,                    Transparent, Here, ENDED).with(With::Keeper).always(),
     case(Precopy,  SourceVferry,      Killed,                    Recovery,    Here, ENDED).with(With::Keeper),
     case(Quiesce,  SourceVferry,      Killed,                    Cooperative, Here, ENDED).with(With::Keeper),
+    case(Stopped,  SourceVferry,      Killed,                    Transparent, Here, ENDED).with(With::Keeper).always(),
+    case(Stopped,  SourceVferry,      Killed,                    Recovery,    Here, ENDED).with(With::Keeper),
+    case(Stopped,  SourceVferry,      Killed,                    Cooperative, Here, ENDED).with(With::Keeper),
+    case(Arrived,  SourceVferry,      Killed,                    Transparent, Here, ENDED).with(With::Keeper),
     case(Precopy,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Keeper),
     case(Stopped,  DestinationVferry, Killed,                    Transparent, Here, RUNS_ON).with(With::Keeper),
     // What a disk has no room for: QEMU's socket, and of vferry's files a lease.
@@ -434,3 +438,19 @@ pub const CASES: &[Case] = &[
     case(Before,   DestinationVferry, Refuses(Expired),          Transparent, Here, Why("expired")).with(With::Tls),
     case(Before,   DestinationVferry, Refuses(NotAPeer),         Transparent, Here, Why("`peers`")).with(With::Tls),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of each case, what is done: what comes of it makes no other.
+    #[test]
+    fn there_are_many_cases_and_none_is_there_twice() {
+        let done = |case: &Case| (case.at, case.party, case.fault, case.by, case.with);
+        for (at, case) in CASES.iter().enumerate() {
+            let mut before = CASES[..at].iter();
+            assert!(before.all(|other| done(other) != done(case)), "{case:?}");
+        }
+        assert!(CASES.len() >= 60);
+    }
+}

@@ -282,6 +282,10 @@ fn as_source<R>(
         facts,
         protection: shared.stream(there.peer.as_ref(), StreamSide::Source),
         cancel,
+        letting_go: match &shared.survival {
+            Some(survival) => &**survival,
+            None => &(),
+        },
     };
     Ok(act(source, &mut link, &to)?)
 }

@@ -208,6 +208,7 @@ fn look_when_connected(shared: &Arc<Shared>, ended: &Sender<End>) -> std::io::Re
     let (shared, ended) = (Arc::clone(shared), ended.clone());
     let look = move || {
         shared.end_rest();
+        shared.bring_back();
         if shared.vm.wait_connected()
             && let Err(error) = shared.look_at_qemu()
         {

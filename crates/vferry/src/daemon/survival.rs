@@ -2,10 +2,12 @@
 //!
 //! The configuration is the one that the first process has read: what its file says since is another run's.
 //!
-//! It can, as long as the VM is here and its devices run: [`Survival::note`] writes that down, before
-//! they are halted for a migration, and after they run again. A process that finds it written that they did
-//! not ends, and the keeper with it: what the devices are then is between the two hosts of a migration, and
-//! this one's part of it died with its process.
+//! It can, as long as the VM is this host's, whether its devices run or are halted for a migration:
+//! [`Survival::note`] writes down which, before they are halted, and after they run again. Where they were halted, the
+//! next process has the VM run on here: nobody has told the other host to run it, and nobody can any more. What says
+//! that something of the VM is let go of is written before it is ([`LettingGo`]); a process that finds that, or a VM
+//! that was on its way here, ends, and the keeper with it: where the VM is then is between the two hosts, and this
+//! one's part of it died with its process.
 //!
 //! It is written there, too, that vferry has stopped the vCPUs for a moment ([`Rests`]): a successor lets them run again.
 
@@ -19,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use anyhow::Context;
 use endpoint::Endpoint;
 use ferry::Vm;
+use ferry::source::LettingGo;
 use keeper::{HANDED_OVER, Held, Journal, Limits, Line, Worker};
 use qemu::system::Rests;
 use sidecar::{Hooks, LogStart, Stop, Stopped, Veto};
@@ -27,10 +30,12 @@ use vfio_user::{Ended, Negotiated, ServeError, Server};
 /// By which name the word is held that says whether the VM's devices run here.
 const WORD: &str = "vm";
 const RUN: u64 = 0;
-const DO_NOT_RUN: u64 = 1;
+const GONE: u64 = 1;
 /// They do, but the vCPUs are stopped for a moment, and nobody else lets them run again. With the time at which that
 /// began, in seconds since the host was started, in the bits above.
 const REST: u64 = 2;
+/// The devices were halted for a migration away from here; and in the bits above, whether the guest sleeps.
+const HALTED: u64 = 3;
 const TIME: u32 = 2;
 /// A rest that began longer ago than QEMU waits for a successor is none: nobody has heard QEMU say that it was over.
 const LONGEST_REST: u64 = 30;
@@ -53,45 +58,69 @@ pub(crate) struct Survival {
 struct Word {
     journal: Journal,
     runs: bool,
-    /// A VM is on its way here: they do not, whatever their stage.
-    arriving: bool,
+    place: Place,
+    /// Another process died while they were halted: QEMU may not run the VM.
+    brings_back: bool,
+    /// The guest that was to be migrated slept when they were halted.
+    asleep: bool,
     /// The vCPUs are stopped for a moment, since then.
     rests: Option<u64>,
+}
+
+/// Whose the VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// This host's.
+    Here,
+    /// It is on its way here: its devices do not run, whatever their stage.
+    Arrives,
+    /// Something of it may be let go of.
+    Leaves,
 }
 
 impl Word {
     /// As another process has left it in the `journal`, `now`, or new.
     fn open(journal: Journal, now: u64) -> Result<Self, Halted> {
         let mark = journal.mark();
-        let rests = match (mark & ((1 << TIME) - 1), mark >> TIME) {
-            (RUN, 0) => None,
-            (REST, since) => Some(since).filter(|since| now.saturating_sub(*since) < LONGEST_REST),
+        let (rests, halted) = match (mark & ((1 << TIME) - 1), mark >> TIME) {
+            (RUN, 0) => (None, None),
+            (REST, since) => {
+                let is_recent = now.saturating_sub(since) < LONGEST_REST;
+                (is_recent.then_some(since), None)
+            }
+            (HALTED, asleep @ 0..=1) => (None, Some(asleep == 1)),
             _ => return Err(Halted),
         };
         Ok(Self {
             journal,
             runs: true,
-            arriving: false,
+            place: Place::Here,
+            brings_back: halted.is_some(),
+            asleep: halted == Some(true),
             rests,
         })
     }
 
     fn write(&mut self, runs: bool) {
         self.runs = runs;
+        if runs && self.place == Place::Leaves {
+            // It has come back, or nothing came of it.
+            self.place = Place::Here;
+        }
         self.put();
     }
 
     fn put(&self) {
-        self.journal
-            .set_mark(match (self.is_running(), self.rests) {
-                (false, _) => DO_NOT_RUN,
-                (true, None) => RUN,
-                (true, Some(since)) => REST | since << TIME,
-            });
+        self.journal.set_mark(match self.rests {
+            _ if self.place != Place::Here => GONE,
+            _ if !self.runs || self.brings_back => HALTED | u64::from(self.asleep) << TIME,
+            None => RUN,
+            Some(since) => REST | since << TIME,
+        });
     }
 
     fn is_running(&self) -> bool {
-        self.runs && !self.arriving
+        self.runs && self.place == Place::Here
     }
 }
 
@@ -104,7 +133,7 @@ fn now() -> u64 {
 /// Why no process goes on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the process that served this VM died while its devices were halted for a migration, so no other goes on: \
+    "the process that served this VM died in the last step of a migration, so no other goes on: \
      see on both hosts where the VM runs (docs/commit-protocol.md), then end its QEMU here"
 )]
 pub(crate) struct Halted;
@@ -199,10 +228,17 @@ impl Survival {
         word.write(runs());
     }
 
-    /// Runs `act`, which may halt the devices, or may not, and writes down before that they do not run, and
-    /// after it whether they do.
-    pub(crate) fn around<R>(&self, act: impl FnOnce() -> R, runs: impl FnOnce() -> bool) -> R {
+    /// Runs `act`, which may halt the devices of a guest that is `asleep` or not, or may not halt them, and writes
+    /// down before that they do not run, and after it whether they do.
+    pub(crate) fn around<R>(
+        &self,
+        asleep: bool,
+        act: impl FnOnce() -> R,
+        runs: impl FnOnce() -> bool,
+    ) -> R {
         let mut word = self.word();
+        // Of what another process has left nothing more is known than that.
+        word.asleep = asleep || word.brings_back && word.asleep;
         word.write(false);
         let result = act();
         word.write(runs());
@@ -227,7 +263,11 @@ impl Survival {
     /// A VM is on its way here, or is no more.
     pub(crate) fn note_arrival(&self, arriving: bool, runs: impl FnOnce() -> bool) {
         let mut word = self.word();
-        word.arriving = arriving;
+        word.place = if arriving {
+            Place::Arrives
+        } else {
+            Place::Here
+        };
         word.write(runs());
     }
 
@@ -235,6 +275,20 @@ impl Survival {
     pub(crate) fn rests(&self) -> bool {
         let word = self.word();
         word.is_running() && word.rests.is_some()
+    }
+
+    /// Another process died while the devices were halted, and QEMU was not seen to run the VM since. Whether its
+    /// guest sleeps.
+    pub(crate) fn brings_back(&self) -> Option<bool> {
+        let word = self.word();
+        word.brings_back.then_some(word.asleep)
+    }
+
+    /// It was seen to.
+    pub(crate) fn is_back(&self) {
+        let mut word = self.word();
+        word.brings_back = false;
+        word.put();
     }
 
     fn rest(&self, since: Option<u64>) {
@@ -303,6 +357,14 @@ impl Survival {
     }
 }
 
+impl LettingGo for Survival {
+    fn begins(&self) {
+        let mut word = self.word();
+        word.place = Place::Leaves;
+        word.put();
+    }
+}
+
 impl Rests for Survival {
     fn begin(&self) {
         self.rest(Some(now()));
@@ -353,7 +415,7 @@ impl<H: Hooks> Hooks for Noting<H> {
         } = self;
         match (&stop, survival) {
             (Stop::Logged(_), Some(survival)) => {
-                survival.around(|| hooks.stopping(stop), || runs(vm))
+                survival.around(vm.sleeps(), || hooks.stopping(stop), || runs(vm))
             }
             // Nothing is halted.
             (Stop::Unlogged, _) | (_, None) => hooks.stopping(stop),
@@ -416,7 +478,7 @@ mod tests {
         let survival = survival();
         assert_eq!(mark(&survival), RUN);
         survival.note(|| false);
-        assert_eq!(mark(&survival), DO_NOT_RUN);
+        assert_eq!(mark(&survival), HALTED);
         survival.note(|| true);
         assert_eq!(mark(&survival), RUN);
     }
@@ -432,6 +494,7 @@ mod tests {
             let (inside, seen) = std::sync::mpsc::channel();
             scope.spawn(move || {
                 survival.around(
+                    false,
                     || {
                         inside.send(()).unwrap();
                         // The other is about to look; whenever it does, it is not before the end of this.
@@ -444,7 +507,7 @@ mod tests {
             seen.recv().unwrap();
             survival.note(runs);
         });
-        assert_eq!(mark(survival), DO_NOT_RUN);
+        assert_eq!(mark(survival), HALTED);
     }
 
     /// As the process after this one finds it `later` seconds from now.
@@ -465,13 +528,55 @@ mod tests {
         assert!(successor(&survival, 0).unwrap().rests());
         survival.note(|| false);
         assert!(!survival.rests());
-        successor(&survival, 0).unwrap_err();
+        assert_eq!(successor(&survival, 0).unwrap().brings_back(), Some(false));
         survival.note(|| true);
         let next = successor(&survival, 0).unwrap();
         assert!(next.rests());
         next.end();
         assert!(!successor(&next, 0).unwrap().rests());
         assert_eq!(mark(&next), RUN);
+    }
+
+    #[test]
+    fn a_vm_whose_devices_were_halted_is_brought_back_unless_something_of_it_is_let_go_of() {
+        let survival = survival();
+        survival.note(|| false);
+        let next = successor(&survival, 0).unwrap();
+        assert_eq!(next.brings_back(), Some(false));
+        // It may die as well, whatever it has written down meanwhile.
+        next.note(|| true);
+        next.around(false, || (), || true);
+        let last = successor(&next, 0).unwrap();
+        assert_eq!(last.brings_back(), Some(false));
+        last.is_back();
+        assert_eq!(mark(&last), RUN);
+        assert_eq!(successor(&last, 0).unwrap().brings_back(), None);
+
+        survival.note(|| false);
+        survival.begins();
+        successor(&survival, 0).unwrap_err();
+        // Whatever else is looked at meanwhile.
+        survival.note(|| false);
+        successor(&survival, 0).unwrap_err();
+        // It has come back.
+        survival.note(|| true);
+        assert_eq!(successor(&survival, 0).unwrap().brings_back(), None);
+        survival.note(|| false);
+        assert_eq!(successor(&survival, 0).unwrap().brings_back(), Some(false));
+    }
+
+    /// It has to be woken otherwise than by QEMU's `cont`.
+    #[test]
+    fn a_successor_learns_that_a_guest_that_is_brought_back_sleeps() {
+        let survival = survival();
+        survival.around(true, || (), || false);
+        let next = successor(&survival, 0).unwrap();
+        assert_eq!(next.brings_back(), Some(true));
+        next.around(false, || (), || true);
+        assert_eq!(successor(&next, 0).unwrap().brings_back(), Some(true));
+        survival.note(|| true);
+        survival.around(false, || (), || false);
+        assert_eq!(successor(&survival, 0).unwrap().brings_back(), Some(false));
     }
 
     /// The operator may have paused the VM since.
@@ -488,7 +593,7 @@ mod tests {
         let survival = survival();
         survival.note_arrival(true, || true);
         survival.note(|| true);
-        assert_eq!(mark(&survival), DO_NOT_RUN);
+        assert_eq!(mark(&survival), GONE);
         survival.note_arrival(false, || true);
         assert_eq!(mark(&survival), RUN);
     }
