@@ -303,6 +303,27 @@ impl World {
         }
         self.controller = successor;
         self.call(Controller::resume);
+        if input.byte().unwrap_or(0) % 2 == 1 {
+            self.take_over(input);
+        }
+    }
+
+    /// It goes on in a new one, as where a process has died; what that has left may be damaged.
+    fn take_over(&mut self, input: &mut Input<'_>) {
+        let mut left = Vec::new();
+        assert!(self.controller.live(&mut left));
+        let mut successor = controller(&self.disks, &self.late);
+        successor
+            .take_over(&left)
+            .expect("what was left is gone on with");
+        for _ in 0..input.byte().unwrap_or(0) % 4 {
+            let at = usize::from(input.word()) % left.len();
+            left[at] = input.byte().unwrap_or(0xff);
+        }
+        left.truncate(left.len() - usize::from(input.byte().unwrap_or(0) == 7));
+        let _ = successor.take_over(&left);
+        self.controller = successor;
+        self.call(Controller::resume);
     }
 
     /// A controller that nothing happens to comes to rest.
