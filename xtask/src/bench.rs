@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 /// Of `docs/performance.md`.
@@ -47,20 +47,24 @@ under load before it moves.
 /// Measures, and prints what it measured.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
-    #[command(subcommand)]
-    benchmark: Benchmark,
+    /// What to measure, one after the other.
+    #[arg(value_enum, value_name = "NAME", default_value = "all")]
+    benchmarks: Vec<Benchmark>,
     /// Fewer and shorter runs: to see that it works, not to quote.
-    #[arg(long, global = true)]
+    #[arg(long)]
     quick: bool,
     /// How it is printed on standard output.
-    #[arg(long, global = true, value_enum, default_value_t = Form::Md)]
+    #[arg(long, value_enum, default_value_t = Form::Md)]
     report: Form,
     /// Also draws what is a curve into this folder, to which a table in Markdown then refers as one beside it.
-    #[arg(long, global = true, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER")]
     charts: Option<PathBuf>,
+    /// `mmio` beside the sample device of this checkout of libvfio-user, not of the one in Debian's sources of QEMU.
+    #[arg(long, value_name = "CHECKOUT")]
+    libvfio_user: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Subcommand)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Benchmark {
     /// All but `guest-module` and `passthrough`, which take minutes before they measure.
     All,
@@ -75,11 +79,7 @@ enum Benchmark {
     /// Logged DMA beside DMA that is not, and what finding and marking pages takes.
     Log,
     /// Registers read and written: by a bare client, beside a bare socket; by a guest, beside QEMU's devices.
-    Mmio {
-        /// Also beside this server: the `gpio-pci-idio-16` sample of libvfio-user, built.
-        #[arg(long, value_name = "PROGRAM")]
-        libvfio_user: Option<PathBuf>,
-    },
+    Mmio,
     /// A guest's network, by vferry and by QEMU's own NICs.
     Net,
     /// A real virtual function, by vferry and by QEMU's own `vfio-pci`.
@@ -166,39 +166,49 @@ struct Place {
     unit: &'static str,
 }
 
+impl Benchmark {
+    const ALL: [Self; 9] = [
+        Self::Digest,
+        Self::Doorbell,
+        Self::Log,
+        Self::Mmio,
+        Self::Net,
+        Self::Blk,
+        Self::Pause,
+        Self::PauseNvme,
+        Self::Growth,
+    ];
+
+    /// Those that it stands for.
+    fn each(&self) -> &[Self] {
+        match self {
+            Self::All => &Self::ALL,
+            one => std::slice::from_ref(one),
+        }
+    }
+}
+
 /// All of them once and shortly: they fail where they cannot run, and at no number.
 pub(crate) fn quickly() -> Result<()> {
     run(&Bench {
-        benchmark: Benchmark::All,
+        benchmarks: vec![Benchmark::All],
         quick: true,
         report: Form::Md,
         charts: None,
+        libvfio_user: None,
     })
 }
 
 /// Each is printed once it is there. One that cannot run keeps no other from it.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let all = [
-        Benchmark::Digest,
-        Benchmark::Doorbell,
-        Benchmark::Log,
-        Benchmark::Mmio { libvfio_user: None },
-        Benchmark::Net,
-        Benchmark::Blk,
-        Benchmark::Pause,
-        Benchmark::PauseNvme,
-        Benchmark::Growth,
-    ];
-    let wanted = match &bench.benchmark {
-        Benchmark::All => &all[..],
-        one => std::slice::from_ref(one),
-    };
-    if matches!((bench.report, &bench.benchmark), (Form::Md, Benchmark::All)) {
+    let wanted: Vec<_> = bench.benchmarks.iter().flat_map(Benchmark::each).collect();
+    let whole = bench.benchmarks == [Benchmark::All] && !bench.quick;
+    if matches!(bench.report, Form::Md) && whole {
         println!("{HEAD}");
     }
     let (mut reports, mut failures) = (Vec::new(), 0);
-    for one in wanted {
-        match alone(one, bench.quick) {
+    for one in &wanted {
+        match alone(**one, bench) {
             Ok(report) => {
                 print(bench, &report)?;
                 reports.push(report);
@@ -232,7 +242,8 @@ fn print(bench: &Bench, report: &Report) -> Result<()> {
 }
 
 /// In a thread of its own: some keep theirs on one processor.
-fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
+fn alone(benchmark: Benchmark, bench: &Bench) -> Result<Report> {
+    let quick = bench.quick;
     let measure = || match benchmark {
         Benchmark::All => bail!("all of them are many"),
         Benchmark::Blk => blk::run(quick),
@@ -240,7 +251,7 @@ fn alone(benchmark: &Benchmark, quick: bool) -> Result<Report> {
         Benchmark::Digest => digest::run(quick),
         Benchmark::Doorbell => doorbell::run(quick),
         Benchmark::Log => log::run(quick),
-        Benchmark::Mmio { libvfio_user } => mmio::run(quick, libvfio_user.as_deref()),
+        Benchmark::Mmio => mmio::run(quick, bench.libvfio_user.as_deref()),
         Benchmark::Net => net::run(quick),
         Benchmark::Passthrough => passthrough::run(quick),
         Benchmark::Pause => pause::run(quick),

@@ -16,6 +16,9 @@ use crate::recipe::Recipe;
 /// Written into the root by mmdebstrap while the packages' files are still there.
 pub(crate) const PACKAGE_LIST: &str = "packages.txt";
 
+/// How the file's name ends that has a package's sources without Debian's changes.
+pub(crate) const RELEASED: &str = ".orig.tar.xz";
+
 const TOOL: &str = "mmdebstrap";
 /// Not used itself, but its presence says that the keyring is new enough to have the suite's keys.
 const SUITE_KEY: &str = "/usr/share/keyrings/debian-archive-trixie-stable";
@@ -29,19 +32,9 @@ pub(crate) fn unpack(
     lock: &File,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let mirror = mirror(progress)?;
-    if !is_installed(TOOL) || keyring_file(SUITE_KEY).is_none() {
-        progress("installing mmdebstrap");
-        install(&[TOOL, "debian-archive-keyring"], progress)?;
-    }
-    let keyring = keyring_file(KEYRING).context("Debian's archive keyring is not installed")?;
+    let archive = Archive::find(progress)?;
     let sources = root.with_extension("list");
-    let line = |suite| {
-        format!(
-            "deb [signed-by={}] {mirror} {suite} main\n",
-            keyring.display()
-        )
-    };
+    let line = |suite| archive.line("deb", suite);
     let backports = recipe.backports();
     fs::write(
         &sources,
@@ -71,6 +64,79 @@ pub(crate) fn unpack(
     // The next attempt writes it anew.
     let _ = fs::remove_file(&sources);
     unpacked
+}
+
+/// Fetches the sources of `package` as their authors released them, an archive of tar, into the folder `into`;
+/// whatever else apt fetches for that stays there, too.
+pub(crate) fn source(
+    package: &str,
+    suite: &str,
+    into: &Path,
+    progress: Progress<'_>,
+) -> Result<PathBuf> {
+    let archive = Archive::find(progress)?;
+    let (sources, lists, cache) = (
+        into.join("apt.list"),
+        into.join("lists"),
+        into.join("cache"),
+    );
+    // Where a folder is not below apt's own, it does not make this itself.
+    for partial in [lists.join("partial"), cache.join("archives/partial")] {
+        fs::create_dir_all(&partial)
+            .with_context(|| format!("cannot make {}", partial.display()))?;
+    }
+    fs::write(&sources, archive.line("deb-src", suite))
+        .with_context(|| format!("cannot write {}", sources.display()))?;
+    let options = [
+        format!("Dir::Etc::sourcelist={}", sources.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", lists.display()),
+        format!("Dir::Cache={}", cache.display()),
+        // Or it becomes a user who may not write here.
+        "APT::Sandbox::User=root".to_owned(),
+    ];
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.current_dir(into);
+        command.args(options.iter().map(|option| format!("--option={option}")));
+        command
+    };
+    progress(&format!("downloading Debian's sources of {package}"));
+    run_quiet(apt().arg("update"))?;
+    run_quiet(apt().args(["source", "--download-only", package]))?;
+    let released = fs::read_dir(into)
+        .with_context(|| format!("cannot look into {}", into.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().ends_with(RELEASED));
+    released.with_context(|| format!("Debian's sources of {package} have no *{RELEASED}"))
+}
+
+/// Debian's, and the keys that it is signed with.
+struct Archive {
+    mirror: String,
+    keyring: PathBuf,
+}
+
+impl Archive {
+    /// With all that it takes to unpack from it.
+    fn find(progress: Progress<'_>) -> Result<Self> {
+        let mirror = mirror(progress)?;
+        if !is_installed(TOOL) || keyring_file(SUITE_KEY).is_none() {
+            progress("installing mmdebstrap");
+            install(&[TOOL, "debian-archive-keyring"], progress)?;
+        }
+        let keyring = keyring_file(KEYRING).context("Debian's archive keyring is not installed")?;
+        Ok(Self { mirror, keyring })
+    }
+
+    /// Of apt's sources.
+    fn line(&self, kind: &str, suite: &str) -> String {
+        format!(
+            "{kind} [signed-by={}] {} {suite} main\n",
+            self.keyring.display(),
+            self.mirror
+        )
+    }
 }
 
 /// The machine's own Debian mirror.
@@ -142,7 +208,7 @@ fn keyring_file(stem: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-fn install(packages: &[&str], progress: Progress<'_>) -> Result<()> {
+pub(crate) fn install(packages: &[&str], progress: Progress<'_>) -> Result<()> {
     let attempt = || {
         let mut command = Command::new("apt-get");
         command
@@ -164,7 +230,7 @@ fn install(packages: &[&str], progress: Progress<'_>) -> Result<()> {
     })
 }
 
-fn run_quiet(command: &mut Command) -> Result<()> {
+pub(crate) fn run_quiet(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())

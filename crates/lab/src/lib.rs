@@ -2,7 +2,7 @@
 //!
 //! [`Lab::ensure`] builds it once, in the target folder, from packages that apt verifies by
 //! Debian's own signatures: a QEMU that has `vfio-user-pci` (the host's own if it is new enough), a
-//! kernel, and a static busybox. Nothing of it is installed on the host but `mmdebstrap`, and it
+//! kernel, and a static busybox. Nothing of it is installed on the host but `mmdebstrap` (and json-c, for a benchmark's peer), and it
 //! needs neither mounts nor a chroot to run.
 //!
 //! [`Lab::with_kernel`] has guests run another of Debian's kernels, for which modules can be built
@@ -10,6 +10,8 @@
 //! namespace.
 //!
 //! [`Lab::for_hosts`] has a [`Host`] run, a machine with SR-IOV, an IOMMU and KVM, and guests in it.
+//!
+//! [`Lab::libvfio_user`] is a peer for benchmarks.
 //!
 //! [`Vm`] boots a guest from it: an initrd made on the spot ([`Initrd`]), a console log, a QMP
 //! connection, and a shell on a serial line that keeps working when the guest has moved to another
@@ -33,6 +35,7 @@ mod guest;
 mod host;
 mod initrd;
 mod kernel;
+mod libvfio_user;
 mod modules;
 mod process;
 mod recipe;
@@ -48,6 +51,7 @@ pub use guest::{Vm, VmBuilder};
 pub use host::{Cable, Function, Guest, Host, HostOptions, QemuEnded, SHARE};
 pub use initrd::Initrd;
 pub use kernel::Kernel;
+pub use libvfio_user::{LibvfioUser, libvfio_user_from};
 pub use process::Guarded;
 pub use root::{Lab, Progress, progress_on_stderr};
 pub use standstill::StandsStill;

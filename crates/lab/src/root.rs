@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::apt;
 use crate::kernel::KernelFiles;
 use crate::recipe::{self, Recipe, Stamp};
-use crate::{Emulator, Kernel, target_dir};
+use crate::{Emulator, Kernel, libvfio_user, target_dir};
 
 /// Told, in a few words, what takes longer than a second.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -51,7 +51,10 @@ impl Lab {
     ///
     /// As [`Lab::ensure`].
     pub fn rebuild(progress: Progress<'_>) -> Result<Self> {
-        Self::ensure_in(&target_dir()?.join("lab"), true, progress)
+        let folder = target_dir()?.join("lab");
+        // Built anew when it is asked for.
+        remove(&folder.join(libvfio_user::PLACE))?;
+        Self::ensure_in(&folder, true, progress)
     }
 
     fn ensure_in(folder: &Path, anew: bool, progress: Progress<'_>) -> Result<Self> {

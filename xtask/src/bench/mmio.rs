@@ -4,9 +4,8 @@
 //! as QEMU does for each access of a guest to a register that is trapped: of the `NVMe` controller as
 //! it is served, beside [`floor`], a socket at whose other end somebody answers to reads and does
 //! nothing else: what the kernel and two threads that wait for each other take; and of a network card, without and
-//! with a keeper beside it ([`kept`]). With `--libvfio-user`
-//! also beside that library's sample device. [`guest`] does the same from a guest, beside QEMU's own
-//! devices.
+//! with a keeper beside it ([`kept`]); and of libvfio-user's sample device, built ([`peer`]) from Debian's sources
+//! of QEMU or from `--libvfio-user CHECKOUT`. [`guest`] does the same from a guest, beside QEMU's own devices.
 //!
 //! # What the numbers leave out
 //!
@@ -17,14 +16,15 @@
 mod floor;
 mod guest;
 mod kept;
+mod peer;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use device::{Claim, Model};
 use endpoint::Endpoint;
+use lab::LibvfioUser;
 use nvme::{Controller, ControllerConfig, FileBacking, NamespaceConfig};
 use pci::ConfigSpace;
 use vfio_user::Server;
@@ -36,8 +36,6 @@ const CONFIG: u32 = 7;
 /// Of its Command register, and memory decoding and bus mastering there.
 const COMMAND: u64 = 4;
 const ON: u16 = 6;
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(10);
 /// Posted writes before a read that waits for them: as many as a socket holds with room to spare.
 const BURST: u32 = 64;
 
@@ -63,24 +61,6 @@ const OURS: Registers = Registers {
     read: 0x1c,
     write: 0x0c,
 };
-/// Its pins.
-const SAMPLE: Registers = Registers {
-    name: "libvfio-user's sample",
-    region: 2,
-    read: 0,
-    write: 0,
-};
-
-/// Kills the sample server when dropped.
-struct Sample(Child);
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
     let (rounds, count) = if quick { (3, 2000) } else { (31, 20_000) };
@@ -103,11 +83,15 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
         (kept::KEPT, with_keeper),
     ];
     let mut sample = None;
-    if let Some(program) = libvfio_user {
-        let (child, client) = start_sample(program, folder.path())?;
-        sample = Some(child);
-        clients.push((SAMPLE, client));
-    }
+    let peer = match peer::program(libvfio_user, quick, folder.path())? {
+        Ok(LibvfioUser { program, origin }) => {
+            let (process, client) = peer::start(&program, folder.path())?;
+            sample = Some(process);
+            clients.push((peer::SAMPLE, client));
+            format!("of {origin}")
+        }
+        Err(why) => format!("skipped, {why}"),
+    };
     let mut runs: [Vec<_>; 2] = [0, 1].map(|_| {
         let names = clients.iter().map(|(registers, _)| registers.name);
         names.map(|name| (name, Vec::new())).collect()
@@ -131,15 +115,14 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
     }
     drop((clients, sample));
     let [reads, writes] = runs.map(variants_of);
-    let skipped = match libvfio_user {
-        Some(_) => "",
-        None => "; libvfio-user: skipped, no `--libvfio-user PROGRAM`",
-    };
-    let goals = goals(&[&reads, &writes]);
+    let goals = goals(&reads, &writes);
     Ok(Report {
         goals,
         name: "mmio",
-        machine: format!("{}, {count} accesses a run{skipped}", machine()?),
+        machine: format!(
+            "{}, {count} accesses a run; libvfio-user: {peer}",
+            machine()?
+        ),
         tables: [
             Table {
                 what: "register reads per second",
@@ -157,37 +140,32 @@ pub(super) fn run(quick: bool, libvfio_user: Option<&Path>) -> Result<Report> {
     })
 }
 
-/// Of reads and posted writes.
-fn goals(tables: &[&[Variant]; 2]) -> Vec<String> {
-    let rates = |name: &str| {
-        let found = tables.map(|table| table.iter().find(|variant| variant.name == name));
-        let [Some(reads), Some(writes)] = found else {
-            return None;
-        };
-        Some([&reads.runs[..], &writes.runs])
-    };
-    let least = |name: &str| {
-        let (ours, others) = (rates(OURS.name)?, rates(name)?);
-        let least = |at: usize| median(&ratios(ours[at], others[at]));
-        Some(least(0).min(least(1)))
-    };
-    let floor = least(FLOOR.name).unwrap_or(f64::NAN);
-    let floor = format!(
-        "The floor is the kernel's way from one thread to the other and back, which the bare socket has alone: of \
-         its reads and writes vferry does {floor:.3} or more."
-    );
-    vec![match least(SAMPLE.name) {
-        Some(is) => goal(
-            "at least twice libvfio-user's reads and posted writes from the same client",
-            is,
-            is >= 2.0,
-            &floor,
-        ),
-        None => format!(
-            "Goal: at least twice libvfio-user's reads and posted writes from the same client. Not measured here: there \
-             was no `--libvfio-user PROGRAM`. {floor}"
-        ),
-    }]
+fn goals(reads: &[Variant], writes: &[Variant]) -> Vec<String> {
+    [("reads", reads), ("posted writes", writes)]
+        .map(|(what, table)| {
+            let runs = |name: &str| {
+                let variant = table.iter().find(|variant| variant.name == name);
+                variant.map_or(&[][..], |variant| &variant.runs)
+            };
+            let times = |one: &str, other: &str| median(&ratios(runs(one), runs(other)));
+            let what = format!("at least twice libvfio-user's {what} from the same client");
+            let is = times(OURS.name, peer::SAMPLE.name);
+            let floor = format!(
+                "The floor is the kernel's way from one thread to the other and back, which the bare socket has \
+                 alone: vferry does {:.3} of what that does",
+                times(OURS.name, FLOOR.name)
+            );
+            if is.is_nan() {
+                return format!("Goal: {what}. Not measured here. {floor}.");
+            }
+            let least = times(FLOOR.name, peer::SAMPLE.name);
+            let floor = format!(
+                "{floor}, and that {least:.3} times libvfio-user's. libvfio-user's is a process, the others are threads \
+                 of the client's."
+            );
+            goal(&what, is, is >= 2.0, &floor)
+        })
+        .into()
 }
 
 /// Per second.
@@ -232,31 +210,4 @@ fn serve(folder: &Path) -> Result<PathBuf> {
         .name("vfio-disk0".into())
         .spawn(move || server.serve_one(&mut frontend))?;
     Ok(socket)
-}
-
-fn start_sample(program: &Path, folder: &Path) -> Result<(Sample, Client)> {
-    let socket = folder.join("sample.sock");
-    let mut command = Command::new(program);
-    command.arg(&socket).stdout(Stdio::null());
-    let child = command.spawn().with_context(|| {
-        format!(
-            "cannot start {}: `--libvfio-user` takes the program that libvfio-user's build leaves \
-             in build/samples/gpio-pci-idio-16",
-            program.display()
-        )
-    })?;
-    let mut sample = Sample(child);
-    let deadline = Instant::now() + START;
-    while !socket.exists() {
-        if let Some(status) = sample.0.try_wait()? {
-            anyhow::bail!("{} ended ({status})", program.display());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{} does not listen within {START:?}",
-            program.display()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok((sample, Client::connect(&socket)?))
 }
