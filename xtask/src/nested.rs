@@ -1,6 +1,7 @@
 //! `cargo xtask nested`
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -185,11 +186,44 @@ struct Migrations<T = Migration> {
     hung: usize,
 }
 
-impl<T> Migrations<T> {
-    const NONE: Self = Self {
-        done: Vec::new(),
-        hung: 0,
+/// Until so many came off. A guest that waits for itself is counted, and booted anew.
+fn repeat<T>(
+    nested: &mut Nested,
+    way: Way,
+    count: usize,
+    step: &dyn Fn(&str),
+    attempt: impl Fn(&mut Nested) -> Result<T>,
+    found: impl Fn(&T) -> String,
+) -> Result<Migrations<T>> {
+    let booted = |nested: &mut Nested| match way {
+        Way::Failover => nested.watch_function(),
+        Way::Vferry | Way::VfioPci => Ok(()),
     };
+    booted(nested)?;
+    let (mut done, mut hung) = (Vec::new(), 0);
+    while done.len() < count {
+        let number = done.len() + 1;
+        let say = |what: &dyn Display| step(&format!("migration {number} of {count}: {what}"));
+        match attempt(nested) {
+            Err(error) if waits_for_itself(&error) && hung < count => {
+                hung += 1;
+                say(&format!("{error}; booting it anew"));
+                nested.boot_again(way)?;
+                booted(nested)?;
+            }
+            one => {
+                let one = one?;
+                say(&found(&one));
+                done.push(one);
+            }
+        }
+    }
+    Ok(Migrations { done, hung })
+}
+
+/// Without end: there is nothing to mend in the host or vferry.
+fn waits_for_itself(error: &anyhow::Error) -> bool {
+    error.is::<DriverRace>() || error.is::<NeverGone>()
 }
 
 fn migrations(
@@ -198,20 +232,8 @@ fn migrations(
     count: usize,
     step: &dyn Fn(&str),
 ) -> Result<Migrations> {
-    let mut migrations = Migrations::NONE;
-    while migrations.done.len() < count {
-        let number = migrations.done.len() + 1;
-        let migration = match nested.migrate(Some(strategy)) {
-            Err(error) if error.is::<DriverRace>() && migrations.hung < count => {
-                migrations.hung += 1;
-                step(&format!(
-                    "migration {number} of {count}: {error}; booting it anew"
-                ));
-                nested.boot_again(Way::Vferry)?;
-                continue;
-            }
-            migrated => migrated?,
-        };
+    let once = |nested: &mut Nested| {
+        let migration = nested.migrate(Some(strategy))?;
         for device in &migration.report.devices {
             ensure!(
                 device.strategy == strategy && device.fault.is_none(),
@@ -222,43 +244,30 @@ fn migrations(
                 device.fault
             );
         }
-        step(&format!(
-            "migration {number} of {count}: VM pause {:.0} ms, silence {:.0} ms, {} stale pages",
+        Ok(migration)
+    };
+    let found = |migration: &Migration| {
+        format!(
+            "VM pause {:.0} ms, silence {:.0} ms, {} stale pages",
             migration.report.vm_pause_ms,
             migration.outage_ms().unwrap_or_default(),
             migration.report.stale_pages.unwrap_or_default(),
-        ));
-        migrations.done.push(migration);
-    }
+        )
+    };
+    let migrations = repeat(nested, Way::Vferry, count, step, once, found)?;
     nested.content_is_right()?;
     Ok(migrations)
 }
 
 fn replugs(nested: &mut Nested, count: usize, step: &dyn Fn(&str)) -> Result<Migrations<Replug>> {
-    nested.watch_function()?;
-    let mut replugs = Migrations::NONE;
-    while replugs.done.len() < count {
-        let number = replugs.done.len() + 1;
-        let replug = match nested.replug() {
-            Err(error) if error.is::<NeverGone>() && replugs.hung < count => {
-                replugs.hung += 1;
-                step(&format!(
-                    "migration {number} of {count}: {error}; booting it anew"
-                ));
-                nested.boot_again(Way::Failover)?;
-                nested.watch_function()?;
-                continue;
-            }
-            replugged => replugged?,
-        };
-        step(&format!(
-            "migration {number} of {count}: no function for {:.0} ms, silence {:.0} ms",
+    let found = |replug: &Replug| {
+        format!(
+            "no function for {:.0} ms, silence {:.0} ms",
             replug.function_outage_ms,
             replug.silence_ms.unwrap_or_default(),
-        ));
-        replugs.done.push(replug);
-    }
-    Ok(replugs)
+        )
+    };
+    repeat(nested, Way::Failover, count, step, Nested::replug, found)
 }
 
 impl Summary {
