@@ -13,6 +13,8 @@ use device::{
 
 use crate::{Vf, VfConfig};
 
+/// Steps of what damaged things were left to.
+const AMID_DAMAGE: usize = 8;
 const MEMORY_BASE: u64 = 0x1_0000;
 const MEMORY_LEN: usize = 0x1_0000;
 /// More than one call can send within its budget, and few enough to be called bounded.
@@ -286,7 +288,8 @@ impl World {
         }
     }
 
-    /// It goes on in a new one, as where a process has died; what that has left may be damaged.
+    /// It goes on in a new one, as where a process has died. So does, for some steps, one to which damaged things
+    /// were left; what comes of that nobody can say.
     fn take_over(&mut self, input: &mut Input<'_>) {
         let mut left = Vec::new();
         assert!(self.vf.live(&mut left));
@@ -299,7 +302,14 @@ impl World {
             left[at] = input.byte().unwrap_or(0xff);
         }
         left.truncate(left.len() - usize::from(input.byte().unwrap_or(0) == 7));
-        let _ = successor.take_over(&left);
+        let mut damaged = function(&self.wire);
+        if damaged.take_over(&left).is_ok() {
+            self.vf = damaged;
+            self.call(Vf::resume);
+            for _ in 0..AMID_DAMAGE {
+                self.poll();
+            }
+        }
         self.vf = successor;
         self.call(Vf::resume);
     }

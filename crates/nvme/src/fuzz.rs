@@ -15,6 +15,8 @@ use crate::controller::Controller;
 use crate::engine::PLACES;
 use crate::identity::{ControllerConfig, NamespaceConfig};
 
+/// Steps of what damaged things were left to.
+const AMID_DAMAGE: usize = 8;
 const MEMORY_BASE: u64 = 0x10_0000;
 const MEMORY_LEN: usize = 256 << 10;
 /// Where queues lie unless the input moves them; submission, then completion.
@@ -308,7 +310,8 @@ impl World {
         }
     }
 
-    /// It goes on in a new one, as where a process has died; what that has left may be damaged.
+    /// It goes on in a new one, as where a process has died. So does, for some steps, one to which damaged things
+    /// were left; what comes of that nobody can say.
     fn take_over(&mut self, input: &mut Input<'_>) {
         let mut left = Vec::new();
         assert!(self.controller.live(&mut left));
@@ -321,7 +324,15 @@ impl World {
             left[at] = input.byte().unwrap_or(0xff);
         }
         left.truncate(left.len() - usize::from(input.byte().unwrap_or(0) == 7));
-        let _ = successor.take_over(&left);
+        let mut damaged = controller(&self.disks, &self.late);
+        if damaged.take_over(&left).is_ok() {
+            self.controller = damaged;
+            self.call(Controller::resume);
+            for _ in 0..AMID_DAMAGE {
+                self.poll();
+            }
+            self.controller.drain().expect("every disk answers");
+        }
         self.controller = successor;
         self.call(Controller::resume);
     }
