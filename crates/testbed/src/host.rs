@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use authority::{Authority, Subject, Validity};
+use ferry::cooperative::Deadlines;
 use lab::{Guarded, Initrd, Lab, Vm};
 use qemu::Iommu;
 use vferry::control::Status;
@@ -349,17 +350,18 @@ impl HostOptions {
 }
 
 /// The control device's part of a configuration whose sockets are in `folder`.
-pub(crate) fn guest_section(folder: &Path, track: Duration, quiesce: Duration) -> String {
+pub(crate) fn guest_section(folder: &Path, deadlines: Deadlines) -> String {
     let folder = folder.display();
-    let deadline = quiesce.as_millis();
-    let track = track.as_millis();
+    let [track, quiesce, restart] =
+        [deadlines.track, deadlines.quiesce, deadlines.end].map(|deadline| deadline.as_millis());
     format!(
         r#"
 [guest]
 socket = "{folder}/guest.sock"
 address = "00:07.0"
 track-deadline-ms = {track}
-quiesce-deadline-ms = {deadline}
+quiesce-deadline-ms = {quiesce}
+restart-deadline-ms = {restart}
 "#
     )
 }
@@ -447,7 +449,12 @@ fn link(folder: &Path, options: &HostOptions) -> Result<String> {
 fn configuration(folder: &Path, link: &str, options: &HostOptions) -> String {
     let guest = options.guest.as_ref();
     let mut rest = guest.map_or(String::new(), |guest| {
-        guest_section(folder, TRACK, guest.quiesce_deadline)
+        let deadlines = Deadlines {
+            track: TRACK,
+            quiesce: guest.quiesce_deadline,
+            ..Deadlines::default()
+        };
+        guest_section(folder, deadlines)
     });
     if options.nic {
         rest += &nic_section(folder, options);

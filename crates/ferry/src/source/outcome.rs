@@ -1,6 +1,8 @@
 //! How each device went over, and what became of those that were left to their drivers: asked at the
 //! destination.
 
+use std::time::Duration;
+
 use device::LogSource;
 use endpoint::Carry;
 
@@ -13,6 +15,10 @@ use crate::recovery::Outcome;
 use crate::report::DeviceReport;
 use crate::restore::Slot;
 use crate::{Strategy, Vm};
+
+/// How long the destination may take to tell whether the guest has started its devices: the longest deadline that
+/// a configuration may give the guest for that, and some time. The VM runs meanwhile.
+const RESTARTS: Duration = Duration::from_secs(65);
 
 impl Source<'_> {
     /// How each device went over, so far as is known here.
@@ -80,7 +86,7 @@ pub(super) fn known_by(
 /// Asks the destination what became of the devices that the guest was to start, and returns the
 /// milliseconds that it took.
 pub(super) fn restarted(link: &mut Link, devices: &mut [DeviceReport]) -> Option<f64> {
-    let restarts = match link.ask(&Message::GuestEnd, RUN) {
+    let restarts = match link.ask(&Message::GuestEnd, RESTARTS) {
         Ok(Message::GuestEnded(restarts)) => restarts,
         other => {
             let why = match other {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferry::cooperative::Deadlines;
 use lab::{Function, Guest, Host, HostOptions, Initrd, Lab, SHARE};
 
 use super::{LOOK, MAC, MEMORY, NestedOptions, Way};
@@ -19,9 +20,14 @@ const NO_MAC: &str = "00:00:00:00:00:00";
 const BOOTS: usize = 3;
 /// Where vferry and QEMU have their sockets, in each host.
 const FOLDER: &str = "/tmp";
-/// How long a guest that is emulated twice may take to stop its device, and to begin to track: a second or two, and
-/// tens of seconds where the machine is slow or has other work. The guest runs meanwhile, so nobody waits for it.
-const QUIESCE: Duration = Duration::from_mins(1);
+/// How long a guest that is emulated twice may take to begin to track, to stop its device and to start it again: a
+/// second or two each, and tens of seconds where the machine is slow or has other work. The guest runs meanwhile, so
+/// nobody waits for it.
+const DEADLINES: Deadlines = Deadlines {
+    track: Duration::from_mins(1),
+    quiesce: Duration::from_mins(1),
+    end: Duration::from_mins(1),
+};
 /// The monitor of each QEMU: a pipe's two ends.
 const MONITOR: &str = "/tmp/monitor";
 /// An address on the guest's network that nobody has.
@@ -390,9 +396,7 @@ fn configuration(function: &Function, address: &str, options: &NestedOptions) ->
         .unwrap_or_default();
     let guest = match options.guest {
         Help::NoDevice => String::new(),
-        Help::NoDriver | Help::Module(_) => {
-            host::guest_section(Path::new(FOLDER), QUIESCE, QUIESCE)
-        }
+        Help::NoDriver | Help::Module(_) => host::guest_section(Path::new(FOLDER), DEADLINES),
     };
     format!(
         r#"[vm]

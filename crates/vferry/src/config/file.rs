@@ -73,6 +73,7 @@ pub(super) struct GuestSection {
     pub(super) address: Text,
     pub(super) track_deadline_ms: Option<Spanned<u64>>,
     pub(super) quiesce_deadline_ms: Option<Spanned<u64>>,
+    pub(super) restart_deadline_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]

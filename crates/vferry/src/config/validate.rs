@@ -285,7 +285,7 @@ impl Check<'_> {
         let deadlines = Deadlines {
             track: self.deadline(guest.track_deadline_ms.as_ref(), default.track),
             quiesce: self.deadline(guest.quiesce_deadline_ms.as_ref(), default.quiesce),
-            ..default
+            end: self.deadline(guest.restart_deadline_ms.as_ref(), default.end),
         };
         Some(Guest {
             socket: socket?,
