@@ -33,8 +33,9 @@ use serde::Serialize;
 const HEAD: &str = "\
 # Performance
 
-What `cargo xtask bench all --charts docs/performance` printed: all benchmarks but `guest-module` and `passthrough`, which take
-minutes before they measure. Each compares ways to do one thing, in turn in one run; the first line of a table is what the
+What `cargo xtask bench all --charts docs/performance` prints: all benchmarks but `guest-module` and `passthrough`, which take
+minutes before they measure. Each section is of one run, on the machine that its first line names, and may be printed anew by
+its name alone. Each compares ways to do one thing, in turn in one run; the first line of a table is what the
 others are compared with. Only the ratios say something about another machine, and the median of each round's ratio is the
 one that is least disturbed by what else this one did.
 
