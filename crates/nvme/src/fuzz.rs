@@ -326,15 +326,23 @@ impl World {
         left.truncate(left.len() - usize::from(input.byte().unwrap_or(0) == 7));
         let mut damaged = controller(&self.disks, &self.late);
         if damaged.take_over(&left).is_ok() {
+            self.take_disks_for_larger(true);
             self.controller = damaged;
             self.call(Controller::resume);
             for _ in 0..AMID_DAMAGE {
                 self.poll();
             }
             self.controller.drain().expect("every disk answers");
+            self.take_disks_for_larger(false);
         }
         self.controller = successor;
         self.call(Controller::resume);
+    }
+
+    fn take_disks_for_larger(&self, larger: bool) {
+        for disk in &self.disks {
+            disk.content().larger = larger;
+        }
     }
 
     /// A controller that nothing happens to comes to rest.
