@@ -120,8 +120,6 @@ fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
     }
     if !needs.host_functions && !needs.starts_servers {
         rules.extend(PROGRAMS.map(|call| (call, Vec::new())));
-    }
-    if !needs.host_functions && !needs.starts_servers {
         // A process that it started would have to keep to it as well, and has another number.
         rules.extend(BY_OTHER.map(|call| (call, Vec::new())));
         for call in BY_NUMBER {
