@@ -1,23 +1,22 @@
 //! What a process that serves has given up, as the kernel tells it of each of its threads.
 
 mod common;
+mod serving;
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{configuration, link};
+use serving::Serving;
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 /// How long it may take until a process serves.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The one capability that is kept: threads that have to be in time.
 const SYS_NICE: u64 = 1 << 23;
-
-/// `vferry run`, with a NIC and `options`; ended with its owner.
-struct Serving(Child);
 
 impl Serving {
     fn start(folder: &Path, options: &[&str]) -> Self {
@@ -55,13 +54,6 @@ impl Serving {
             Some((field("Name"), field(key)))
         });
         told.collect()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,31 +1,23 @@
 //! What the keeper of a VM makes of processes that die, and what a monitoring system sees of that.
 
 mod common;
+mod serving;
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use common::{configuration, link};
 use rustix::process::{Pid, Signal, kill_process};
+use serving::Serving;
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 /// How long it may take until another process serves, or the keeper ends.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// As the configuration has it.
 const MOST: u64 = 3;
-
-/// `vferry run`, killed with its owner.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Which process serves, and how many have died, once `status` says.
 fn status(folder: &Path) -> Option<(i32, u64)> {

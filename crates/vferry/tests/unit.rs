@@ -1,27 +1,19 @@
 //! `vferry run` as a unit of a service manager.
 
 mod common;
+mod serving;
 
 use std::fs;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use common::{configuration, link};
+use serving::Serving;
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 /// How long it may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Killed with its owner.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Of `Type=notify`: the manager ends who does not say so.
 #[test]

@@ -1,17 +1,18 @@
 //! What `vferry upgrade` says where it cannot be.
 
+mod serving;
+
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Output};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
+
+use serving::Serving;
 
 const VFERRY: &str = env!("CARGO_BIN_EXE_vferry");
 /// How long it may take until a process serves.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// `vferry run`; told to end with its owner.
-struct Serving(Child);
 
 impl Serving {
     fn start(folder: &Path) -> Self {
@@ -24,13 +25,6 @@ impl Serving {
             std::thread::sleep(Duration::from_millis(10));
         }
         serving
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
