@@ -1,5 +1,7 @@
 //! What the guest and its peer do meanwhile.
 
+use rustix::process::geteuid;
+
 use super::cases::With;
 use crate::dice::Dice;
 
@@ -24,8 +26,25 @@ impl Load {
             dirty: (*dice.one_of(&mib), *dice.one_of(&rate)),
             packets_per_second: *dice.one_of(&[50, 200, 500]),
             memory: *dice.one_of(&[192 << 20, 256 << 20, 384 << 20]),
-            with: *dice.one_of(&[With::Nothing, With::Nothing, With::Disk, With::Tls]),
+            with: *dice.one_of(&[
+                With::Nothing,
+                With::Nothing,
+                With::Disk,
+                With::Tls,
+                With::Keeper,
+                With::Keeper,
+                small_disks(),
+            ]),
         }
+    }
+}
+
+/// Which only root can mount.
+fn small_disks() -> With {
+    if geteuid().is_root() {
+        With::SmallDisks
+    } else {
+        With::Nothing
     }
 }
 

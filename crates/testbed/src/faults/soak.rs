@@ -162,11 +162,10 @@ impl Life {
     fn new(seed: u64, guest: u64) -> Self {
         let mut dice = Dice::of_part(seed, guest);
         let load = Load::random(&mut dice);
-        // A guest's end is its load's end: those faults are the matrix's own. So is a guest that has to
-        // be made ready to sleep.
+        // A guest's end is its load's end: those faults are the matrix's own.
         let fits = |case: &&Case| {
             let ends = matches!(case.expect, Expect::WithItsQemu | Expect::WithItsVferry);
-            case.with == load.with && case.by != Strategy::Sleep && !ends
+            case.with == load.with && !ends
         };
         Self {
             load,
