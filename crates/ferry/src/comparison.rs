@@ -25,8 +25,6 @@ use crate::source::patience;
 
 /// How long the other side may take for an answer that needs little work.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long digests of all memory may take while the VM runs and nothing waits for them.
-const DIGESTS: Duration = Duration::from_mins(10);
 /// How often it is looked whether somebody cancels.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -126,7 +124,7 @@ fn both(
     link: &mut Link,
     cancel: &AtomicBool,
 ) -> Result<(MemoryDigest, Vec<u128>), NotCompared> {
-    link.send(&Message::Digests { file }, ANSWER)?;
+    link.begin_to_ask(&Message::Digests { file }, ANSWER)?;
     thread::scope(|scope| {
         let own = thread::Builder::new()
             .name("digest".into())
@@ -146,8 +144,9 @@ pub(crate) fn ask_blocks(
     file: usize,
     count: usize,
 ) -> Result<Vec<u128>, LinkError> {
-    link.send(&Message::Digests { file }, ANSWER)?;
-    let first = link.receive(DIGESTS)?;
+    link.begin_to_ask(&Message::Digests { file }, ANSWER)?;
+    let bytes = (count * BLOCK_PAGES * PAGE) as u64;
+    let first = link.receive(patience(bytes))?;
     blocks(first, link, count)
 }
 

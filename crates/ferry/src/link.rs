@@ -187,6 +187,9 @@ pub enum LinkError {
         "the other host's vferry sent a message of {0} bytes, more than the {MAX_MESSAGE} allowed: it is not a vferry, or a hostile one"
     )]
     TooLong(usize),
+    /// It is not asked again: an answer would be one to what it was asked before.
+    #[error("the other host's vferry has not answered what it was asked before")]
+    Unanswered,
     /// Not a message.
     #[error("the other host's vferry sent what is not a message of this version: {0}")]
     Malformed(String),
@@ -240,6 +243,8 @@ pub struct Link {
     inbox: Vec<u8>,
     /// A message was sent in part: what came after it would be taken for the rest of it.
     broken: bool,
+    /// A question had no answer in time. It may come yet.
+    unanswered: bool,
     version: u32,
 }
 
@@ -251,6 +256,7 @@ impl Link {
             stream,
             inbox: Vec::new(),
             broken: false,
+            unanswered: false,
             version,
         }
     }
@@ -368,19 +374,44 @@ impl Link {
     /// Sends `question` and waits for the answer, `limit` for each.
     ///
     /// # Errors
-    /// See [`LinkError`].
+    /// See [`LinkError`]; [`LinkError::Unanswered`] from the first question on that had no answer in time.
     pub fn ask(&mut self, question: &Message, limit: Duration) -> Result<Message, LinkError> {
-        self.send(question, limit)?;
-        self.receive(limit)
+        self.begin_to_ask(question, limit)?;
+        let answer = self.receive(limit);
+        self.unanswered = matches!(answer, Err(LinkError::Timeout(_)));
+        answer
     }
 
-    /// Reads until `len` bytes are there. Memory is taken as they come, not as they are announced.
+    /// Sends `question`, whose answer the caller receives.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn begin_to_ask(&mut self, question: &Message, limit: Duration) -> Result<(), LinkError> {
+        if self.unanswered {
+            return Err(LinkError::Unanswered);
+        }
+        self.send(question, limit)
+    }
+
+    /// Reads until `len` bytes are there. Memory is taken as they come, not as they are announced. What has come
+    /// is in time: a process that was stopped meanwhile looks late.
     fn fill(&mut self, len: usize, deadline: Instant, limit: Duration) -> Result<(), LinkError> {
         let mut chunk = [0; 1 << 14];
         while self.inbox.len() < len {
-            self.set_timeout(deadline, limit)?;
             let room = chunk.len().min(len - self.inbox.len());
-            match self.stream.read(&mut chunk[..room]) {
+            let read = match self.set_timeout(deadline, limit) {
+                Ok(()) => self.stream.read(&mut chunk[..room]),
+                Err(LinkError::Timeout(_)) => {
+                    // Which a protected stream looks at.
+                    self.stream.set_timeout(Some(MOMENT))?;
+                    self.stream.set_nonblocking(true)?;
+                    let read = self.stream.read(&mut chunk[..room]);
+                    self.stream.set_nonblocking(false)?;
+                    read
+                }
+                Err(error) => return Err(error),
+            };
+            match read {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(count) => self.inbox.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

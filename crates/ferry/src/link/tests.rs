@@ -170,6 +170,41 @@ fn a_look_takes_what_has_come_and_waits_for_nothing() {
 }
 
 #[test]
+fn what_has_come_is_taken_however_late() {
+    let (mut a, b) = pair();
+    let mut b = Link::agreed(Box::new(b), greeting::NEWEST);
+    b.send(&Message::Goodbye, SOON).unwrap();
+    assert_eq!(a.receive(Duration::ZERO).unwrap(), Message::Goodbye);
+    let nothing = a.receive(Duration::ZERO);
+    assert!(matches!(nothing, Err(LinkError::Timeout(_))));
+    // Whoever receives waits, as before.
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        b.send(&Message::Goodbye, SOON).map(|()| b)
+    });
+    assert_eq!(a.receive(SOON).unwrap(), Message::Goodbye);
+    late.join().unwrap().unwrap();
+}
+
+#[test]
+fn nobody_is_asked_who_has_not_answered_yet() {
+    let (mut a, b) = pair();
+    let mut b = Link::agreed(Box::new(b), greeting::NEWEST);
+    let soon = Duration::from_millis(20);
+    let silence = a.ask(&Message::Recover, soon);
+    assert!(matches!(silence, Err(LinkError::Timeout(_))));
+    let late = Message::Recovered { devices: vec![] };
+    b.send(&late, SOON).unwrap();
+    // That would be taken for the answer to this.
+    let next = a.ask(&Message::Digests { file: 0 }, SOON);
+    assert!(matches!(next, Err(LinkError::Unanswered)));
+    let abort = Message::Abort {
+        reason: "no more".into(),
+    };
+    a.send(&abort, SOON).unwrap();
+}
+
+#[test]
 fn nothing_follows_half_a_message() {
     let (mut a, mut b) = pair();
     let long = Message::Abort {
