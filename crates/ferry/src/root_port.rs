@@ -54,18 +54,49 @@ fn read(qmp: &Qmp, slots: &[Slot]) -> Result<Vec<RootPort>, RestoreError> {
     if ports.is_empty() {
         return Ok(Vec::new());
     }
-    qmp.at_rest(|| {
-        qmp.with_pci_config(|config| {
-            let port = |(device, at, bridge): (&str, PciAddress, Bridge)| {
-                Ok(RootPort {
-                    device: device.into(),
-                    bridge,
-                    has_reported: !bridge::tells_link_capabilities(config, at)?,
-                })
-            };
-            ports.into_iter().map(port).collect()
+    let port = |(device, at, bridge): (&str, PciAddress, Bridge)| {
+        let tells = qmp.with_pci_config(|config| bridge::tells_link_capabilities(config, at));
+        Ok(RootPort {
+            device: device.into(),
+            bridge,
+            has_reported: !tells?,
         })
-    })?
+    };
+    qmp.at_rest(|| ports.into_iter().map(port).collect())?
+}
+
+/// Of `slots`' root ports, those of `ports` that have reported an error keep it as their first one again.
+///
+/// A guest that sets a port up anew, as after a sleep, may clear what the port has reported
+/// (`pci_aer_clear_status` of Linux). It stands at the other side, where the port is made to report as well, and
+/// QEMU loads a port only into one that has kept the same first error. So it stands here again, and nobody is told.
+/// One that the guest clears after this is refused by the other side's QEMU.
+///
+/// # Errors
+/// When QEMU does not do it.
+pub fn keep_errors(qmp: &Qmp, slots: &[Slot], ports: &[RootPort]) -> Result<(), RestoreError> {
+    let reported = |slot: &&Slot| {
+        let name = slot.endpoint.name();
+        ports
+            .iter()
+            .any(|port| port.device == name && port.has_reported)
+    };
+    for slot in slots.iter().filter(reported) {
+        if let Place::RootPort(at) = slot.place {
+            qmp.at_rest(|| keep_error(qmp, at))??;
+        }
+    }
+    Ok(())
+}
+
+fn keep_error(qmp: &Qmp, at: PciAddress) -> Result<(), RestoreError> {
+    if qmp.first_error(at)? != Some(0) {
+        return Ok(());
+    }
+    let muted = qmp.with_pci_config(|config| bridge::mute(config, at))?;
+    let kept = report_error(qmp, at);
+    qmp.with_pci_config(|config| muted.end(config, at))?;
+    kept
 }
 
 /// Programs the root ports of `slots` as `ports` are at the other side.

@@ -380,6 +380,7 @@ impl Source<'_> {
         self.qmp.prepare_migration(&options.settings)?;
         self.qmp.protect_stream(self.protection.tls())?;
         let root_ports = root_port::find(self.vm, self.qmp, self.slots)?;
+        root_port::keep_errors(self.qmp, self.slots, &root_ports)?;
         self.prepare_recovery(strategy)?;
         self.vm.open_logs();
         let functions = restore::read(self.qmp, self.slots, &[])?;

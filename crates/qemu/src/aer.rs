@@ -18,6 +18,10 @@ const AER: u32 = 0x0001;
 const ROOT_ERROR_COMMAND: usize = 0x2c / 4;
 /// Fatal Error Reporting Enable.
 const REPORT_FATAL: u32 = 1 << 2;
+/// Advanced Error Capabilities and Control (section 7.8.4.7).
+const CONTROL: usize = 0x18 / 4;
+/// First Error Pointer.
+const FIRST_ERROR: u32 = 0x1f;
 
 /// Words of extended configuration space.
 const WORDS: usize = ((SPACE - EXTENDED) / 4) as usize;
@@ -31,6 +35,23 @@ impl Qmp {
     ///
     /// As [`Qmp::execute`].
     pub fn handles_fatal_errors(&self, port: PciAddress) -> Result<bool, QmpError> {
+        let command = self.error_register(port, ROOT_ERROR_COMMAND)?;
+        Ok(command.is_some_and(|command| command & REPORT_FATAL != 0))
+    }
+
+    /// Which error the root port at `port`, on bus 0, has kept as its first, by its bit; 0 also if it has none.
+    /// `None` if it cannot be told. The vCPUs must not run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn first_error(&self, port: PciAddress) -> Result<Option<u32>, QmpError> {
+        let control = self.error_register(port, CONTROL)?;
+        Ok(control.map(|control| control & FIRST_ERROR))
+    }
+
+    /// A register of the capability, if the guest's firmware has placed configuration space in memory.
+    fn error_register(&self, port: PciAddress, register: usize) -> Result<Option<u32>, QmpError> {
         let (bridge, at) = PCIEXBAR;
         let window = self.with_pci_config(|config| {
             let low = config.read(bridge, at, Width::Word)?;
@@ -38,14 +59,13 @@ impl Qmp {
             Ok::<_, QmpError>(u64::from(low) | u64::from(high) << 32)
         })?;
         if window & ENABLED == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let slot = u64::from(port.device()) << 3 | u64::from(port.function());
         let space = (window & BASE) + slot * SPACE;
         let words = self.read_physical(space + EXTENDED, WORDS)?;
-        let command = extended_capability(&words, AER)
-            .and_then(|capability| words.get(capability + ROOT_ERROR_COMMAND));
-        Ok(command.is_some_and(|command| command & REPORT_FATAL != 0))
+        let capability = extended_capability(&words, AER);
+        Ok(capability.and_then(|capability| words.get(capability + register).copied()))
     }
 
     /// Has the root port with `id` report a fatal error of its own, of the data link protocol.

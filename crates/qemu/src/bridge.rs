@@ -135,6 +135,48 @@ pub fn pass_errors_on(config: &PciConfig<'_>, at: PciAddress) -> Result<(), QmpE
     Ok(())
 }
 
+/// Registers of a port that are to be as they were again.
+#[derive(Debug)]
+#[must_use = "the guest's settings are lost"]
+pub struct Muted(Vec<(u8, u32)>);
+
+/// Has the root port at `at`, on bus 0, tell nobody of errors of its own.
+///
+/// # Errors
+///
+/// As [`PciConfig::write`].
+pub fn mute(config: &PciConfig<'_>, at: PciAddress) -> Result<Muted, QmpError> {
+    let mut registers = vec![(register::COMMAND, COMMAND_SERR)];
+    registers.extend(express(config, at)?.map(|at| (at + DEVICE_CONTROL, REPORT_FATAL)));
+    let mut as_is = Vec::new();
+    for (offset, bits) in registers {
+        as_is.push((offset, config.read(at, offset, Width::Half)?, bits));
+    }
+    let muted = Muted(as_is.iter().map(|(at, value, _)| (*at, *value)).collect());
+    for (offset, value, bits) in as_is {
+        if let Err(error) = config.write(at, offset, Width::Half, value & !bits) {
+            // What can be is as it was; the first error tells more.
+            let _ = muted.end(config, at);
+            return Err(error);
+        }
+    }
+    Ok(muted)
+}
+
+impl Muted {
+    /// As it was: each of them, whatever becomes of the others.
+    ///
+    /// # Errors
+    ///
+    /// As [`PciConfig::write`].
+    pub fn end(self, config: &PciConfig<'_>, at: PciAddress) -> Result<(), QmpError> {
+        let registers = self.0.into_iter();
+        let written = registers.map(|(offset, value)| config.write(at, offset, Width::Half, value));
+        let written: Vec<_> = written.collect();
+        written.into_iter().collect()
+    }
+}
+
 /// Whether the port at `at`, on bus 0, tells its link's maximal speed and width. QEMU's
 /// `pcie-root-port` does not any more once it was made to report an error: QEMU writes 32 bits where
 /// Device Status has 16 (`pcie_aer_inject_error`), and the upper ones are Link Capabilities'.

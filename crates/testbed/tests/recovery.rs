@@ -104,6 +104,22 @@ fn a_device_of_which_nobody_knows_what_it_writes_is_recovered() -> Result<()> {
     Ok(())
 }
 
+/// Its root port has reported an error, which a guest that wakes may have cleared since.
+#[test]
+fn a_guest_that_has_recovered_and_slept_moves_on() -> Result<()> {
+    let mut testbed = start(Kernel::default(), "")?;
+    testbed.shell(EVERY_QUEUE)?;
+    testbed.migrate()?;
+    testbed.fall_asleep()?;
+    testbed.host.vm.qmp().wake_up()?;
+    testbed.wait_for_traffic()?;
+    let next = testbed.next_host()?;
+    let report = testbed.run_migrate_by(&next, Some(Strategy::Transparent))?;
+    assert_eq!(report.stale_pages, Some(0), "{report:?}");
+    testbed.host = next;
+    testbed.wait_for_traffic()
+}
+
 /// It would lose its device.
 #[test]
 fn a_guest_that_does_not_own_error_reporting_stays_where_it_is() -> Result<()> {
