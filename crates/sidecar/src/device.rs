@@ -135,8 +135,13 @@ impl<'h> Device<'h> {
     }
 
     fn answer(&mut self, index: usize) {
-        let log = self.log.lock();
-        self.rings[index].answer(self.memory.guest(), log.marker());
+        let ring = &mut self.rings[index];
+        if ring.is_served() {
+            match self.memory.mapped() {
+                Ok(memory) => ring.answer(memory, self.log.lock().marker()),
+                Err(error) => ring.leave_alone(&error),
+            }
+        }
     }
 
     fn ring(&mut self, index: u32) -> VhostResult<&mut Ring> {

@@ -1,15 +1,15 @@
-//! Guest memory as QEMU's memory table describes it: mapped only to answer the guest's requests.
+//! Guest memory as QEMU's memory table describes it.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::layout::{FileId, Layout, Part};
 
+/// What `mmap` wants of an offset, and pages are marked by.
+const PAGE: u64 = 4096;
 /// Memory regions that QEMU may add, boot memory and hot-plugged together.
 pub(crate) const MAX_REGIONS: usize = 256;
 
@@ -24,12 +24,13 @@ pub(crate) struct RegionInfo {
     pub(crate) offset: u64,
 }
 
-/// The memory table, mapped.
+/// The memory table. It is mapped when a request has to be answered, and not before: seldom, and a process that
+/// cannot map it (any more) still marks what devices write.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryMap {
     // Sorted by guest physical address.
-    regions: Vec<(RegionInfo, Arc<GuestRegionMmap<()>>)>,
-    guest: GuestMemoryMmap<()>,
+    regions: Vec<(RegionInfo, Arc<File>)>,
+    mapped: Option<GuestMemoryMmap<()>>,
 }
 
 impl MemoryMap {
@@ -53,8 +54,16 @@ impl MemoryMap {
         }
         let at = self.regions.partition_point(|(r, _)| r.gpa < info.gpa);
         let mut regions = self.regions.clone();
-        regions.insert(at, (info, Arc::new(map(info, file)?)));
-        self.rebuild(regions)
+        regions.insert(at, (info, Arc::new(file)));
+        fits(info, &regions[at].1)?;
+        let (before, from) = regions.split_at(at);
+        let ends = |(r, _): &(RegionInfo, _)| r.gpa.saturating_add(r.len);
+        let after = from.get(1).map_or(u64::MAX, |(r, _)| r.gpa);
+        if before.last().map_or(0, ends) > info.gpa || ends(&from[0]) > after {
+            return Err(MemoryError::Overlap(info.gpa));
+        }
+        self.replace(regions);
+        Ok(())
     }
 
     /// Removes one region.
@@ -66,7 +75,8 @@ impl MemoryMap {
         if regions.len() == self.regions.len() {
             return Err(MemoryError::Unknown(info.gpa));
         }
-        self.rebuild(regions)
+        self.replace(regions);
+        Ok(())
     }
 
     /// The guest physical address of `user_addr`, an address of QEMU's.
@@ -79,11 +89,10 @@ impl MemoryMap {
 
     /// Which part of which file is where.
     pub(crate) fn layout(&self) -> Layout {
-        let part = |(info, region): &(RegionInfo, Arc<GuestRegionMmap<()>>)| {
-            let file = Arc::clone(region.file_offset()?.arc());
+        let part = |(info, file): &(RegionInfo, Arc<File>)| {
             Some(Part {
                 id: FileId::of(&file.metadata().ok()?),
-                file,
+                file: Arc::clone(file),
                 offset: info.offset,
                 gpa: info.gpa,
                 len: info.len,
@@ -92,27 +101,29 @@ impl MemoryMap {
         Layout(self.regions.iter().filter_map(part).collect())
     }
 
-    pub(crate) fn guest(&self) -> &GuestMemoryMmap<()> {
-        &self.guest
+    /// All of it, mapped.
+    pub(crate) fn mapped(&mut self) -> Result<&GuestMemoryMmap<()>, MemoryError> {
+        let mapped = match self.mapped.take() {
+            Some(mapped) => mapped,
+            None if self.regions.is_empty() => GuestMemoryMmap::default(),
+            None => {
+                let regions = self.regions.iter().map(|(info, file)| map(*info, file));
+                let regions = regions.collect::<Result<Vec<_>, _>>()?;
+                GuestMemoryMmap::from_regions(regions)
+                    .map_err(|e| MemoryError::Layout(e.to_string()))?
+            }
+        };
+        Ok(self.mapped.insert(mapped))
     }
 
-    fn rebuild(
-        &mut self,
-        regions: Vec<(RegionInfo, Arc<GuestRegionMmap<()>>)>,
-    ) -> Result<(), MemoryError> {
-        let mapped: Vec<_> = regions.iter().map(|(_, m)| Arc::clone(m)).collect();
-        self.guest = if mapped.is_empty() {
-            GuestMemoryMmap::default()
-        } else {
-            GuestMemoryMmap::from_arc_regions(mapped)
-                .map_err(|e| MemoryError::Layout(e.to_string()))?
-        };
+    fn replace(&mut self, regions: Vec<(RegionInfo, Arc<File>)>) {
         self.regions = regions;
-        Ok(())
+        self.mapped = None;
     }
 }
 
-fn map(info: RegionInfo, file: File) -> Result<GuestRegionMmap<()>, MemoryError> {
+/// Whether the file has all of the region, and the guest has addresses for it.
+fn fits(info: RegionInfo, file: &File) -> Result<(), MemoryError> {
     let failed = |why: String| MemoryError::Map { gpa: info.gpa, why };
     let end = info.offset.checked_add(info.len);
     let stat = rustix::fs::fstat(file.as_fd()).map_err(|e| failed(e.to_string()))?;
@@ -123,14 +134,24 @@ fn map(info: RegionInfo, file: File) -> Result<GuestRegionMmap<()>, MemoryError>
             return Err(failed(format!("its file ends at {held:#x}")));
         }
     }
+    match (info.len, info.gpa.checked_add(info.len)) {
+        (0, _) => Err(failed("it is empty".into())),
+        _ if !info.offset.is_multiple_of(PAGE) => Err(failed("its offset is within a page".into())),
+        (_, None) => Err(failed("it ends past the address space".into())),
+        _ => Ok(()),
+    }
+}
+
+fn map(info: RegionInfo, file: &Arc<File>) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let failed = |why: String| MemoryError::Map { gpa: info.gpa, why };
     let len = usize::try_from(info.len).map_err(|e| failed(e.to_string()))?;
-    let region = MmapRegion::from_file(FileOffset::new(file, info.offset), len)
-        .map_err(|e| failed(e.to_string()))?;
+    let of = FileOffset::from_arc(Arc::clone(file), info.offset);
+    let region = MmapRegion::from_file(of, len).map_err(|e| failed(e.to_string()))?;
     GuestRegionMmap::new(region, GuestAddress(info.gpa))
         .ok_or_else(|| failed("it ends past the address space".into()))
 }
 
-/// Why a change of the memory table is refused.
+/// Why a change of the memory table is refused, or the table not mapped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
     #[error("QEMU sent more than {MAX_REGIONS} memory regions")]
@@ -139,6 +160,8 @@ pub(crate) enum MemoryError {
     Unknown(u64),
     #[error("the memory region at {gpa:#x} cannot be mapped: {why}")]
     Map { gpa: u64, why: String },
+    #[error("the memory region at {0:#x} overlaps another")]
+    Overlap(u64),
     #[error("the memory regions do not go together: {0}")]
     Layout(String),
 }
@@ -147,8 +170,6 @@ pub(crate) enum MemoryError {
 mod tests {
     use super::*;
     use crate::testing::memfd;
-
-    const PAGE: u64 = 4096;
 
     fn info(gpa: u64, user_addr: u64) -> RegionInfo {
         RegionInfo {
@@ -187,7 +208,17 @@ mod tests {
         let short = map.add(info(0x10_0000, 0x8000_0000), memfd(2 * PAGE));
         assert!(matches!(short, Err(MemoryError::Map { .. })));
         let overlap = map.add(info(PAGE, 0x8000_0000), memfd(3 * PAGE));
-        assert!(matches!(overlap, Err(MemoryError::Layout(_))));
+        assert!(matches!(overlap, Err(MemoryError::Overlap(PAGE))));
+        let from_below = map.add(info(0, 0x8000_0000), memfd(3 * PAGE));
+        assert!(matches!(from_below, Err(MemoryError::Overlap(0))));
+        let within = RegionInfo {
+            offset: 1,
+            ..info(0x10_0000, 0x8000_0000)
+        };
+        let within = map.add(within, memfd(3 * PAGE));
+        assert!(matches!(within, Err(MemoryError::Map { .. })));
+        let beyond = map.add(info(u64::MAX - PAGE, 0x8000_0000), memfd(3 * PAGE));
+        assert!(matches!(beyond, Err(MemoryError::Map { .. })));
         let whole = map.set([(info(0x10_0000, 0x8000_0000), memfd(PAGE))]);
         assert!(whole.is_err());
         assert_eq!(map.gpa_of(0x7000_0000), Some(GuestAddress(0)));

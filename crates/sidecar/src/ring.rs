@@ -145,20 +145,19 @@ impl Ring {
     /// Answers what the guest has put into the ring, as far as one ring full goes, and marks every
     /// page written with `marker`.
     pub(crate) fn answer(&mut self, memory: &GuestMemoryMmap<()>, mut marker: Option<Marker<'_>>) {
-        if !self.is_served() {
-            return;
-        }
         match self.answer_some(memory, marker.as_mut()) {
             Ok(more) => self.more = more,
-            Err(error) => {
-                // Once for each set-up of the ring: no flood that a guest could cause.
-                tracing::warn!(%error, "the guest broke a ring of the sidecar; it is left alone");
-                self.state = State::Broken;
-            }
+            Err(error) => self.leave_alone(&error),
         }
     }
 
-    fn is_served(&self) -> bool {
+    /// Once for each set-up of the ring: no flood that a guest could cause.
+    pub(crate) fn leave_alone(&mut self, error: &dyn std::error::Error) {
+        tracing::warn!(%error, "a ring of the sidecar cannot be served; it is left alone");
+        self.state = State::Broken;
+    }
+
+    pub(crate) fn is_served(&self) -> bool {
         self.enabled && self.kick.is_some() && matches!(self.state, State::Placed | State::Ready)
     }
 
