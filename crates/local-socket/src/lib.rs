@@ -1,12 +1,15 @@
 //! Unix sockets for certain users of this host.
 //!
 //! A socket's mode keeps others out who find it; the look at who has connected keeps out whoever came by
-//! another way: a link, a descriptor that was handed on, a mode that somebody has changed.
+//! another way: a link, a descriptor that was handed on, a mode that somebody has changed. [`reserve`] keeps room
+//! for the descriptors that come over them.
 //!
 //! # What it does not do
 //!
 //! It does not look at what a peer sends, knows no user by name, and asks only for a peer's effective group, not
 //! for the others that it is in.
+
+pub mod reserve;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};

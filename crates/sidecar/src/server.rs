@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keeper::{Held, Line, Worker};
-use local_socket::Access;
+use local_socket::{Access, reserve};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
@@ -107,6 +107,7 @@ impl Sidecar {
     pub fn from_listener(listener: UnixListener, config: Config) -> Result<Self, Error> {
         // A QEMU that is gone before it was accepted must not block the loop.
         listener.set_nonblocking(true)?;
+        reserve::keep_room();
         Ok(Self {
             listener,
             path: None,
@@ -273,6 +274,7 @@ impl Connection<'_> {
                 lock(&device).serve(source);
             }
             if ready.message {
+                reserve::make_room();
                 let handled = match kept {
                     None => messages.handle_request().map_err(Error::Protocol),
                     Some((kept, _)) => pass_on(kept, &passed, &mut messages),

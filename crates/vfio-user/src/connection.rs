@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use keeper::Conversation;
+use local_socket::reserve;
 use rustix::cmsg_space;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -225,6 +226,7 @@ impl<'s> Connection<'s> {
     /// Waits for more and takes it.
     fn receive(&mut self) -> Result<(), End> {
         if let Some(kept) = &mut self.kept {
+            reserve::make_room_seldom();
             let received = kept.receive(self.framer.space());
             let received = received.map_err(|e| end_of(&e))?;
             if received.len == 0 {
@@ -233,6 +235,9 @@ impl<'s> Connection<'s> {
                     true => Violation::Truncated.into(),
                     false => End::Ended(Ended::Disconnected),
                 });
+            }
+            if !received.fds.is_empty() {
+                reserve::have_come();
             }
             self.framer
                 .received(received.len, received.fds, received.lost);
@@ -243,10 +248,14 @@ impl<'s> Connection<'s> {
             Ok(Woken::Ready | Woken::TimedOut) => {}
             Err(errno) => return Err(ServeError::Socket(errno).into()),
         }
+        reserve::make_room_seldom();
         match receive(&self.stream, self.framer.space()) {
             Ok((0, ..)) if self.framer.is_amid_message() => Err(Violation::Truncated.into()),
             Ok((0, ..)) | Err(Errno::CONNRESET) => Err(End::Ended(Ended::Disconnected)),
             Ok((len, fds, lost)) => {
+                if !fds.is_empty() {
+                    reserve::have_come();
+                }
                 self.framer.received(len, fds, lost);
                 Ok(())
             }

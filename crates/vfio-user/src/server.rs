@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keeper::Conversation;
-use local_socket::Access;
+use local_socket::{Access, reserve};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -136,6 +136,7 @@ impl Server {
         listener
             .set_nonblocking(true)
             .map_err(BindError::Listener)?;
+        reserve::keep_room();
         let stop = Stopper::new().map_err(|e| BindError::Listener(e.into()))?;
         Ok(Self {
             listener,

@@ -337,17 +337,20 @@ impl Qemu {
     }
 
     pub fn set_log_base(&mut self, pages: u64) -> Log {
-        let bytes = pages.div_ceil(64) * 8;
-        let log = Log(memfd(bytes));
+        let log = Log::new(pages);
+        self.give_log(&log);
+        log
+    }
+
+    pub fn give_log(&mut self, log: &Log) {
         let region = VhostUserDirtyLogRegion {
-            mmap_size: bytes,
+            mmap_size: log.0.metadata().expect("a memfd").len(),
             mmap_offset: 0,
             mmap_handle: log.0.as_raw_fd(),
         };
         self.front
             .set_log_base(0, Some(region))
             .expect("a good log");
-        log
     }
 
     /// `vhost_dev_stop`.
@@ -390,6 +393,11 @@ impl Qemu {
 pub struct Log(File);
 
 impl Log {
+    /// For so many pages.
+    pub fn new(pages: u64) -> Self {
+        Self(memfd(pages.div_ceil(64) * 8))
+    }
+
     /// The pages marked.
     pub fn pages(&self) -> Vec<u64> {
         let len = self.0.metadata().expect("a memfd").len();
