@@ -2,6 +2,7 @@
 
 mod acpi;
 mod at_work;
+mod complaints;
 mod confinement;
 mod control;
 mod devices;

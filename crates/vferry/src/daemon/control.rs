@@ -16,6 +16,7 @@ use qemu::Place;
 use qemu::stream_tls::StreamSide;
 
 use super::Shared;
+use super::complaints::Complaints;
 use crate::config::Endpoint;
 use crate::control::{Control, DeviceStatus, Reply, Request, Status, Writer};
 use crate::rehearsal::{self, Moment};
@@ -32,6 +33,8 @@ const MOST: usize = 64;
 const REQUEST: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Of these, one is told in so long.
+const QUIET: Duration = Duration::from_secs(10);
 
 pub(super) fn serve(
     listener: UnixListener,
@@ -42,6 +45,7 @@ pub(super) fn serve(
     thread::Builder::new()
         .name("control".into())
         .spawn(move || {
+            let complaints = Complaints::that("a command could not be served", QUIET);
             // One more for each command.
             let places = Arc::new(());
             for stream in listener.incoming() {
@@ -61,7 +65,7 @@ pub(super) fn serve(
                     spawned.map(drop)
                 };
                 if let Err(error) = stream.and_then(serve_one) {
-                    tracing::warn!(%error, "a command could not be served");
+                    complaints.of(&error);
                     thread::sleep(PAUSE);
                 }
             }

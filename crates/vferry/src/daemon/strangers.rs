@@ -1,13 +1,14 @@
 //! Who connects to the link: nobody waits for one that does not say who it is, and whoever is taken is
 //! served beside the others.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ferry::link::LinkError;
 
 use super::Shared;
+use super::complaints::Complaints;
 use crate::stream::{self, Acceptor, Connected};
 
 /// Connections at once, from those who may take their time to say who they are up to those who are
@@ -25,7 +26,7 @@ pub(super) fn let_in(
     shared: &Arc<Shared>,
     serve: fn(&Shared, Connected) -> Result<(), LinkError>,
 ) {
-    let complaints = Arc::new(Complaints::default());
+    let complaints = Arc::new(Complaints::that("a host was not taken in", QUIET));
     // One more for each connection.
     let places = Arc::new(());
     loop {
@@ -60,28 +61,5 @@ pub(super) fn let_in(
             complaints.of(&error);
             thread::sleep(PAUSE);
         }
-    }
-}
-
-/// What anybody on the network can cause is not told more often than somebody can read it.
-#[derive(Default)]
-struct Complaints(Mutex<Told>);
-
-#[derive(Default)]
-struct Told {
-    last: Option<Instant>,
-    untold: u64,
-}
-
-impl Complaints {
-    fn of(&self, why: &dyn std::fmt::Display) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.last.is_some_and(|last| last.elapsed() < QUIET) {
-            told.untold += 1;
-            return;
-        }
-        let untold = std::mem::take(&mut told.untold);
-        told.last = Some(Instant::now());
-        tracing::warn!(untold, "a host was not taken in: {why}");
     }
 }
