@@ -137,7 +137,9 @@ impl Backend for Frontend {
             }
         };
         let bus = &self.0.0.bus;
-        let same = fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let is_needed = self.0.0.is_real || self.0.0.kept.get().is_some();
+        let same = fd.as_ref().filter(|_| is_needed);
+        let same = same.map(OwnedFd::try_clone).transpose();
         let same = same.map_err(|_| Errno::MFILE)?;
         bus.map(request, fd).map_err(refused)?;
         if let Some(kept) = self.0.0.kept.get()
@@ -275,7 +277,14 @@ impl Backend for Frontend {
 
     fn connected(&mut self, client: Client) {
         tracing::info!(device = self.0.name(), "VMM connected");
+        self.0.set_lack(None);
         self.0.set_client(Some(client));
+    }
+
+    fn refused(&mut self, errno: Errno) {
+        if matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM) {
+            self.0.set_lack(Some(errno));
+        }
     }
 
     fn disconnected(&mut self) {

@@ -33,6 +33,7 @@ pub use migrate::{Carry, EndpointError, EndpointState, Endpoints};
 use engine::Kick;
 use kept::Kept;
 use presence::Presence;
+use rustix::io::Errno;
 use vectors::Vectors;
 
 /// One PCI function.
@@ -47,6 +48,8 @@ struct Inner {
     lost_log: AtomicBool,
     /// Why it does not run as it did before it was halted last, if it does not.
     fault: Mutex<Option<String>>,
+    /// What this process had not left for something that the VMM asked for.
+    lack: Mutex<Option<Errno>>,
     model: Mutex<Box<dyn Model>>,
     config: Mutex<ConfigSpace>,
     bus: BusMaster,
@@ -96,6 +99,7 @@ impl Endpoint {
             is_real,
             lost_log: AtomicBool::new(false),
             fault: Mutex::default(),
+            lack: Mutex::default(),
             model: Mutex::new(model),
             config: Mutex::new(config),
             bus: BusMaster::default(),
@@ -242,6 +246,17 @@ impl Endpoint {
     pub fn fault(&self) -> Option<String> {
         let fault = self.0.fault.lock();
         fault.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why not all was done that the VMM has asked for, if so: its device may not reach all of the VM's memory, or
+    /// interrupt it. A VMM goes on all the same.
+    pub fn lack(&self) -> Option<String> {
+        let lack = *self.0.lack.lock().unwrap_or_else(PoisonError::into_inner);
+        lack.map(|errno| format!("vferry could not do what QEMU asked for: {errno}"))
+    }
+
+    fn set_lack(&self, lack: Option<Errno>) {
+        *self.0.lack.lock().unwrap_or_else(PoisonError::into_inner) = lack;
     }
 
     fn set_fault(&self, fault: Option<String>) {

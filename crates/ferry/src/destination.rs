@@ -170,7 +170,7 @@ impl Destination<'_> {
                 "the destination's device `{name}` is not connected to QEMU"
             ));
         }
-        reasons.extend(self.without_link());
+        reasons.extend(self.without_link().chain(self.lacking()));
         if !reasons.is_empty() {
             return Err(Refused(reasons).into());
         }
@@ -193,6 +193,18 @@ impl Destination<'_> {
         })
     }
 
+    /// A device of which QEMU has asked more than it got, and runs it all the same.
+    fn lacking(&self) -> Option<String> {
+        self.slots.iter().find_map(|slot| {
+            let name = slot.endpoint.name();
+            let lack = slot.endpoint.lack()?;
+            Some(format!(
+                "the destination's device `{name}` would not work: {lack}; vferry's log there says \
+                 what. Raise its limits (`ulimit -n`, LimitNOFILE in a unit), and start vferry and QEMU there anew"
+            ))
+        })
+    }
+
     fn prepare(&self, link: &mut Link, asked: &Asked) -> Result<(), ReceiveError> {
         tracing::info!(phase = %Phase::Prepare, "phase");
         // QEMU shall not start the VM by itself when it has it: the source says when.
@@ -209,6 +221,9 @@ impl Destination<'_> {
         restore::program(self.qmp, self.slots, &asked.functions, &[])?;
         self.qmp.prepare_migration(&self.settings)?;
         self.qmp.protect_stream(self.protection.tls())?;
+        if let Some(lack) = self.lacking() {
+            return Err(ReceiveError::Other(lack));
+        }
         self.qmp.migrate_incoming(&self.uri)?;
         let uri = self.uri.clone();
         Ok(link.send(&Message::Prepared { uri }, ANSWER)?)
@@ -233,7 +248,8 @@ impl Destination<'_> {
             }
             Afterwards::Nothing | Afterwards::Wake => None,
         };
-        if let Some(lost) = self.without_link().next() {
+        let mut unfit = self.without_link().chain(self.lacking());
+        if let Some(lost) = unfit.next() {
             return Err(ReceiveError::Other(lost));
         }
         let claimed = self.vm.claim();

@@ -91,6 +91,12 @@ pub trait Backend {
     /// the device's own state stays. Called once for every [`connected`](Self::connected).
     fn disconnected(&mut self);
 
+    /// A command of the client's was refused, by the device or before it came to it: `EMFILE` where this process
+    /// had no descriptor left for what the client sent.
+    fn refused(&mut self, errno: Errno) {
+        let _ = errno;
+    }
+
     /// A message of the client is about to be carried out, by calls that follow.
     fn begin(&mut self) {}
 

@@ -198,6 +198,10 @@ impl<'s> Connection<'s> {
                 done.agreed = Some(negotiated);
             }
             backend.commit(done).map_err(ServeError::Keep)?;
+            // Before the client can act on it.
+            if let Outcome::Failed { errno, .. } = answer.outcome {
+                backend.refused(errno);
+            }
             if let Some(reply) = answer.reply {
                 let outbound = self.client.outbound();
                 if let Some(kept) = &self.kept {

@@ -462,3 +462,14 @@ fn mapping_errors_are_told_as_the_specification_has_them() {
     rig.store(7);
     assert_eq!(rig.memory(), 0, "the client's memory is let go of");
 }
+
+#[test]
+fn what_the_vmm_did_not_get_for_want_of_room_is_told() {
+    let rig = Rig::new("a");
+    let mut frontend = rig.endpoint.frontend();
+    frontend.refused(Errno::INVAL);
+    assert_eq!(rig.endpoint.lack(), None, "the VMM's own mistake");
+    frontend.refused(Errno::MFILE);
+    let lack = rig.endpoint.lack().unwrap();
+    assert!(lack.contains("could not do what QEMU asked for"), "{lack}");
+}

@@ -147,7 +147,7 @@ fn status(shared: &Shared) -> Status {
     let device = |slot: &ferry::restore::Slot| DeviceStatus {
         name: slot.endpoint.name().into(),
         connected: slot.endpoint.is_connected(),
-        fault: slot.endpoint.fault(),
+        fault: slot.endpoint.fault().or_else(|| slot.endpoint.lack()),
         model: slot.endpoint.inspect(),
     };
     Status {
