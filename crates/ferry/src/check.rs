@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::printable;
 
+mod room;
+
+pub(crate) use room::room;
+
 /// One side, as the other needs to know it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

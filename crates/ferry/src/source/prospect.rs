@@ -154,6 +154,9 @@ impl Source<'_> {
             Err(LinkError::Aborted(reason)) => reasons.push(reason),
             Err(error) => return Err(error.into()),
         }
+        let machine = &self.facts.machine;
+        let memory = machine.base_memory.saturating_add(machine.plugged_memory);
+        reasons.extend(check::room(memory));
         let strategy = self.choose(options.strategy, &left);
         reasons.extend(choice::unreadable(strategy, &left));
         if reasons.is_empty() {
