@@ -203,6 +203,15 @@ impl Testbed {
         })
     }
 
+    /// The same after a VM that stood still for long: TCP tries again after twice the time each time, and so may
+    /// be silent for as long again; and after its next loss for twice as long.
+    ///
+    /// # Errors
+    /// As [`wait_for_traffic`](Self::wait_for_traffic).
+    pub fn wait_for_late_traffic(&self) -> Result<()> {
+        self.wait_for_traffic().or_else(|_| self.wait_for_traffic())
+    }
+
     pub(crate) fn load(&self) -> Load<'_> {
         let disk = self.options.devices.disk() && self.options.load;
         Load {

@@ -128,11 +128,7 @@ impl Change {
     pub(super) fn make(self, testbed: &Testbed) -> Result<()> {
         testbed
             .shell(&self.command())
-            .and_then(|_| {
-                // As after a fault: TCP waits twice as long each time.
-                let flows = testbed.wait_for_traffic();
-                flows.or_else(|_| testbed.wait_for_traffic())
-            })
+            .and_then(|_| testbed.wait_for_late_traffic())
             .with_context(|| format!("the guest's setting: {self}"))
     }
 }
