@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ferry::commit::{Other, Way};
 use vferry::resolution::Resolution;
 
-use super::cases::{Case, Expect};
+use super::cases::{At, Case, Expect};
 use super::wire;
 use super::{Runs, Verdict};
 use crate::{Host, Testbed};
@@ -65,9 +65,12 @@ pub(super) fn settle(case: &Case, source: &Host, destination: &Host) -> Runs {
         let right = match case.expect {
             Expect::Here | Expect::ResolvedHere => runs == Runs::Here && is_running(source),
             Expect::There | Expect::ResolvedThere => runs == Runs::There && is_running(destination),
-            // Nobody else may come to run it.
+            // Has become one of these by now.
+            Expect::AsSaid => runs != Runs::Nowhere,
+            // Nobody else may come to run it: who has been sent some of it ends, others wait for a VM.
             Expect::WithItsQemu | Expect::WithItsVferry => {
-                runs == Runs::Nowhere && destination.vm.exit_status().is_some()
+                let was_sent = !matches!(case.at, At::Before | At::Check | At::Prepare);
+                runs == Runs::Nowhere && (!was_sent || destination.vm.exit_status().is_some())
             }
         };
         if right || Instant::now() > deadline {

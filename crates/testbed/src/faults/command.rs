@@ -108,13 +108,20 @@ impl Drop for Migrate {
 }
 
 impl Outcome {
+    /// The VM has arrived.
+    pub(super) fn is_done(&self) -> bool {
+        self.status.is_some_and(|status| status.success()) && self.report.is_some()
+    }
+
     /// What is wrong with what it said.
     pub(super) fn differs_from(&self, says: Says) -> Option<String> {
         let code = self.status.and_then(|status| status.code());
+        let failed_with = |words| code == Some(1) && self.stderr.contains(words);
         let right = match says {
             Says::Gone => return None,
-            Says::Done => code == Some(0) && self.report.is_some(),
-            Says::Why(words) => code == Some(1) && self.stderr.contains(words),
+            Says::Done => self.is_done(),
+            Says::DoneOr(words) => self.is_done() || failed_with(words),
+            Says::Why(words) => failed_with(words),
         };
         let said = self.stderr.trim();
         (!right).then(|| match self.status {

@@ -44,8 +44,8 @@ impl Scene<'_> {
     }
 }
 
-/// Migrates, and has the fault strike.
-pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict) -> Result<()> {
+/// Migrates, and has the fault strike. Returns where the VM has to run then.
+pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict) -> Result<Expect> {
     let quiesce = Arc::new(AtomicBool::new(false));
     let folder = folder(scene.destination)?;
     let (stop, stream_is) = way(case, scene, &quiesce)?;
@@ -80,6 +80,9 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
         "--strategy",
         case.by.name(),
     ]);
+    if case.at == At::Compare {
+        command.args(["--compare", "always"]);
+    }
     scene.command = Some(Migrate::spawn(command, quiesce)?);
     if case.at != At::Before {
         reach(case, scene)?;
@@ -96,6 +99,11 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
     let deadline = Instant::now() + SAY;
     let outcome = scene.command()?.wait(deadline);
     verdict.wrong.extend(outcome.differs_from(case.says));
+    let expect = match case.expect {
+        Expect::AsSaid if outcome.is_done() => Expect::There,
+        Expect::AsSaid => Expect::Here,
+        expect => expect,
+    };
     if let Some(report) = outcome.report {
         verdict.stale_pages += report.stale_pages.unwrap_or_default();
         ensure!(
@@ -117,7 +125,7 @@ pub(super) fn migrate(case: &Case, scene: &mut Scene<'_>, verdict: &mut Verdict)
             _ => {}
         }
     }
-    Ok(())
+    Ok(expect)
 }
 
 /// Where link and stream are stopped.
@@ -136,7 +144,7 @@ fn way(case: &Case, scene: &Scene<'_>, quiesce: &Arc<AtomicBool>) -> Result<(Sto
         At::Word => stopped(Stop::Question("run")),
         At::Running => stopped(Stop::Answer("running")),
         At::Recover => stopped(Stop::Question("recover")),
-        At::After => stopped(Stop::Question("digests")),
+        At::Compare | At::After => stopped(Stop::Question("digests")),
     };
     let stream = match (case.party, case.fault) {
         (Party::Stream, Fault::Refuses(Refusal::Garbage)) => StreamIs::Garbage,
@@ -179,7 +187,7 @@ fn go_on(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
             scene.command()?.signal(rustix::process::Signal::INT)?;
         }
         // The source has to have heard of it.
-        (Party::Cli, _) if cancelled && case.at != At::Check => {}
+        (Party::Cli, _) if cancelled && !matches!(case.at, At::Check | At::Prepare) => {}
         (Party::Cli, Fault::Interrupted) if cancelled => {
             std::thread::sleep(Duration::from_millis(500));
             link.open();

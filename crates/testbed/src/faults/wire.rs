@@ -366,6 +366,10 @@ fn questions(mut from: UnixStream, mut to: UnixStream, gate: &Gate, stop: Stop) 
         if !gate.pass() || to.write_all(&frame).is_err() {
             break;
         }
+        if is_message(&frame, "digests") {
+            // Pages may follow.
+            return pump(from, to, gate, &HoldStream::Never);
+        }
     }
     end(&from, &to, gate);
 }
@@ -385,8 +389,8 @@ fn answers(mut from: UnixStream, mut to: UnixStream, gate: &Gate, stop: Stop, le
         if !gate.pass() || to.write_all(&frame).is_err() {
             break;
         }
-        if is_message(&frame, "running") {
-            // Bytes that are no messages may follow.
+        if is_message(&frame, "running") || is_message(&frame, "block-digests") {
+            // Bytes that are no messages follow, or may.
             return pump(from, to, gate, &HoldStream::Never);
         }
     }
