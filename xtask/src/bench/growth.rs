@@ -35,23 +35,18 @@ const RATES: [(u32, &str); 4] = [
     (100_000, "100k pages a second"),
 ];
 
-/// Of guests with the least memory and the most, which are compared; of all others, which show the way between.
-const ENDS: Times = Times {
-    rounds: 2,
-    legs: 3,
-    still: false,
-};
-const OTHERS: Times = Times {
-    rounds: 1,
+/// Of each guest. All take turns: what the machine does meanwhile, it does to all sizes.
+const TIMES: Times = Times {
+    rounds: 3,
     legs: 2,
     still: false,
 };
 
 pub(super) fn run(quick: bool) -> Result<Report> {
-    let (ends, others, sizes, rates) = if quick {
-        (Times::QUICK, Times::QUICK, &SIZES[..2], &RATES[2..3])
+    let (times, sizes, rates) = if quick {
+        (Times::QUICK, &SIZES[..2], &RATES[2..3])
     } else {
-        (ENDS, OTHERS, &SIZES[..], &RATES[..])
+        (TIMES, &SIZES[..], &RATES[..])
     };
     // With headers, to build the test device's driver.
     let lab = Lab::ensure(&progress_on_stderr)?.for_hosts(&progress_on_stderr)?;
@@ -67,19 +62,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
         })
     });
     let guests: Vec<_> = guests.collect();
-    let least = guests.first().map(|guest| guest.options.memory);
-    let most = guests.last().map(|guest| guest.options.memory);
-    let is_end = |guest: &Mover| [least, most].contains(&Some(guest.options.memory));
-    let mut moves = vec![Vec::new(); guests.len()];
-    for (times, at_end) in [(ends, true), (others, false)] {
-        let here = (0..guests.len()).filter(|at| is_end(&guests[*at]) == at_end);
-        let here: Vec<_> = here.collect();
-        let some: Vec<_> = here.iter().map(|at| guests[*at].clone()).collect();
-        let seen = moves::compare("growth", &lab, &some, times)?;
-        for (at, seen) in here.into_iter().zip(seen) {
-            moves[at] = seen;
-        }
-    }
+    let moves = moves::compare("growth", &lab, &guests, times)?;
     let names: Vec<_> = guests.iter().map(|guest| guest.name).collect();
     let writers = rates.iter().map(|(rate, name)| Mover {
         name,
@@ -90,7 +73,7 @@ pub(super) fn run(quick: bool) -> Result<Report> {
         },
     });
     let writers: Vec<_> = writers.collect();
-    let written = moves::compare("growth", &lab, &writers, others)?;
+    let written = moves::compare("growth", &lab, &writers, times)?;
 
     let pauses = places(sizes, each(&names, &moves, |seen| seen.pause));
     let outages = places(sizes, each(&names, &moves, |seen| seen.outage));
