@@ -11,6 +11,7 @@ use qemu::{Qmp, QmpError};
 
 use crate::Vm;
 use crate::commit::Other;
+use crate::cooperative;
 use crate::link::{self, Link, LinkError, Message};
 use crate::source::precopy;
 
@@ -66,7 +67,10 @@ pub(crate) fn answer_within(
 /// When the other host has taken a disk of the VM, or QEMU does not let it run.
 pub fn run_here(vm: &Vm, qmp: &Qmp) -> Result<bool, String> {
     precopy::see_running(vm, qmp).map_err(|error| error.to_string())?;
-    let state = qmp.run_status().map_err(|error| error.to_string())?;
+    let told = |error: QmpError| error.to_string();
+    // A QEMU that hung did not hear that it is not kept from ending migrations any more.
+    cooperative::let_go(qmp).map_err(told)?;
+    let state = qmp.run_status().map_err(told)?;
     Ok(state.status == RunState::Suspended)
 }
 
