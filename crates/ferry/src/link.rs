@@ -296,16 +296,13 @@ impl Link {
 
     /// A message that has come already; `None` if there is none, or not all of one.
     ///
-    /// Not [`receive`](Self::receive) with a short limit: the system counts a socket's limit in ticks of
-    /// its clock, of which there may be 100 a second, and a VM that stands still waits.
+    /// Without a limit of the socket's: the system counts one in ticks of its clock, of which there may be 100 a
+    /// second, and a VM that stands still waits.
     ///
     /// # Errors
     /// As there.
     pub fn look(&mut self) -> Result<Option<Message>, LinkError> {
-        self.stream.set_nonblocking(true)?;
-        let come = self.receive(MOMENT);
-        self.stream.set_nonblocking(false)?;
-        match come {
+        match self.receive(Duration::ZERO) {
             Ok(message) => Ok(Some(message)),
             Err(LinkError::Timeout(_)) => Ok(None),
             Err(error) => Err(error),
