@@ -227,6 +227,13 @@ impl<'s> Connection<'s> {
         }
     }
 
+    fn received(&mut self, len: usize, fds: Vec<OwnedFd>, lost: bool) {
+        if !fds.is_empty() {
+            reserve::have_come();
+        }
+        self.framer.received(len, fds, lost);
+    }
+
     /// Waits for more and takes it.
     fn receive(&mut self) -> Result<(), End> {
         if let Some(kept) = &mut self.kept {
@@ -240,11 +247,7 @@ impl<'s> Connection<'s> {
                     false => End::Ended(Ended::Disconnected),
                 });
             }
-            if !received.fds.is_empty() {
-                reserve::have_come();
-            }
-            self.framer
-                .received(received.len, received.fds, received.lost);
+            self.received(received.len, received.fds, received.lost);
             return Ok(());
         }
         match self.stop.wait(self.stream.as_fd(), PollFlags::IN, None) {
@@ -257,10 +260,7 @@ impl<'s> Connection<'s> {
             Ok((0, ..)) if self.framer.is_amid_message() => Err(Violation::Truncated.into()),
             Ok((0, ..)) | Err(Errno::CONNRESET) => Err(End::Ended(Ended::Disconnected)),
             Ok((len, fds, lost)) => {
-                if !fds.is_empty() {
-                    reserve::have_come();
-                }
-                self.framer.received(len, fds, lost);
+                self.received(len, fds, lost);
                 Ok(())
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
