@@ -89,15 +89,25 @@ fn toggled(setting: &mut bool) -> bool {
     *setting
 }
 
+/// Each of these commands reads the interface's flags and writes them all: one that has read them while another had the
+/// interface down would leave it down.
+fn alone(command: &str) -> String {
+    let taken = "/tmp/flags";
+    format!(
+        "until mkdir {taken} 2> /dev/null; do usleep 1000; done; \
+         {command}; status=$?; rmdir {taken}; (exit $status)"
+    )
+}
+
 impl Change {
     /// For the guest's shell.
     fn command(self) -> String {
         let sign = |on| if on { "" } else { "-" };
         match self {
             Self::Mtu(bytes) => format!("ip link set eth0 mtu {bytes}"),
-            Self::DownAndUp => "ip link set eth0 down && ip link set eth0 up".into(),
-            Self::Promiscuous(on) => format!("ifconfig eth0 {}promisc", sign(on)),
-            Self::AllGroups(on) => format!("ifconfig eth0 {}allmulti", sign(on)),
+            Self::DownAndUp => alone("ip link set eth0 down && ip link set eth0 up"),
+            Self::Promiscuous(on) => alone(&format!("ifconfig eth0 {}promisc", sign(on))),
+            Self::AllGroups(on) => alone(&format!("ifconfig eth0 {}allmulti", sign(on))),
             Self::Vlan(number, true) => {
                 let id = 10 + number;
                 format!("vconfig add eth0 {id} > /dev/null && ip link set eth0.{id} up")
