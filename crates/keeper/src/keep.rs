@@ -11,9 +11,10 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::store::{self, Store, VARIABLES};
+use crate::watch::Watch;
 use crate::wire::{self, MAX_HELD};
 use crate::worker::Held;
 
@@ -138,6 +139,8 @@ pub struct Keeper {
     has_served: bool,
     upgrades: u64,
     refusal: Option<String>,
+    /// The worker that runs.
+    watch: Watch,
 }
 
 impl Keeper {
@@ -251,6 +254,7 @@ impl Keeper {
         tell: &mut dyn FnMut(Event),
     ) -> io::Result<ExitStatus> {
         self.is_ready = false;
+        self.watch = Watch::default();
         let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let (ours, theirs) = socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None)?;
         self.tell_history(&mut command, which);
@@ -263,10 +267,10 @@ impl Keeper {
         drop(command);
         tell(Event::Started { pid: child.id() });
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty());
-        let served = pidfd
+        let pid = pid.ok_or(Errno::SRCH)?;
+        let served = pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
-            .and_then(|pidfd| self.serve(&ours, &pidfd, which, tell));
+            .and_then(|pidfd| self.serve(&ours, (pid, &pidfd), which, tell));
         if let Err(error) = served {
             // Nobody is to serve whom nobody watches.
             let _ = child.kill();
@@ -290,14 +294,14 @@ impl Keeper {
         };
     }
 
-    /// Does what the worker says, until it has ended.
+    /// Does what the worker says, until it has ended; ends it where it is watched and says nothing.
     ///
     /// # Errors
     /// When it cannot be heard, or is of the next program and does not serve in time: it runs then.
     fn serve(
         &mut self,
         socket: &OwnedFd,
-        pidfd: &OwnedFd,
+        (pid, pidfd): (Pid, &OwnedFd),
         which: Which,
         tell: &mut dyn FnMut(Event),
     ) -> io::Result<()> {
@@ -314,10 +318,20 @@ impl Keeper {
                 PollFd::new(socket, PollFlags::IN),
             ];
             let watched = if silent { 1 } else { 2 };
-            let left = until.filter(|_| !self.is_ready).map(time_left);
-            match poll(&mut fds[..watched], left.as_ref()) {
+            let trial = until.filter(|_| !self.is_ready);
+            let next = trial.into_iter().chain(self.watch.until()).min();
+            match poll(&mut fds[..watched], next.map(time_left).as_ref()) {
                 Err(Errno::INTR) => continue,
-                Ok(0) => return Err(io::Error::other(NOT_IN_TIME)),
+                Ok(0) if trial.is_some_and(|until| until <= Instant::now()) => {
+                    return Err(io::Error::other(NOT_IN_TIME));
+                }
+                Ok(0) => {
+                    if let Some(silent_for) = self.watch.is_over() {
+                        tracing::error!(?silent_for, "the worker hangs: it is ended");
+                        kill_process(pid, Signal::KILL)?;
+                    }
+                    continue;
+                }
                 polled => polled?,
             };
             let ended = !fds[0].revents().is_empty();
@@ -421,7 +435,7 @@ impl Keeper {
             }
             (None, None) if has(READY) => self.is_ready = true,
             (None, Some(pipe)) if has("BARRIER=1") => self.end_barrier(&pipe),
-            _ => {}
+            _ => self.watch.hear(words),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! What lets a serving process die without its client noticing.
 //!
 //! Two halves. A [`Keeper`] is a process that holds descriptors by name and starts a worker, again
-//! whenever one dies or makes room for another program; it looks at nothing that it holds. In the worker, a [`Conversation`] takes the
+//! whenever one dies, hangs or makes room for another program; it looks at nothing that it holds. In the worker, a [`Conversation`] takes the
 //! messages of one stream socket and answers them so that a worker that is killed at any instant loses
 //! none, carries out none twice and answers none twice: what it has come to is in a [`Journal`], a memfd
 //! that the keeper holds, as it does the socket.
 //!
 //! The words between worker and keeper are those of systemd's `sd_notify` (`FDSTORE=1`, `FDNAME=`,
-//! `FDSTOREREMOVE=1`, `BARRIER=1`).
+//! `FDSTOREREMOVE=1`, `BARRIER=1`, and `WATCHDOG_USEC=`, `WATCHDOG=1` of a worker that is to be
+//! [watched](Worker::watch)).
 //!
 //! # How nothing is lost and nothing done twice
 //!
@@ -45,7 +46,8 @@
 //!   several threads put into one journal.
 //! * Replies carry no descriptors.
 //! * A message must fit into what the socket holds, beside what has not been taken out yet.
-//! * A worker that hangs is not noticed, only one that ends.
+//! * A worker that hangs is ended only where it has asked to be watched, and before it serves not at all. A keeper that
+//!   hangs is not noticed, only one that ends.
 //! * It survives the death of a process, not that of the host; that of the keeper, which takes its worker along, only
 //!   where a service manager has a [`Store`].
 
@@ -57,6 +59,7 @@ mod layout;
 mod line;
 mod peek;
 mod store;
+mod watch;
 mod wire;
 mod worker;
 

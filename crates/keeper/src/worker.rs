@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -11,6 +12,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::keep::{READY, REFUSAL, RESTARTS, UPGRADES};
+use crate::watch::{ALIVE, LIMIT};
 use crate::wire;
 
 /// By which name a worker's own process is held.
@@ -107,7 +109,29 @@ impl Worker {
     /// # Errors
     /// When the keeper is gone.
     pub fn ready(&self) -> Result<(), WorkerError> {
-        wire::send(self.socket.as_fd(), READY, None).map_err(WorkerError::NoKeeper)
+        self.say(READY)
+    }
+
+    /// Has the keeper end this process once it has not been heard to be [`alive`](Self::alive) for `limit`, and have
+    /// another go on; from here on, or no more.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn watch(&self, limit: Option<Duration>) -> Result<(), WorkerError> {
+        let limit = limit.map_or(0, |limit| limit.as_micros());
+        self.say(&format!("{LIMIT}{limit}"))
+    }
+
+    /// It is.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn alive(&self) -> Result<(), WorkerError> {
+        self.say(ALIVE)
+    }
+
+    fn say(&self, words: &str) -> Result<(), WorkerError> {
+        wire::send(self.socket.as_fd(), words, None).map_err(WorkerError::NoKeeper)
     }
 
     /// Has the keeper hold `fd` as `name`, instead of what it may hold by that name. Sure once
@@ -128,8 +152,7 @@ impl Worker {
     /// As [`hold`](Self::hold).
     pub fn let_go(&self, name: &str) -> Result<(), WorkerError> {
         check(name)?;
-        let words = format!("FDSTOREREMOVE=1\nFDNAME={name}");
-        wire::send(self.socket.as_fd(), &words, None).map_err(WorkerError::NoKeeper)
+        self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))
     }
 
     /// Waits until the keeper has done all that it was told.
