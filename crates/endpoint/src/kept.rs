@@ -349,6 +349,14 @@ impl Endpoint {
         self.0.kick.kick();
     }
 
+    /// Waits until the device has nothing half done, for a moment: for ever, where what serves it hangs.
+    pub fn wait_for_turn(&self) {
+        if let Some(kept) = self.0.kept.get() {
+            kept.turn.begin();
+            kept.turn.end();
+        }
+    }
+
     /// Waits until the device has nothing half done, and has it begin nothing more: this process is about to end.
     pub fn hold_still(&self) {
         if let Some(kept) = self.0.kept.get() {

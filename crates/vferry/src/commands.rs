@@ -296,8 +296,8 @@ impl GiveBackRecord {
 
 impl Run {
     fn run(&self, config: Config) -> ExitCode {
-        if let Some(rate) = config.keeper {
-            let kept = kept::run(rate, self);
+        if let Some(replaced) = config.keeper {
+            let kept = kept::run(replaced.rate, self);
             return kept.unwrap_or_else(|error| ExitCode::from(status(Err(error))));
         }
         self.serve(config, None)

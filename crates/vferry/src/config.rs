@@ -63,8 +63,17 @@ pub struct Config {
     pub max_bandwidth: u64,
     /// The devices.
     pub devices: Vec<Device>,
-    /// How often the process that serves them may die and be replaced, if it may.
-    pub keeper: Option<keeper::Rate>,
+    /// When the process that serves them is replaced, if it may be.
+    pub keeper: Option<Replaced>,
+}
+
+/// When the process that serves the devices is replaced by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    /// Where it dies, so often.
+    pub rate: keeper::Rate,
+    /// Where it hangs for so long, if that is noticed.
+    pub hung_after: Option<Duration>,
 }
 
 /// Where a configuration came from.

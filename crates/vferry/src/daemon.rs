@@ -1,6 +1,7 @@
 //! `vferry run`: serves one VM's devices and sidecar until its QEMU ends.
 
 mod acpi;
+mod alive;
 mod at_work;
 mod complaints;
 mod confinement;
@@ -167,13 +168,7 @@ pub(crate) fn run(
     let serving = devices::serve(devices, &shared, &ended)?;
     control::serve(control.listener.try_clone()?, access, &shared)?;
     link::serve(link.try_clone()?, &shared)?;
-    let deaths = keeper::Worker::deaths();
-    if let Some(survival) = &shared.survival {
-        survival.worker().ready()?;
-    } else if let Err(error) = keeper::tell_service(0) {
-        tracing::error!(%error, "the service manager is not told that this unit serves");
-    }
-    tracing::info!(vm = shared.config.name, deaths, "serving");
+    shared.tell_service()?;
 
     let result = match end.recv().context("all threads ended")? {
         End::Signal(signal) => {
@@ -198,6 +193,19 @@ pub(crate) fn run(
 }
 
 impl Shared {
+    /// Whoever has started this process hears that it serves.
+    fn tell_service(&self) -> anyhow::Result<()> {
+        if let Some(survival) = &self.survival {
+            survival.worker().ready()?;
+            alive::begin(self)?;
+        } else if let Err(error) = keeper::tell_service(0) {
+            tracing::error!(%error, "the service manager is not told that this unit serves");
+        }
+        let deaths = keeper::Worker::deaths();
+        tracing::info!(vm = self.config.name, deaths, "serving");
+        Ok(())
+    }
+
     fn monitor(&self) -> anyhow::Result<Qmp> {
         let qmp = Qmp::connect(&self.config.qmp, Instant::now() + MONITOR)?;
         Ok(match &self.survival {

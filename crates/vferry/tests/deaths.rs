@@ -42,20 +42,24 @@ fn wait<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A `vferry run` whose `[keeper]` has these `settings`; what it says goes into a file.
+fn serve(folder: &Path, settings: &str) -> Serving {
+    let keeper = format!("[keeper]\n{settings}\n[migration]");
+    let text = configuration(folder, &link(folder)).replace("[migration]", &keeper);
+    fs::write(folder.join("vm.toml"), text).unwrap();
+    let said = File::create(folder.join("said")).unwrap();
+    let mut run = Command::new(VFERRY);
+    run.arg("run").arg(folder.join("vm.toml")).stderr(said);
+    Serving(run.spawn().unwrap())
+}
+
 /// A panic ends a process by this signal.
 #[test]
 fn deaths_are_counted_and_too_many_of_them_end_the_service_with_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let _wire = UnixListener::bind(folder.join("wire.sock")).unwrap();
-    let keeper = format!("[keeper]\ndeaths-per-minute = {MOST}\n");
-    let text =
-        configuration(folder, &link(folder)).replace("[migration]", &(keeper + "[migration]"));
-    fs::write(folder.join("vm.toml"), text).unwrap();
-    let said = File::create(folder.join("said")).unwrap();
-    let mut run = Command::new(VFERRY);
-    run.arg("run").arg(folder.join("vm.toml")).stderr(said);
-    let mut serving = Serving(run.spawn().unwrap());
+    let mut serving = serve(folder, &format!("deaths-per-minute = {MOST}"));
     for deaths in 0..=MOST {
         let pid = wait("no process serves", || {
             status(folder).filter(|(_, died)| *died == deaths)
@@ -70,4 +74,20 @@ fn deaths_are_counted_and_too_many_of_them_end_the_service_with_an_error() {
     assert!(last.contains(&why), "{said}");
     assert_eq!(said.matches("the worker has died").count() as u64, MOST + 2);
     assert_eq!(status(folder), None);
+}
+
+/// It answers nobody, and does not end either.
+#[test]
+fn one_that_hangs_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let _wire = UnixListener::bind(folder.join("wire.sock")).unwrap();
+    let _serving = serve(folder, "hung-after-ms = 1000");
+    let (hung, _) = wait("no process serves", || status(folder));
+    kill_process(Pid::from_raw(hung).unwrap(), Signal::STOP).unwrap();
+    let (pid, deaths) = wait("no other process serves", || status(folder));
+    assert_eq!(deaths, 1);
+    assert_ne!(pid, hung);
+    let said = fs::read_to_string(folder.join("said")).unwrap();
+    assert!(said.contains("the worker hangs"), "{said}");
 }

@@ -50,6 +50,7 @@ pub(super) struct ControlSection {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct KeeperSection {
     pub(super) deaths_per_minute: Option<Spanned<u64>>,
+    pub(super) hung_after_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]

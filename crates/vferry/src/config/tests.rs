@@ -483,7 +483,7 @@ proptest! {
 fn what_no_other_process_can_go_on_with_is_refused_beside_a_keeper() {
     let kept = |text: &str| parse(&format!("{text}\n[keeper]\ndeaths-per-minute = 20\n"));
     assert_eq!(parse(GOOD).unwrap().keeper, None);
-    assert_eq!(kept(GOOD).unwrap().keeper.unwrap().deaths, 20);
+    assert_eq!(kept(GOOD).unwrap().keeper.unwrap().rate.deaths, 20);
     let refused = |text: &str, line: usize| {
         let error = kept(text).unwrap_err().to_string();
         assert!(error.contains("[keeper]"), "{error}");
@@ -499,4 +499,20 @@ fn what_no_other_process_can_go_on_with_is_refused_beside_a_keeper() {
     assert!(kept(&GOOD.replace("[migration]", guest)).is_ok());
     let often = format!("{GOOD}\n[keeper]\ndeaths-per-minute = 0\n");
     assert!(parse(&often).is_err());
+}
+
+#[test]
+fn a_process_that_hangs_is_replaced_while_qemu_still_waits_or_never() {
+    let hung_after = |millis: &str| {
+        let config = parse(&format!("{GOOD}\n[keeper]\n{millis}\n"));
+        config.map(|config| config.keeper.unwrap().hung_after)
+    };
+    assert_eq!(hung_after("").unwrap(), Some(Duration::from_secs(3)));
+    let two = hung_after("hung-after-ms = 2000").unwrap();
+    assert_eq!(two, Some(Duration::from_secs(2)));
+    assert_eq!(hung_after("hung-after-ms = 0").unwrap(), None);
+    for wrong in ["hung-after-ms = 100", "hung-after-ms = 5000"] {
+        let error = hung_after(wrong).unwrap_err().to_string();
+        assert!(error.contains("QEMU waits 5 s"), "{error}");
+    }
 }

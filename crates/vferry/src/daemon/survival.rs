@@ -9,6 +9,10 @@
 //! that was on its way here, ends, and the keeper with it: where the VM is then is between the two hosts, and this
 //! one's part of it died with its process.
 //!
+//! While the devices run and another process could go on, the keeper watches this one
+//! ([`Survival::be_watched`]): one that hangs then is as one that has died. Halted devices have nobody who waits
+//! for their answer.
+//!
 //! It is written there, too, that vferry has stopped the vCPUs for a moment ([`Rests`]): a successor lets them run again.
 
 use std::fs::File;
@@ -17,6 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use endpoint::Endpoint;
@@ -65,6 +70,25 @@ struct Word {
     asleep: bool,
     /// The vCPUs are stopped for a moment, since then.
     rests: Option<u64>,
+    watch: Option<Watch>,
+}
+
+/// Who is to notice that this process hangs.
+#[derive(Debug)]
+struct Watch {
+    worker: Arc<Worker>,
+    limit: Duration,
+    is_on: bool,
+}
+
+impl Watch {
+    fn set(&mut self, on: bool) {
+        if on != self.is_on {
+            self.is_on = on;
+            // A keeper that is gone has taken this process along.
+            let _ = self.worker.watch(on.then_some(self.limit));
+        }
+    }
 }
 
 /// Whose the VM is.
@@ -98,6 +122,7 @@ impl Word {
             brings_back: halted.is_some(),
             asleep: halted == Some(true),
             rests,
+            watch: None,
         })
     }
 
@@ -110,7 +135,11 @@ impl Word {
         self.put();
     }
 
-    fn put(&self) {
+    fn put(&mut self) {
+        let is_on = self.is_running() && !self.brings_back;
+        if let Some(watch) = &mut self.watch {
+            watch.set(is_on);
+        }
         self.journal.set_mark(match self.rests {
             _ if self.place != Place::Here => GONE,
             _ if !self.runs || self.brings_back => HALTED | u64::from(self.asleep) << TIME,
@@ -226,6 +255,17 @@ impl Survival {
         // Held while it is looked at: nobody writes what was so before.
         let mut word = self.word();
         word.write(runs());
+    }
+
+    /// Has the keeper notice from here on if this process hangs for `limit` while it serves devices that run.
+    pub(crate) fn be_watched(&self, limit: Duration) {
+        let mut word = self.word();
+        word.watch = Some(Watch {
+            worker: Arc::clone(&self.worker),
+            limit,
+            is_on: false,
+        });
+        word.put();
     }
 
     /// Runs `act`, which may halt the devices of a guest that is `asleep` or not, or may not halt them, and writes
