@@ -197,8 +197,20 @@ fn silence_ms(silence: &load_format::Silence) -> f64 {
 /// # Errors
 /// When none does, in the time that QEMU has.
 pub fn kill_worker(host: &Host) -> Result<()> {
+    replace_worker(host, Signal::KILL)
+}
+
+/// Has the process hang that serves the devices of `host`, whose keeper sees that, and sees another serve.
+///
+/// # Errors
+/// When none does, or `host` has no keeper.
+pub fn hang_worker(host: &Host) -> Result<()> {
+    replace_worker(host, Signal::STOP)
+}
+
+fn replace_worker(host: &Host, signal: Signal) -> Result<()> {
     let before = host.status()?;
-    kill(before.pid)?;
+    send(before.pid, signal)?;
     wait_served(host, before.deaths.context("it has a keeper")? + 1)
 }
 
@@ -229,11 +241,12 @@ pub fn restart_unit(
 }
 
 pub(crate) fn kill(pid: u32) -> Result<()> {
+    send(pid, Signal::KILL)
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    Ok(kill_process(
-        pid.context("it has a process")?,
-        Signal::KILL,
-    )?)
+    Ok(kill_process(pid.context("it has a process")?, signal)?)
 }
 
 fn wait_served(host: &Host, deaths: u64) -> Result<()> {

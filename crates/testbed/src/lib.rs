@@ -33,7 +33,9 @@ mod unit;
 mod wait;
 
 pub use host::{GuestOptions, Host, HostOptions, Identity};
-pub use kills::{Kills, kill_worker, kill_workers, restart_unit, upgrade, upgrade_workers};
+pub use kills::{
+    Kills, hang_worker, kill_worker, kill_workers, restart_unit, upgrade, upgrade_workers,
+};
 pub use migration::{Interrupts, Migration};
 pub use nested::{DriverRace, Exits, Nested, NestedHost, NestedOptions, NeverGone, Replug, Way};
 pub use options::{Between, Boot, Devices, Help, HostFiles, Options, Plug};

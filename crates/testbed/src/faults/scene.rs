@@ -193,8 +193,8 @@ fn go_on(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
             link.open();
         }
         (Party::ControlLink, Fault::Hung) => stream.open(),
-        // Whoever waits for it waits as long as it hangs.
-        (Party::SourceVferry, Fault::Hung) => {
+        // Whoever waits for it waits as long as it hangs, where it is not replaced.
+        (Party::SourceVferry, Fault::Hung) if case.with != With::Keeper => {
             link.open();
             stream.open();
             std::thread::sleep(HANGS);

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Resource as Limit, Rlimit, Signal, getrlimit, kill_pr
 use super::cases::{Case, Fault, Party, Refusal, Resource, With};
 use super::scene::Scene;
 use crate::kills::kill;
-use crate::{Host, kill_worker};
+use crate::{Host, hang_worker, kill_worker};
 
 /// How long a process may take to end, or to stand still.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,6 +84,9 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
         (_, Fault::Refuses(refusal)) => refuse(refusal, scene)?,
         (Party::SourceVferry, Fault::Killed) if case.with == With::Keeper => {
             kill_worker(scene.source)?;
+        }
+        (Party::SourceVferry, Fault::Hung) if case.with == With::Keeper => {
+            hang_worker(scene.source)?;
         }
         (Party::DestinationVferry, Fault::Killed) if case.with == With::Keeper => {
             // Nobody serves what waits for a VM in its place.

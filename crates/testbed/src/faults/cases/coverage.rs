@@ -53,9 +53,6 @@ const PARTIES: [(Party, &[Kind]); 9] = [
 /// Why it is no fault of a migration.
 fn is_none(phase: At, party: Party, kind: Kind) -> Option<&'static str> {
     match (party, kind) {
-        (SourceVferry, Hung) if matches!(phase, Before | Prepare | Precopy | Quiesce) => {
-            Some("QEMU runs the VM and takes its devices for gone after 5 s, as if it were killed")
-        }
         (Stream, _) if matches!(phase, Before | Prepare) => Some("there is none yet"),
         (Stream, _) if matches!(phase, Compare | Word | Recover | After) => {
             Some("QEMU has ended it")
