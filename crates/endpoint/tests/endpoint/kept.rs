@@ -96,6 +96,28 @@ fn a_successor_has_what_the_last_whole_message_left() {
     assert_eq!((kept.rig.memory(), kept.rig.interrupts()), (9, 2));
 }
 
+/// So whoever asks for the turn again and again tells that no message hangs.
+#[test]
+fn nobody_has_a_turn_before_a_message_has_come_to_its_end() {
+    let mut kept = Kept::new();
+    let (had, has_had) = std::sync::mpsc::channel();
+    let endpoint = kept.rig.endpoint.clone();
+    let ask = move || {
+        endpoint.wait_for_turn();
+        had.send(()).unwrap();
+    };
+    let mut asking = None;
+    kept.message(|_| {
+        asking = Some(std::thread::spawn(ask));
+        let early = has_had.recv_timeout(std::time::Duration::from_millis(50));
+        assert!(early.is_err(), "the message is under way");
+    });
+    has_had.recv().unwrap();
+    asking.unwrap().join().unwrap();
+    // Whoever has had it has given it back.
+    kept.message(|_| ());
+}
+
 #[test]
 fn what_a_function_waits_for_outlives_the_process_until_it_has_been_programmed() {
     let mut kept = Kept::new();
