@@ -277,7 +277,6 @@ impl Backend for Frontend {
 
     fn connected(&mut self, client: Client) {
         tracing::info!(device = self.0.name(), "VMM connected");
-        self.0.set_lack(None);
         self.0.set_client(Some(client));
     }
 
@@ -290,6 +289,7 @@ impl Backend for Frontend {
     fn disconnected(&mut self) {
         tracing::info!(device = self.0.name(), "VMM gone");
         self.0.set_client(None);
+        self.0.set_lack(None);
         self.0.with_hardware(|hardware| hardware.abandon());
         self.0.0.bus.unmap_all();
         self.0.0.vectors.clear();

@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use device::{Ledger, MapRequest, Stage, Writes};
 use keeper::{Held, Journal, JournalError, Limits, Message, Worker};
 use pci::ConfigImage;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vfio_user::{MAX_MESSAGE, Negotiated};
 
@@ -59,6 +60,9 @@ struct Rare {
     presence: presence::State,
     maps: Vec<Map>,
     negotiated: Option<Negotiated>,
+    /// Why not all was done that the VMM has asked for. Nobody has to know of it where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lack: Option<i32>,
 }
 
 const VERSION: u32 = 2;
@@ -115,6 +119,7 @@ impl Kept {
                 presence: presence::State::default(),
                 maps: Vec::new(),
                 negotiated: None,
+                lack: None,
             }),
             files: Mutex::default(),
             bytes: Mutex::default(),
@@ -191,6 +196,7 @@ impl Kept {
             let mut rare = self.rare();
             rare.config = Some(endpoint.config_image());
             rare.presence = endpoint.0.presence.state();
+            rare.lack = endpoint.lacking().map(Errno::raw_os_error);
             let seldom = serde_json::to_vec(&*rare).map_err(std::io::Error::other);
             let put = seldom
                 .map_err(JournalError::from)
@@ -316,6 +322,7 @@ impl Endpoint {
             loaded.map_err(|e| EndpointError::Config(self.name().into(), e))?;
         }
         self.0.presence.take_over(rare.presence.clone());
+        self.set_lack(rare.lack.map(Errno::from_raw_os_error));
         self.map_again(&rare.maps, held)?;
         let bus_master = self.is_bus_master();
         self.0.bus.set_enabled(bus_master);

@@ -251,12 +251,19 @@ impl Endpoint {
     /// Why not all was done that the VMM has asked for, if so: its device may not reach all of the VM's memory, or
     /// interrupt it. A VMM goes on all the same.
     pub fn lack(&self) -> Option<String> {
-        let lack = *self.0.lack.lock().unwrap_or_else(PoisonError::into_inner);
+        let lack = self.lacking();
         lack.map(|errno| format!("vferry could not do what QEMU asked for: {errno}"))
+    }
+
+    fn lacking(&self) -> Option<Errno> {
+        *self.0.lack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_lack(&self, lack: Option<Errno>) {
         *self.0.lack.lock().unwrap_or_else(PoisonError::into_inner) = lack;
+        if let Some(kept) = self.0.kept.get() {
+            kept.note_change();
+        }
     }
 
     fn set_fault(&self, fault: Option<String>) {

@@ -197,11 +197,11 @@ impl<'s> Connection<'s> {
             if let Outcome::Agreed(negotiated) = answer.outcome {
                 done.agreed = Some(negotiated);
             }
-            backend.commit(done).map_err(ServeError::Keep)?;
-            // Before the client can act on it.
+            // Before the client can act on it, and so that a successor knows of it.
             if let Outcome::Failed { errno, .. } = answer.outcome {
                 backend.refused(errno);
             }
+            backend.commit(done).map_err(ServeError::Keep)?;
             if let Some(reply) = answer.reply {
                 let outbound = self.client.outbound();
                 if let Some(kept) = &self.kept {

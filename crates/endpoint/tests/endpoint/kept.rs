@@ -96,6 +96,18 @@ fn a_successor_has_what_the_last_whole_message_left() {
     assert_eq!((kept.rig.memory(), kept.rig.interrupts()), (9, 2));
 }
 
+#[test]
+fn what_the_vmm_did_not_get_for_want_of_room_outlives_the_process() {
+    let mut kept = Kept::new();
+    assert_eq!(kept.successor().lack(), None);
+    kept.message(|rig| rig.frontend.refused(Errno::MFILE));
+    assert_eq!(kept.successor().lack(), kept.rig.endpoint.lack());
+    assert!(kept.successor().lack().is_some());
+    // The next VMM asks anew.
+    kept.rig.frontend.disconnected();
+    assert_eq!(kept.rig.endpoint.lack(), None);
+}
+
 /// So whoever asks for the turn again and again tells that no message hangs.
 #[test]
 fn nobody_has_a_turn_before_a_message_has_come_to_its_end() {
