@@ -29,7 +29,7 @@ use crate::cooperative::convergence::Convergence;
 use crate::cooperative::hold::{self, Hold, Limits};
 use crate::report::{DeviceReport, millis};
 use crate::{Phase, Strategy, Vm};
-use chipset::Chipset;
+use chipset::{Chipset, Found};
 
 /// How often QEMU is asked how far it is, and whether the guest sleeps.
 const WATCH: Duration = Duration::from_millis(10);
@@ -37,6 +37,16 @@ const WATCH: Duration = Duration::from_millis(10);
 const AFTERTHOUGHT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to load the last of a guest, or to wake it.
 const REACT: Duration = Duration::from_secs(10);
+/// How long after one another the chipset of a guest that is woken is looked at, until its firmware has come to it:
+/// nobody tells when. Where it leaves all as it is, as OVMF may, these are spent in vain.
+const LOOKS: [Duration; 6] = [
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+    Duration::from_millis(320),
+];
 
 /// How a guest is put to sleep.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,7 +280,7 @@ pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
         });
         wake_up(qmp).map_err(NotWoken::Asleep)?;
         if let Some(chipset) = chipset {
-            mend(qmp, &chipset).map_err(NotWoken::Paused)?;
+            mend_while_firmware_runs(qmp, &chipset).map_err(NotWoken::Paused)?;
         }
     } else {
         tracing::warn!(
@@ -281,7 +291,19 @@ pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
     Ok(())
 }
 
-/// Wakes the guest of a QEMU that has completed its migration, and leaves it to `cont` to let it run.
+/// What a guest's chipset was, whose vCPUs are yet to run firmware.
+#[derive(Debug)]
+pub(crate) struct ToMend(Chipset);
+
+impl ToMend {
+    /// To be called once the vCPUs run.
+    pub(crate) fn mend(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        mend_again(qmp, &self.0)
+    }
+}
+
+/// Wakes the guest of a QEMU that has completed its migration, and leaves it to `cont` to let it run: what is to be
+/// mended after that.
 ///
 /// Of a VM that was suspended when it stopped, QEMU 11.1 remembers that, and would make it `suspended`
 /// again at `cont`, to which it knows no way from `postmigrate`: it aborts (`runstate_set`). What it
@@ -291,9 +313,9 @@ pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
 /// wants to be woken, instead of booting.
 ///
 /// One without that sign is not reset: its guest does not sleep.
-pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<(), QmpError> {
+pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<Option<ToMend>, QmpError> {
     if !chipset::wakes_at_reset(qmp)? {
-        return Ok(());
+        return Ok(None);
     }
     tracing::warn!("the guest, which sleeps, is woken: QEMU does not let it sleep on");
     let chipset = Chipset::read(qmp).unwrap_or_else(|error| {
@@ -314,12 +336,14 @@ pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<(), QmpError> {
         }
         std::thread::sleep(WATCH / 10);
     }
-    if let Some(chipset) = chipset
-        && let Err(error) = chipset.put_back(qmp)
-    {
-        tracing::warn!(%error, "the guest is woken, but cannot sleep again before it reboots");
+    let Some(chipset) = chipset else {
+        return Ok(None);
+    };
+    // Before it runs: what the guest writes to ACPI's registers until they are there is lost.
+    if let Err(error) = chipset.put_back(qmp) {
+        stays_awake(&error);
     }
-    Ok(())
+    Ok(Some(ToMend(chipset)))
 }
 
 /// Waits until the guest that arrives either sleeps or runs.
@@ -352,9 +376,33 @@ fn wake_up(qmp: &Qmp) -> Result<(), QmpError> {
 }
 
 /// Not before [`wake_up`] has returned: QEMU would let the vCPUs run although they are stopped.
-fn mend(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
-    if let Err(error) = qmp.while_stopped(|| chipset.put_back(qmp))? {
-        tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
+fn mend_while_firmware_runs(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
+    match mend(qmp, chipset)? {
+        Some(Found::AfterReset) => mend_again(qmp, chipset),
+        _ => Ok(()),
+    }
+}
+
+/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has.
+fn mend_again(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
+    for pause in LOOKS {
+        std::thread::sleep(pause);
+        if !matches!(
+            mend(qmp, chipset)?,
+            Some(Found::AsItWas | Found::AfterReset)
+        ) {
+            break;
+        }
     }
     Ok(())
+}
+
+/// How the chipset was found, if it could be put back.
+fn mend(qmp: &Qmp, chipset: &Chipset) -> Result<Option<Found>, QmpError> {
+    let found = qmp.while_stopped(|| chipset.put_back(qmp))?;
+    Ok(found.inspect_err(stays_awake).ok())
+}
+
+fn stays_awake(error: &QmpError) {
+    tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
 }

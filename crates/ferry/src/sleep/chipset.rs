@@ -3,7 +3,8 @@
 //! QEMU resets the machine then, and the firmware programs the chipset as it was. OVMF does so, and
 //! SeaBIOS does on an i440fx (its `pci_resume`), but not on a q35: the guest comes to itself without
 //! ACPI's registers, by which it would sleep once more, hear its power button and keep its watchdog
-//! (`iTCO_wdt`) from resetting it, and without the memory window to configuration space.
+//! (`iTCO_wdt`) from resetting it, and without the memory window to configuration space. That one it even
+//! closes, a moment after its start: whoever opens it before has to do so once more ([`Found`]).
 
 use qemu::monitor::Width;
 use qemu::{PciAddress, Qmp, QmpError};
@@ -12,6 +13,10 @@ use qemu::{PciAddress, Qmp, QmpError};
 const Q35_HOST_BRIDGE: u32 = 0x29c0_8086;
 /// `I/O Controller Hub 9` datasheet, section 13.1: vendor and device.
 const ICH9_LPC: u32 = 0x2918_8086;
+/// 82G33 section 5.1.18 (`PCIEXBAR`): the memory window to configuration space.
+const PCIEXBAR: u8 = 0x60;
+/// What it is after a reset.
+const CLOSED_BY_RESET: u32 = 0xb000_0000;
 /// ICH9 section 13.1.13 (`PMBASE`): a window of 128 bytes.
 const PMBASE: u8 = 0x40;
 const PMBASE_ADDRESS: u32 = 0xff80;
@@ -30,7 +35,7 @@ const LPC: PciAddress = PciAddress::new(0, 0x1f, 0).unwrap();
 const REGISTERS: [(PciAddress, u8, Width); 7] = [
     // PCIEXBAR: its half with the enable bit last.
     (HOST_BRIDGE, 0x64, Width::Word),
-    (HOST_BRIDGE, 0x60, Width::Word),
+    (HOST_BRIDGE, PCIEXBAR, Width::Word),
     // PIRQ[A-D]_ROUT, PIRQ[E-H]_ROUT
     (LPC, 0x60, Width::Word),
     (LPC, 0x68, Width::Word),
@@ -49,6 +54,17 @@ const PM1_CONTROL: u16 = 4;
 const POWER_BUTTON: u32 = 1 << 8;
 /// `SCI_EN` and `BM_RLD`. The bits above send the machine to sleep.
 const CONTROL_KEPT: u32 = 0b11;
+
+/// How far a guest's firmware is, by the window to configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The window was as it is to be: nothing has been at it since it was put back, if it was.
+    AsItWas,
+    /// As a reset leaves it: the firmware is yet to come to it.
+    AfterReset,
+    /// The firmware has been there.
+    Closed,
+}
 
 /// A sleeping q35 machine's chipset.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,26 +112,42 @@ impl Chipset {
 
     /// Writes what is not as it was. To be called while the vCPUs do not run, as soon after the
     /// wake-up as can be: what the guest writes to ACPI's registers before is lost.
-    pub(super) fn put_back(&self, qmp: &Qmp) -> Result<(), QmpError> {
-        let lost_power = qmp.with_pci_config(|config| {
-            let mut lost_power = false;
+    pub(super) fn put_back(&self, qmp: &Qmp) -> Result<Found, QmpError> {
+        let (found, lost_power) = qmp.with_pci_config(|config| {
+            let (mut found, mut lost_power) = (Found::AsItWas, false);
             for ((function, offset, width), value) in REGISTERS.into_iter().zip(self.registers) {
-                if config.read(function, offset, width)? != value {
+                let is = config.read(function, offset, width)?;
+                if is != value {
                     config.write(function, offset, width, value)?;
                     lost_power |= (function, offset) == (LPC, PMBASE);
+                    if (function, offset) == (HOST_BRIDGE, PCIEXBAR) {
+                        found = Found::of(is);
+                    }
                 }
             }
-            Ok::<_, QmpError>(lost_power)
+            Ok::<_, QmpError>((found, lost_power))
         })?;
         let Some(power) = self.power.as_ref().filter(|_| lost_power) else {
-            return Ok(());
+            return Ok(found);
         };
         // Enabled with its status set, the power button would be pressed: many guests switch
         // themselves off then.
         qmp.write_port(power.base + PM1_STATUS, Width::Half, POWER_BUTTON)?;
         let control = power.control & CONTROL_KEPT;
         qmp.write_port(power.base + PM1_CONTROL, Width::Half, control)?;
-        qmp.write_port(power.base + PM1_ENABLE, Width::Half, power.enable)
+        qmp.write_port(power.base + PM1_ENABLE, Width::Half, power.enable)?;
+        Ok(found)
+    }
+}
+
+impl Found {
+    /// By what the window's register is, which it was not.
+    fn of(register: u32) -> Self {
+        if register == CLOSED_BY_RESET {
+            Self::AfterReset
+        } else {
+            Self::Closed
+        }
     }
 }
 

@@ -273,6 +273,7 @@ pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), NotSeen> {
     }
     let deadline = Instant::now() + REACT;
     let mut events = qmp.events();
+    let mut woken: Option<sleep::ToMend> = None;
     loop {
         let status = qmp.run_status()?;
         let over = qmp.migration()?;
@@ -283,6 +284,9 @@ pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), NotSeen> {
                 .map_err(|error| NotSeen::Other(error.to_string()))?;
             // Nothing has come from the rings if the sidecar was the one that failed.
             vm.run_again();
+            if let Some(woken) = woken {
+                woken.mend(qmp)?;
+            }
             return Ok(());
         }
         // `prelaunch` it is after `wake_unsent`.
@@ -290,7 +294,7 @@ pub(crate) fn see_running(vm: &Vm, qmp: &Qmp) -> Result<(), NotSeen> {
             vm.claim()
                 .map_err(|error| NotSeen::Other(error.to_string()))?;
             if status.status == RunState::PostMigrate && vm.sleeps() {
-                sleep::wake_unsent(qmp)?;
+                woken = sleep::wake_unsent(qmp)?;
             }
             // Refused as long as the destination's QEMU has not let go of shared disks.
             let _ = qmp.cont();

@@ -207,7 +207,12 @@ impl Bench {
         judge(testbed, verdict)?;
         // What is left of the other host ends.
         guest.other = None;
-        self.move_on(guest, Strategy::Transparent, &mut verdict.stale_pages)
+        let by = match case.by {
+            // Which does not work in a guest that was woken without its chipset.
+            Strategy::Sleep => Strategy::Recovery,
+            _ => Strategy::Transparent,
+        };
+        self.move_on(guest, by, &mut verdict.stale_pages)
             .context("a later migration fails")?;
         judge(&guest.testbed, verdict)?;
         guest.testbed.reset_counts()

@@ -301,7 +301,7 @@ pub const CASES: &[Case] = &[
     // The guest sleeps meanwhile.
     case(Precopy,  Stream,            Cut,                       Sleep,       Here, STAYS),
     case(Stopped,  Stream,            Cut,                       Sleep,       Here, STAYS),
-    case(Arrived,  DestinationVferry, Killed,                    Sleep,       Here, STAYS),
+    case(Arrived,  DestinationVferry, Killed,                    Sleep,       Here, STAYS).always(),
     case(Word,     DestinationQemu,   Killed,                    Sleep,       Here, STAYS),
     case(Word,     ControlLink,       Cut,                       Sleep,       ResolvedHere, RESOLVE),
     case(Running,  ControlLink,       Cut,                       Sleep,       ResolvedThere, RESOLVE),
