@@ -97,6 +97,7 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
                 ended.is_some(),
                 "the keeper of what waited for a VM goes on"
             );
+            source_is_told(scene)?;
         }
         (party, Fault::Killed) => {
             match party {
@@ -109,6 +110,9 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
                 // Its vferry ends with it, and may say so before.
                 scene.destination.process().wait(Instant::now() + PATIENCE);
             }
+            if matches!(party, Party::DestinationVferry | Party::DestinationQemu) {
+                source_is_told(scene)?;
+            }
         }
         (party, Fault::Hung) => {
             let pid = process(scene, party)?;
@@ -118,6 +122,18 @@ pub(super) fn strike(case: &Case, scene: &mut Scene<'_>) -> Result<()> {
         (party, Fault::Without(resource)) => starve(process(scene, party)?, resource, scene)?,
         (party, fault) => anyhow::bail!("{party:?} cannot be {fault:?}"),
     }
+    Ok(())
+}
+
+/// Of a destination that has ended, before anything goes on: else the source may send it what nobody takes.
+fn source_is_told(scene: &Scene<'_>) -> Result<()> {
+    let Some(between) = &scene.between else {
+        return Ok(());
+    };
+    ensure!(
+        between.link.wait_told(PATIENCE),
+        "the link to a destination that has ended has not"
+    );
     Ok(())
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Gate(Arc<(Mutex<State>, Condvar)>);
 struct State {
     flow: Flow,
     tripped: bool,
+    /// The source has been told that the destination has ended.
+    told: bool,
     sockets: Vec<UnixStream>,
 }
 
@@ -85,6 +87,20 @@ impl Gate {
         let not_yet = |state: &mut State| !state.tripped;
         let waited = self.0.1.wait_timeout_while(self.lock(), limit, not_yet);
         waited.unwrap_or_else(PoisonError::into_inner).0.tripped
+    }
+
+    /// The destination is gone: waits until the source has been told, if anything can pass. Says whether it has.
+    pub(super) fn wait_told(&self, limit: Duration) -> bool {
+        let to_be_told = |state: &mut State| {
+            state.flow == Flow::Open && !state.sockets.is_empty() && !state.told
+        };
+        let waited = self.0.1.wait_timeout_while(self.lock(), limit, to_be_told);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn tell(&self) {
+        self.lock().told = true;
+        self.0.1.notify_all();
     }
 
     /// Nothing passes any more, and nobody is told.
@@ -391,10 +407,12 @@ fn answers(mut from: UnixStream, mut to: UnixStream, gate: &Gate, stop: Stop, le
         }
         if is_message(&frame, "running") || is_message(&frame, "block-digests") {
             // Bytes that are no messages follow, or may.
-            return pump(from, to, gate, &HoldStream::Never);
+            pump(from, to, gate, &HoldStream::Never);
+            return gate.tell();
         }
     }
     end(&from, &to, gate);
+    gate.tell();
 }
 
 /// `prepared`, with the place where the stream is led from.
