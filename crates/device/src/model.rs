@@ -84,6 +84,11 @@ pub trait Model: Send {
         Vec::new()
     }
 
+    /// Whether a message or a step may wait for such a file: how long that takes is for the disk to say.
+    fn waits_for_files(&self) -> bool {
+        false
+    }
+
     /// Makes durable what it wrote to that, and lets go of it for the host at the other end of this
     /// migration. Called while halted and drained. Does nothing where nothing was acquired.
     ///

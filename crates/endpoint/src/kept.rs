@@ -37,6 +37,7 @@ pub(crate) struct Kept {
     journal: Arc<Journal>,
     worker: Arc<Worker>,
     turn: Turn,
+    waits_for_files: bool,
     /// What seldom changes has.
     changed: AtomicBool,
     rare: Mutex<Rare>,
@@ -106,12 +107,13 @@ impl Map {
 }
 
 impl Kept {
-    fn new(name: &str, journal: Arc<Journal>, worker: Arc<Worker>) -> Self {
+    fn new(endpoint: &Endpoint, journal: Arc<Journal>, worker: Arc<Worker>) -> Self {
         Self {
-            name: name.into(),
+            name: endpoint.name().into(),
             journal,
             worker,
             turn: Turn::default(),
+            waits_for_files: endpoint.lock_model().waits_for_files(),
             changed: AtomicBool::new(true),
             rare: Mutex::new(Rare {
                 version: VERSION,
@@ -209,7 +211,13 @@ impl Kept {
             self.journal.put(&bytes, None, message)
         };
         // What is in force is not what the device has come to.
-        put.inspect_err(|_| self.journal.give_up())
+        put.inspect_err(|_| self.give_up())
+    }
+
+    /// No other process can go on from here, nor is anybody to have one try.
+    fn give_up(&self) {
+        self.journal.give_up();
+        self.worker.watch_no_more();
     }
 
     /// Of which nothing is mapped any more, as what is in force says.
@@ -239,7 +247,7 @@ impl Ledger for Kept {
         bytes.extend_from_slice(state);
         finish(&mut bytes, writes);
         if let Err(error) = self.journal.put(&bytes, None, None) {
-            self.journal.give_up();
+            self.give_up();
             tracing::error!(device = self.name, %error, "no other process can go on from here");
         }
     }
@@ -285,7 +293,7 @@ impl Endpoint {
     /// # Errors
     /// When it does not go into the journal.
     pub fn keep(&self, journal: Arc<Journal>, worker: Arc<Worker>) -> Result<(), EndpointError> {
-        let kept = Kept::new(self.name(), journal, worker);
+        let kept = Kept::new(self, journal, worker);
         kept.commit(self, None).map_err(|e| self.kept_error(&e))?;
         // It is kept only once.
         let _ = self.0.kept.set(kept);
@@ -332,7 +340,7 @@ impl Endpoint {
         }
         let taken = self.lock_model().take_over(state);
         taken.map_err(|e| EndpointError::Model(self.name().into(), e))?;
-        let kept = Kept::new(self.name(), journal, worker);
+        let kept = Kept::new(self, journal, worker);
         if let Some(memory) = self.0.bus.begin()
             && let Err(error) = writes.finish(&memory, made, &kept)
         {
@@ -356,9 +364,12 @@ impl Endpoint {
         self.0.kick.kick();
     }
 
-    /// Waits until the device has nothing half done, for a moment: for ever, where what serves it hangs.
+    /// Waits until the device has no message and no step half done, for a moment: for ever, where one hangs. Does not wait
+    /// for a device in which one may wait for a disk.
     pub fn wait_for_turn(&self) {
-        if let Some(kept) = self.0.kept.get() {
+        if let Some(kept) = self.0.kept.get()
+            && !kept.waits_for_files
+        {
             kept.turn.begin();
             kept.turn.end();
         }

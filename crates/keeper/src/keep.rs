@@ -232,15 +232,12 @@ impl Keeper {
     }
 
     fn bound(&mut self, status: ExitStatus) -> Result<(), KeeperError> {
-        let Rate { deaths, within } = self.rate;
-        let now = Instant::now();
-        self.recent.push_back(now);
-        self.recent.retain(|at| now.duration_since(*at) < within);
-        if self.recent.len() > deaths {
-            let deaths = self.recent.len();
+        self.recent.push_back(Instant::now());
+        let deaths = self.recent_deaths();
+        if deaths > self.rate.deaths {
             return Err(KeeperError::TooOften {
                 deaths,
-                within,
+                within: self.rate.within,
                 status,
             });
         }
@@ -327,8 +324,7 @@ impl Keeper {
                 }
                 Ok(0) => {
                     if let Some(silent_for) = self.watch.is_over() {
-                        tracing::error!(?silent_for, "the worker hangs: it is ended");
-                        kill_process(pid, Signal::KILL)?;
+                        self.end_hung(pid, silent_for)?;
                     }
                     continue;
                 }
@@ -358,6 +354,34 @@ impl Keeper {
                 return Ok(());
             }
         }
+    }
+
+    /// Ends the worker, `pid`, which has not been heard for so long, if another can take its place.
+    fn end_hung(&mut self, pid: Pid, silent_for: Duration) -> io::Result<()> {
+        let left = self.rate.deaths.saturating_sub(self.recent_deaths());
+        if left > 0 && self.unheld.is_empty() {
+            // First: what is said may have to wait for somebody who reads it.
+            kill_process(pid, Signal::KILL)?;
+            self.watch = Watch::default();
+            tracing::error!(?silent_for, "the worker hangs: it is ended");
+        } else {
+            let (unheld, more_may_die) = (self.unheld.len(), left);
+            tracing::error!(
+                ?silent_for,
+                unheld,
+                more_may_die,
+                "the worker hangs, and no other could take its place: it is left"
+            );
+        }
+        Ok(())
+    }
+
+    /// How many have died within the time that counts.
+    fn recent_deaths(&mut self) -> usize {
+        let now = Instant::now();
+        let within = self.rate.within;
+        self.recent.retain(|at| now.duration_since(*at) < within);
+        self.recent.len()
     }
 
     fn note_service(&mut self, which: Which) {

@@ -46,8 +46,8 @@
 //!   several threads put into one journal.
 //! * Replies carry no descriptors.
 //! * A message must fit into what the socket holds, beside what has not been taken out yet.
-//! * A worker that hangs is ended only where it has asked to be watched, and before it serves not at all. A keeper that
-//!   hangs is not noticed, only one that ends.
+//! * A worker that hangs is ended only where it has asked to be watched, and if another could take its place: not where
+//!   something is not held, or too many have died. A keeper that hangs is not noticed, only one that ends.
 //! * It survives the death of a process, not that of the host; that of the keeper, which takes its worker along, only
 //!   where a service manager has a [`Store`].
 

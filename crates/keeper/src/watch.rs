@@ -8,8 +8,10 @@ pub(crate) const ALIVE: &str = "WATCHDOG=1";
 /// Before it, and for how many microseconds, a worker says that it is to be watched; 0: no more.
 pub(crate) const LIMIT: &str = "WATCHDOG_USEC=";
 
-/// Whoever watches may have been stopped as well: so long it gives the worker to be heard once more.
+/// Whoever watches may have been stopped as well: so long it gives the worker to be heard once more, and for as long
+/// again as it came late itself, up to [`LATEST`].
 const ONCE_MORE: Duration = Duration::from_millis(200);
+const LATEST: Duration = Duration::from_secs(1);
 
 /// How long a worker may say nothing, and since when it has.
 #[derive(Debug, Default)]
@@ -58,7 +60,7 @@ impl Watch {
         self.0.as_ref().map(|watched| watched.until)
     }
 
-    /// For how long it was not heard, if that is too long: it is not watched any more then.
+    /// For how long it was not heard, if that is too long: it is watched anew then.
     pub(crate) fn is_over(&mut self) -> Option<Duration> {
         let watched = self.0.as_mut()?;
         let now = Instant::now();
@@ -67,11 +69,11 @@ impl Watch {
         }
         if !watched.once_more {
             watched.once_more = true;
-            watched.until = now + ONCE_MORE;
+            watched.until = now + ONCE_MORE + (now - watched.until).min(LATEST);
             return None;
         }
         let limit = watched.limit;
-        self.0 = None;
+        self.0 = Watched::new(limit);
         Some(limit)
     }
 }

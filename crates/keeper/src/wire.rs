@@ -29,6 +29,20 @@ pub(crate) fn send(
     words: &str,
     fd: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
+    send_with(socket, words, fd, SendFlags::empty())
+}
+
+/// As [`send`], if there is room for it.
+pub(crate) fn send_if_room(socket: BorrowedFd<'_>, words: &str) -> io::Result<()> {
+    send_with(socket, words, None, SendFlags::DONTWAIT)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    words: &str,
+    fd: Option<BorrowedFd<'_>>,
+    flags: SendFlags,
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = fd.map(|fd| [fd]);
@@ -39,7 +53,7 @@ pub(crate) fn send(
     }
     loop {
         let packet = [IoSlice::new(words.as_bytes())];
-        match sendmsg(socket, &packet, &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(socket, &packet, &mut control, flags | SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
             sent => return Ok(sent.map(drop)?),
         }

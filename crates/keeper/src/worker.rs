@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -49,6 +50,7 @@ pub enum WorkerError {
 #[derive(Debug)]
 pub struct Worker {
     socket: OwnedFd,
+    is_last: AtomicBool,
 }
 
 impl Worker {
@@ -75,7 +77,7 @@ impl Worker {
                 _ => break,
             }
         }
-        let worker = Self { socket };
+        let worker = Self::over(socket);
         if let Some(before) = held.remove(PROCESS) {
             wait_for_end(&before, GONE)?;
         }
@@ -86,7 +88,10 @@ impl Worker {
 
     /// One whose keeper is at the other end of `socket`.
     pub(crate) fn over(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            is_last: AtomicBool::new(false),
+        }
     }
 
     /// How many workers have died before this one.
@@ -112,22 +117,35 @@ impl Worker {
         self.say(READY)
     }
 
-    /// Has the keeper end this process once it has not been heard to be [`alive`](Self::alive) for `limit`, and have
-    /// another go on; from here on, or no more.
+    /// Has the keeper end this process once it has not been heard to be [`alive`](Self::alive) for `limit` and a moment
+    /// more, and have another go on; from here on, or no more.
     ///
     /// # Errors
-    /// When the keeper is gone.
+    /// When the keeper is gone, or cannot be told.
     pub fn watch(&self, limit: Option<Duration>) -> Result<(), WorkerError> {
+        let gone_on_with = !self.is_last.load(Ordering::Relaxed);
+        let limit = limit.filter(|_| gone_on_with);
         let limit = limit.map_or(0, |limit| limit.as_micros());
         self.say(&format!("{LIMIT}{limit}"))
     }
 
-    /// It is.
+    /// Nobody could go on from what this process has come to: it is not [watched](Self::watch) from here on.
+    pub fn watch_no_more(&self) {
+        self.is_last.store(true, Ordering::Relaxed);
+        // A keeper that is gone watches nobody.
+        let _ = self.watch(None);
+    }
+
+    /// It is. What waits to be read by a keeper that is busy says so, too.
     ///
     /// # Errors
     /// When the keeper is gone.
     pub fn alive(&self) -> Result<(), WorkerError> {
-        self.say(ALIVE)
+        match wire::send_if_room(self.socket.as_fd(), ALIVE) {
+            Err(error) if is_gone(&error) => Err(WorkerError::NoKeeper(error)),
+            // It is said again soon.
+            _ => Ok(()),
+        }
     }
 
     fn say(&self, words: &str) -> Result<(), WorkerError> {
@@ -201,6 +219,11 @@ fn wait_for_end(before: &OwnedFd, most: Timespec) -> Result<(), WorkerError> {
             Err(errno) => return Err(WorkerError::NoKeeper(errno.into())),
         }
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 fn number(variable: &str) -> u64 {

@@ -4,7 +4,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use keeper::{Ended, Event, Keeper, Rate, Worker};
+use keeper::{Ended, Event, Keeper, MAX_HELD, Rate, Worker};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 
 /// What the worker, which is this test program, is to do first.
 const PART: &str = "KEEPER_TEST_PART";
@@ -48,10 +49,47 @@ fn worker() {
             keeper.watch(Some(LIMIT)).unwrap();
             hang();
         }
-        ("is silent after the one that hung", _) => be_silent(),
+        ("is silent after the one that died watched", 0) => {
+            keeper.watch(Some(LIMIT)).unwrap();
+            kill_process(getpid(), Signal::KILL).unwrap();
+            hang();
+        }
+        ("hangs each time", _) => {
+            keeper.watch(Some(LIMIT)).unwrap();
+            be_silent();
+        }
+        ("has left too much", 0) => {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            for number in 0..=MAX_HELD {
+                keeper.hold(&format!("irq/{number}"), &file).unwrap();
+            }
+            keeper.watch(Some(LIMIT)).unwrap();
+            be_silent();
+        }
+        ("cannot be gone on with", 0) => {
+            keeper.watch_no_more();
+            keeper.watch(Some(LIMIT)).unwrap();
+            be_silent();
+        }
+        (part, _) if part.starts_with("is silent after") => be_silent(),
         _ => {}
     }
     std::process::exit(ENDED);
+}
+
+#[test]
+fn one_is_left_alone_where_no_other_could_take_its_place() {
+    let limit = getrlimit(Resource::Nofile);
+    // The keeper is this process.
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, all).unwrap();
+    assert_eq!(deaths("has left too much"), 0);
+    assert_eq!(deaths("cannot be gone on with"), 0);
+    // One may die.
+    assert_eq!(deaths("hangs each time"), 1);
 }
 
 /// How many have died before one ends by itself.
@@ -82,6 +120,7 @@ fn deaths(part: &str) -> u64 {
 fn one_that_hangs_is_followed_by_another_which_is_watched_when_it_asks_for_it() {
     assert_eq!(deaths("hangs"), 1);
     assert_eq!(deaths("is silent after the one that hung"), 1);
+    assert_eq!(deaths("is silent after the one that died watched"), 1);
 }
 
 #[test]

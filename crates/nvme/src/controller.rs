@@ -346,6 +346,10 @@ impl Model for Controller {
         files.filter_map(|backing| backing.apart()).collect()
     }
 
+    fn waits_for_files(&self) -> bool {
+        true
+    }
+
     fn release(&mut self, migration: &str) -> io::Result<()> {
         if !self.acquired {
             return Ok(());

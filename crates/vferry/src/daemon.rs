@@ -196,14 +196,22 @@ impl Shared {
     /// Whoever has started this process hears that it serves.
     fn tell_service(&self) -> anyhow::Result<()> {
         if let Some(survival) = &self.survival {
-            survival.worker().ready()?;
             alive::begin(self)?;
+            survival.worker().ready()?;
+            if let Some(limit) = self.hung_after() {
+                survival.be_watched(limit);
+            }
         } else if let Err(error) = keeper::tell_service(0) {
             tracing::error!(%error, "the service manager is not told that this unit serves");
         }
         let deaths = keeper::Worker::deaths();
         tracing::info!(vm = self.config.name, deaths, "serving");
         Ok(())
+    }
+
+    /// When this process counts as hung, where somebody is to notice.
+    fn hung_after(&self) -> Option<Duration> {
+        self.config.keeper.and_then(|kept| kept.hung_after)
     }
 
     fn monitor(&self) -> anyhow::Result<Qmp> {

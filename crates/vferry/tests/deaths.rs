@@ -85,8 +85,10 @@ fn one_that_hangs_is_replaced() {
     let _serving = serve(folder, "hung-after-ms = 1000");
     let (hung, _) = wait("no process serves", || status(folder));
     kill_process(Pid::from_raw(hung).unwrap(), Signal::STOP).unwrap();
-    let (pid, deaths) = wait("no other process serves", || status(folder));
-    assert_eq!(deaths, 1);
+    // It may have answered once more before it stood still.
+    let (pid, _) = wait("no other process serves", || {
+        status(folder).filter(|(_, deaths)| *deaths == 1)
+    });
     assert_ne!(pid, hung);
     let said = fs::read_to_string(folder.join("said")).unwrap();
     assert!(said.contains("the worker hangs"), "{said}");

@@ -15,6 +15,8 @@
 //!
 //! It is written there, too, that vferry has stopped the vCPUs for a moment ([`Rests`]): a successor lets them run again.
 
+mod word;
+
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,18 +34,8 @@ use qemu::system::Rests;
 use sidecar::{Hooks, LogStart, Stop, Stopped, Veto};
 use vfio_user::{Ended, Negotiated, ServeError, Server};
 
-/// By which name the word is held that says whether the VM's devices run here.
-const WORD: &str = "vm";
-const RUN: u64 = 0;
-const GONE: u64 = 1;
-/// They do, but the vCPUs are stopped for a moment, and nobody else lets them run again. With the time at which that
-/// began, in seconds since the host was started, in the bits above.
-const REST: u64 = 2;
-/// The devices were halted for a migration away from here; and in the bits above, whether the guest sleeps.
-const HALTED: u64 = 3;
-const TIME: u32 = 2;
-/// A rest that began longer ago than QEMU waits for a successor is none: nobody has heard QEMU say that it was over.
-const LONGEST_REST: u64 = 30;
+pub(crate) use word::Halted;
+use word::{Place, WORD, Word, now};
 
 /// By which name the configuration is held.
 const CONFIGURATION: &str = "configuration";
@@ -57,115 +49,6 @@ pub(crate) struct Survival {
     word: Mutex<Word>,
     held: Mutex<Held>,
 }
-
-/// Whether the devices run here.
-#[derive(Debug)]
-struct Word {
-    journal: Journal,
-    runs: bool,
-    place: Place,
-    /// Another process died while they were halted: QEMU may not run the VM.
-    brings_back: bool,
-    /// The guest that was to be migrated slept when they were halted.
-    asleep: bool,
-    /// The vCPUs are stopped for a moment, since then.
-    rests: Option<u64>,
-    watch: Option<Watch>,
-}
-
-/// Who is to notice that this process hangs.
-#[derive(Debug)]
-struct Watch {
-    worker: Arc<Worker>,
-    limit: Duration,
-    is_on: bool,
-}
-
-impl Watch {
-    fn set(&mut self, on: bool) {
-        if on != self.is_on {
-            self.is_on = on;
-            // A keeper that is gone has taken this process along.
-            let _ = self.worker.watch(on.then_some(self.limit));
-        }
-    }
-}
-
-/// Whose the VM is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// This host's.
-    Here,
-    /// It is on its way here: its devices do not run, whatever their stage.
-    Arrives,
-    /// Something of it may be let go of.
-    Leaves,
-}
-
-impl Word {
-    /// As another process has left it in the `journal`, `now`, or new.
-    fn open(journal: Journal, now: u64) -> Result<Self, Halted> {
-        let mark = journal.mark();
-        let (rests, halted) = match (mark & ((1 << TIME) - 1), mark >> TIME) {
-            (RUN, 0) => (None, None),
-            (REST, since) => {
-                let is_recent = now.saturating_sub(since) < LONGEST_REST;
-                (is_recent.then_some(since), None)
-            }
-            (HALTED, asleep @ 0..=1) => (None, Some(asleep == 1)),
-            _ => return Err(Halted),
-        };
-        Ok(Self {
-            journal,
-            runs: true,
-            place: Place::Here,
-            brings_back: halted.is_some(),
-            asleep: halted == Some(true),
-            rests,
-            watch: None,
-        })
-    }
-
-    fn write(&mut self, runs: bool) {
-        self.runs = runs;
-        if runs && self.place == Place::Leaves {
-            // It has come back, or nothing came of it.
-            self.place = Place::Here;
-        }
-        self.put();
-    }
-
-    fn put(&mut self) {
-        let is_on = self.is_running() && !self.brings_back;
-        if let Some(watch) = &mut self.watch {
-            watch.set(is_on);
-        }
-        self.journal.set_mark(match self.rests {
-            _ if self.place != Place::Here => GONE,
-            _ if !self.runs || self.brings_back => HALTED | u64::from(self.asleep) << TIME,
-            None => RUN,
-            Some(since) => REST | since << TIME,
-        });
-    }
-
-    fn is_running(&self) -> bool {
-        self.runs && self.place == Place::Here
-    }
-}
-
-/// Seconds since the host was started.
-fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or_default()
-}
-
-/// Why no process goes on.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the process that served this VM died in the last step of a migration, so no other goes on: \
-     see on both hosts where the VM runs (docs/commit-protocol.md), then end its QEMU here"
-)]
-pub(crate) struct Halted;
 
 impl Survival {
     /// Of this process, which a keeper has started, which others outlive if it `is_stored`; and the text of the configuration, that of the file at
@@ -259,13 +142,8 @@ impl Survival {
 
     /// Has the keeper notice from here on if this process hangs for `limit` while it serves devices that run.
     pub(crate) fn be_watched(&self, limit: Duration) {
-        let mut word = self.word();
-        word.watch = Some(Watch {
-            worker: Arc::clone(&self.worker),
-            limit,
-            is_on: false,
-        });
-        word.put();
+        let worker = Arc::clone(&self.worker);
+        self.word().be_watched(worker, limit);
     }
 
     /// Runs `act`, which may halt the devices of a guest that is `asleep` or not, or may not halt them, and writes
@@ -488,6 +366,7 @@ impl<H: Hooks> Hooks for Noting<H> {
 
 #[cfg(test)]
 mod tests {
+    use super::word::{GONE, HALTED, LONGEST_REST, RUN};
     use super::*;
 
     fn word() -> Mutex<Word> {
@@ -603,6 +482,37 @@ mod tests {
         assert_eq!(successor(&survival, 0).unwrap().brings_back(), None);
         survival.note(|| false);
         assert_eq!(successor(&survival, 0).unwrap().brings_back(), Some(false));
+    }
+
+    /// Else it is ended while nobody could go on, or nobody waits for it.
+    #[test]
+    fn a_process_is_watched_exactly_while_devices_run_that_another_could_go_on_with() {
+        let survival = survival();
+        let watched = |survival: &Survival| survival.word().is_watched();
+        assert!(!watched(&survival), "it does not serve yet");
+        survival.be_watched(Duration::from_secs(3));
+        assert!(watched(&survival));
+        survival.around(false, || assert_eq!(mark(&survival), HALTED), || false);
+        assert!(!watched(&survival));
+        let next = successor(&survival, 0).unwrap();
+        next.be_watched(Duration::from_secs(3));
+        assert!(!watched(&next), "the VM is yet to be brought back");
+        next.note(|| true);
+        assert!(!watched(&next));
+        next.is_back();
+        assert!(watched(&next));
+        survival.note(|| true);
+        assert!(watched(&survival), "the migration was given up");
+        survival.begins();
+        assert!(!watched(&survival), "something is let go of");
+        survival.note(|| true);
+        assert!(watched(&survival), "it has come back");
+        survival.note_arrival(true, || true);
+        assert!(!watched(&survival), "a VM is on its way");
+        survival.note_arrival(false, || true);
+        assert!(watched(&survival));
+        Rests::begin(&survival);
+        assert!(watched(&survival), "its vCPUs do not run for a moment");
     }
 
     /// It has to be woken otherwise than by QEMU's `cont`.
