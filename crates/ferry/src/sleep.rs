@@ -340,9 +340,7 @@ pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<Option<ToMend>, QmpError> {
         return Ok(None);
     };
     // Before it runs: what the guest writes to ACPI's registers until they are there is lost.
-    if let Err(error) = chipset.put_back(qmp) {
-        stays_awake(&error);
-    }
+    told(chipset.put_back(qmp));
     Ok(Some(ToMend(chipset)))
 }
 
@@ -377,20 +375,20 @@ fn wake_up(qmp: &Qmp) -> Result<(), QmpError> {
 
 /// Not before [`wake_up`] has returned: QEMU would let the vCPUs run although they are stopped.
 fn mend_while_firmware_runs(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
-    match mend(qmp, chipset)? {
+    let found = qmp.while_stopped(|| chipset.put_back(qmp))?;
+    match told(found) {
         Some(Found::AfterReset) => mend_again(qmp, chipset),
         _ => Ok(()),
     }
 }
 
-/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has.
+/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has. Who has paused
+/// the VM meanwhile finds it paused.
 fn mend_again(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
     for pause in LOOKS {
         std::thread::sleep(pause);
-        if !matches!(
-            mend(qmp, chipset)?,
-            Some(Found::AsItWas | Found::AfterReset)
-        ) {
+        let found = qmp.at_rest(|| chipset.put_back(qmp))?;
+        if !matches!(told(found), Some(Found::AsItWas | Found::AfterReset)) {
             break;
         }
     }
@@ -398,11 +396,10 @@ fn mend_again(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
 }
 
 /// How the chipset was found, if it could be put back.
-fn mend(qmp: &Qmp, chipset: &Chipset) -> Result<Option<Found>, QmpError> {
-    let found = qmp.while_stopped(|| chipset.put_back(qmp))?;
-    Ok(found.inspect_err(stays_awake).ok())
-}
-
-fn stays_awake(error: &QmpError) {
-    tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
+fn told(put_back: Result<Found, QmpError>) -> Option<Found> {
+    put_back
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the guest is awake, but cannot sleep again before it reboots");
+        })
+        .ok()
 }
