@@ -382,16 +382,20 @@ fn mend_while_firmware_runs(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError
     }
 }
 
-/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has. Who has paused
-/// the VM meanwhile finds it paused.
+/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has, or for
+/// as long as [`LOOKS`] last. Who has paused the VM between two of these finds it paused.
 fn mend_again(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
     for pause in LOOKS {
         std::thread::sleep(pause);
         let found = qmp.at_rest(|| chipset.put_back(qmp))?;
         if !matches!(told(found), Some(Found::AsItWas | Found::AfterReset)) {
-            break;
+            return Ok(());
         }
     }
+    tracing::warn!(
+        "the firmware of the guest that was woken was not seen to have been at its chipset: if it is \
+         SeaBIOS and comes later, a migration by recovery is refused until the guest reboots"
+    );
     Ok(())
 }
 

@@ -207,10 +207,11 @@ impl Bench {
         judge(testbed, verdict)?;
         // What is left of the other host ends.
         guest.other = None;
-        let by = match case.by {
-            // Which does not work in a guest that was woken without its chipset.
-            Strategy::Sleep => Strategy::Recovery,
-            _ => Strategy::Transparent,
+        // By recovery, which does not work in a guest that was woken without its chipset.
+        let by = if case.by == Strategy::Sleep || case.with == With::Asleep {
+            Strategy::Recovery
+        } else {
+            Strategy::Transparent
         };
         self.move_on(guest, by, &mut verdict.stale_pages)
             .context("a later migration fails")?;
