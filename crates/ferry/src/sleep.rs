@@ -274,13 +274,10 @@ pub(crate) enum NotWoken {
 /// Wakes the guest, and sees its vCPUs run, with the chipset that it had.
 pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
     if sleeps(qmp).map_err(NotWoken::Asleep)? {
-        let chipset = Chipset::read(qmp).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the chipset of the guest that sleeps cannot be read");
-            None
-        });
+        let chipset = chipset_of_sleeper(qmp);
         wake_up(qmp).map_err(NotWoken::Asleep)?;
         if let Some(chipset) = chipset {
-            mend_while_firmware_runs(qmp, &chipset).map_err(NotWoken::Paused)?;
+            mend_while_firmware_runs(qmp, chipset).map_err(NotWoken::Paused)?;
         }
     } else {
         tracing::warn!(
@@ -291,14 +288,26 @@ pub(crate) fn wake(qmp: &Qmp) -> Result<(), NotWoken> {
     Ok(())
 }
 
-/// What a guest's chipset was, whose vCPUs are yet to run firmware.
+/// What a guest's chipset was, and has been made again before firmware had come to it.
 #[derive(Debug)]
 pub(crate) struct ToMend(Chipset);
 
 impl ToMend {
-    /// To be called once the vCPUs run.
+    /// To be called once the vCPUs run. Puts it back until it is seen that firmware has been there, or for as long
+    /// as [`LOOKS`] last. Who has paused the VM between two of these finds it paused.
     pub(crate) fn mend(&self, qmp: &Qmp) -> Result<(), QmpError> {
-        mend_again(qmp, &self.0)
+        for pause in LOOKS {
+            std::thread::sleep(pause);
+            let found = qmp.at_rest(|| self.0.put_back(qmp))?;
+            if !matches!(told(found), Some(Found::AsItWas | Found::AfterReset)) {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            "the firmware of the guest that was woken was not seen to have been at its chipset: if it is \
+             SeaBIOS and comes later, a migration by recovery is refused until the guest reboots"
+        );
+        Ok(())
     }
 }
 
@@ -318,10 +327,7 @@ pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<Option<ToMend>, QmpError> {
         return Ok(None);
     }
     tracing::warn!("the guest, which sleeps, is woken: QEMU does not let it sleep on");
-    let chipset = Chipset::read(qmp).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the chipset of the guest that sleeps cannot be read");
-        None
-    });
+    let chipset = chipset_of_sleeper(qmp);
     let deadline = Instant::now() + REACT;
     let mut events = qmp.events();
     qmp.reset()?;
@@ -342,6 +348,13 @@ pub(crate) fn wake_unsent(qmp: &Qmp) -> Result<Option<ToMend>, QmpError> {
     // Before it runs: what the guest writes to ACPI's registers until they are there is lost.
     told(chipset.put_back(qmp));
     Ok(Some(ToMend(chipset)))
+}
+
+fn chipset_of_sleeper(qmp: &Qmp) -> Option<Chipset> {
+    Chipset::read(qmp).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the chipset of the guest that sleeps cannot be read");
+        None
+    })
 }
 
 /// Waits until the guest that arrives either sleeps or runs.
@@ -374,29 +387,12 @@ fn wake_up(qmp: &Qmp) -> Result<(), QmpError> {
 }
 
 /// Not before [`wake_up`] has returned: QEMU would let the vCPUs run although they are stopped.
-fn mend_while_firmware_runs(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
+fn mend_while_firmware_runs(qmp: &Qmp, chipset: Chipset) -> Result<(), QmpError> {
     let found = qmp.while_stopped(|| chipset.put_back(qmp))?;
     match told(found) {
-        Some(Found::AfterReset) => mend_again(qmp, chipset),
+        Some(Found::AfterReset) => ToMend(chipset).mend(qmp),
         _ => Ok(()),
     }
-}
-
-/// Of a chipset that firmware had not come to when it was put back: until it is seen that it has, or for
-/// as long as [`LOOKS`] last. Who has paused the VM between two of these finds it paused.
-fn mend_again(qmp: &Qmp, chipset: &Chipset) -> Result<(), QmpError> {
-    for pause in LOOKS {
-        std::thread::sleep(pause);
-        let found = qmp.at_rest(|| chipset.put_back(qmp))?;
-        if !matches!(told(found), Some(Found::AsItWas | Found::AfterReset)) {
-            return Ok(());
-        }
-    }
-    tracing::warn!(
-        "the firmware of the guest that was woken was not seen to have been at its chipset: if it is \
-         SeaBIOS and comes later, a migration by recovery is refused until the guest reboots"
-    );
-    Ok(())
 }
 
 /// How the chipset was found, if it could be put back.

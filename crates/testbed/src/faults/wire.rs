@@ -368,7 +368,10 @@ fn lead_link(
     gate.add(&source)?;
     gate.add(&destination)?;
     let (back, to_source, through) = (destination.try_clone()?, source.try_clone()?, gate.clone());
-    thread::spawn(move || answers(back, to_source, &through, stop, leads));
+    thread::spawn(move || {
+        answers(back, to_source, &through, stop, leads);
+        through.tell();
+    });
     let through = gate.clone();
     thread::spawn(move || questions(source, destination, &through, stop));
     Ok(())
@@ -407,12 +410,10 @@ fn answers(mut from: UnixStream, mut to: UnixStream, gate: &Gate, stop: Stop, le
         }
         if is_message(&frame, "running") || is_message(&frame, "block-digests") {
             // Bytes that are no messages follow, or may.
-            pump(from, to, gate, &HoldStream::Never);
-            return gate.tell();
+            return pump(from, to, gate, &HoldStream::Never);
         }
     }
     end(&from, &to, gate);
-    gate.tell();
 }
 
 /// `prepared`, with the place where the stream is led from.
